@@ -1,0 +1,1 @@
+"""The ground: knows files, configs, devices and checkpoints, and nothing of any learning problem."""

@@ -1,0 +1,125 @@
+"""The few types that every room speaks: what goes in, what comes out, a batch, a loss, a tally, a task.
+
+Shape legend, used in comments everywhere:
+    B rows of a batch   T tokens of a row   V vocabulary   C classes   F features (width of a table row)
+    D width of the model   H heads   K key/value heads   E width of one head (D / H)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+IGNORE = -100  # a target with this value is never scored (the field's convention, torch's ignore_index)
+
+
+@dataclass(frozen=True)
+class Features:
+    """A row of `width` float32 numbers."""
+
+    width: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids below `vocabulary`; rows of `length` tokens, or any length up to the model's context when None."""
+
+    vocabulary: int
+    length: int | None = None
+
+
+@dataclass(frozen=True)
+class Classes:
+    """One of `n` classes a row: logits (B, n)."""
+
+    n: int
+
+
+@dataclass(frozen=True)
+class Values:
+    """`n` real numbers a row: (B, n)."""
+
+    n: int
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """The next token at every position: logits (B, T, vocabulary)."""
+
+    vocabulary: int
+
+
+InputSpec = Features | Tokens
+OutputSpec = Classes | Values | NextToken
+
+
+@dataclass
+class Batch:
+    """Rows that go through the model together.
+
+    inputs: (B, F) float32, or (B, T) int64 token ids.
+    targets: (B,) int64 classes, (B, n) float32 values, or (B, T) int64 next tokens with IGNORE where unscored.
+    segments: (B, T) int32 document number of each token within its row, from 1; 0 is padding. None: one document.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    segments: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`; pinned memory is copied without waiting."""
+        move = lambda t: t.to(device, non_blocking=True)  # noqa: E731
+        return Batch(
+            move(self.inputs), move(self.targets), None if self.segments is None else move(self.segments)
+        )
+
+    def __len__(self) -> int:
+        return self.inputs.shape[0]
+
+
+@dataclass
+class Loss:
+    """A sum and what it is a sum over, never a mean: means of uneven parts do not average.
+
+    total: scalar tensor with gradient. count: scalar tensor, the targets scored (or their summed weights).
+    """
+
+    total: Tensor
+    count: Tensor
+
+
+class Tally(Protocol):
+    """Evidence gathered while scoring; it adds over batches, and figures are taken once at the end."""
+
+    def add(self, other: Self) -> None:
+        """Take in the evidence of another batch."""
+
+    def metrics(self) -> dict[str, float]:
+        """Named figures; a figure the data leaves undefined is absent, with its reason in `undefined`."""
+
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Metrics this data leaves undefined: name -> reason."""
+
+    def details(self) -> dict[str, Any]:
+        """JSON-ready detail behind the figures: per-class table, confusion matrix; may be empty."""
+
+    def predictions(self) -> dict[str, np.ndarray] | None:
+        """Columns of predictions.csv in the order scored, or None where rows have no single prediction."""
+
+
+class Task(Protocol):
+    """What is learned and how it is judged. It neither prepares data nor builds the model."""
+
+    metric: str  # the figure that selects the best checkpoint unless the user names another
+    mode: str  # "min" or "max"
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """The training loss of a batch, as a sum with its count."""
+
+    def measure(self, model: nn.Module, batch: Batch) -> Tally:
+        """The evidence of a batch; called under no_grad with the model in eval mode."""

@@ -1,0 +1,78 @@
+"""The errors a user can meet; each class carries the exit code that its command ends with.
+
+    LlmtoolError            1   anything that failed for a reason we can name
+      ConfigError           2   the YAML file or the command line is wrong
+        ConfigErrors        2   several of them, found in one reading
+      RequirementError      3   a figure that `require:` asks for was not reached
+      DataError             4   the data is refused
+      DivergedError         5   the loss or the gradient is not finite
+      MemoryLimitError      6   the device ran out of memory
+      Interrupted          75   stopped by SIGTERM or a time limit; the same command goes on from the checkpoint
+      Cancelled           130   stopped by Ctrl-C, after a checkpoint
+
+`assert` is for our own invariants only; whatever a user can cause raises one of these.
+"""
+
+
+class LlmtoolError(Exception):
+    """Ends the command with one message and `exit_code`, never with a traceback."""
+
+    exit_code = 1
+    status = "failed"
+
+
+class ConfigError(LlmtoolError):
+    """The configuration or the command line is wrong; the message names the place."""
+
+    exit_code = 2
+    status = "config_error"
+
+
+class ConfigErrors(ConfigError):
+    """All errors of one configuration, one a line."""
+
+    def __init__(self, errors: list[str]) -> None:
+        super().__init__("\n".join(errors))
+        self.errors = errors
+
+
+class RequirementError(LlmtoolError):
+    """A `require:` entry is not met; the message says which, with the figure reached."""
+
+    exit_code = 3
+    status = "requirement_unmet"
+
+
+class DataError(LlmtoolError):
+    """The data cannot be used; the message names file, line and reason."""
+
+    exit_code = 4
+    status = "data_refused"
+
+
+class DivergedError(LlmtoolError):
+    """The loss or gradient is not finite; the update that would have used it was not made."""
+
+    exit_code = 5
+    status = "diverged"
+
+
+class MemoryLimitError(LlmtoolError):
+    """The device ran out of memory."""
+
+    exit_code = 6
+    status = "out_of_memory"
+
+
+class Interrupted(LlmtoolError):
+    """Stopped on request with a checkpoint on disk; running the same command again goes on from it."""
+
+    exit_code = 75
+    status = "interrupted"
+
+
+class Cancelled(LlmtoolError):
+    """Stopped by Ctrl-C; what was being trained has a checkpoint on disk."""
+
+    exit_code = 130
+    status = "cancelled"
