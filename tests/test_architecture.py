@@ -1,4 +1,4 @@
-"""The ladder of the house: imports go strictly down, nothing heavy is imported by the command line, files stay short."""
+"""The ladder of the house: imports go strictly down, the command line loads nothing heavy, files stay short."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RUNGS = {
     "tasks": 3, "training": 3, "evaluation": 3,
     "experiment": 4, "stages": 5, "commands": 6, "cli": 7, "__main__": 8,
 }  # fmt: skip
-# Imported where they are used: optional packages, and scikit-learn with scipy, whose import takes two seconds.
+# Imported where they are used: optional packages, and scikit-learn with scipy, whose import takes 2 seconds.
 LAZY = {"pyarrow", "zstandard", "sklearn", "scipy"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -68,7 +68,8 @@ def test_nothing_is_imported_lazily_but_what_is_optional_or_slow() -> None:
 
 
 def test_the_command_line_loads_nothing_heavy() -> None:
-    code = "import sys, llmtool.cli; print([m for m in ('torch','pandas','numpy','sklearn','pydantic') if m in sys.modules])"
+    heavy = ("torch", "pandas", "numpy", "sklearn", "pydantic")
+    code = f"import sys, llmtool.cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

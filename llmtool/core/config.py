@@ -1,8 +1,8 @@
 """Reads one YAML file into one frozen pydantic model: strict, all errors at once, each with its place.
 
-PyYAML alone reads `1e-4` as a string, `no` as False, lets duplicate keys pass, follows alias bombs and crashes on deep
-nesting. So: scan the events first (size, depth, tags, aliases), compose nodes with marks, read scalars as YAML 1.2's core
-schema does, and only then validate (https://yaml.org/spec/1.2.2/#103-core-schema).
+PyYAML alone reads `1e-4` as a string, `no` as False, lets duplicate keys pass, follows alias bombs and crashes
+on deep nesting. So: scan the events first (size, depth, tags, aliases), compose nodes with marks, read scalars as
+YAML 1.2's core schema does, and only then validate (https://yaml.org/spec/1.2.2/#103-core-schema).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Section(BaseModel):
-    """A mapping in the YAML file. Unknown keys and values of the wrong type are errors; nothing is converted."""
+    """A mapping in the YAML file. Unknown keys and wrong types are errors; nothing is converted."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -61,9 +61,7 @@ class Document:
 
 def load(path: str, overrides: Sequence[str], model: type[Model]) -> tuple[Model, Document]:
     """Read `path`, apply each `--set key=value`, validate. Raises ConfigErrors with every error found."""
-    document = read(path)
-    for override in overrides:
-        _override(document, override)
+    document = read(path, overrides)
     return validate(document, model), document
 
 
@@ -75,11 +73,11 @@ def validate(document: Document, model: type[Model]) -> Model:
         raise ConfigErrors(_explain(error, document, model)) from None
 
 
-# --- reading -----------------------------------------------------------------------------------------------------
+# --- reading ---
 
 
-def read(path: str) -> Document:
-    """The mapping in the file, as plain data with marks."""
+def read(path: str, overrides: Sequence[str] = ()) -> Document:
+    """The mapping in the file with each `key=value` of `overrides` set, as plain data with marks."""
     file = Path(path)
     try:
         if not file.is_file():
@@ -91,7 +89,10 @@ def read(path: str) -> Document:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    return parse(text, path)
+    document = parse(text, path)
+    for override in overrides:
+        _override(document, override)
+    return document
 
 
 def parse(text: str, name: str) -> Document:
@@ -234,7 +235,7 @@ def _override_value(value: str, place: str) -> Any:
     return result
 
 
-# --- explaining --------------------------------------------------------------------------------------------------
+# --- explaining ---
 
 
 def _dotted(path: Key) -> str:
@@ -252,7 +253,7 @@ def _explain(error: ValidationError, document: Document, model: type[BaseModel])
     for item in error.errors(include_url=False):
         path = _user_path(item["loc"], document.data, item["type"] == "missing")
         if item["type"] == "union_tag_invalid":
-            path = (*path, item["ctx"]["discriminator"].strip("'"))
+            path = (*path, _discriminator(item["ctx"]))
         found.setdefault(path, []).append(_message(dict(item), path, document, model))
     lines = []
     for path, messages in found.items():
@@ -275,13 +276,17 @@ def _file_order(line: str) -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
+def _discriminator(context: dict[str, Any]) -> str:
+    return str(re.findall(r"'([^']*)'", context["discriminator"])[-1])  # "'as_' | 'as'": the alias comes last
+
+
 def _user_path(loc: tuple[int | str, ...], data: Any, missing: bool) -> Key:
     """pydantic's loc without the union tags it inserts: only the keys that stand in the file."""
     path: list[int | str] = []
     for index, part in enumerate(loc):
-        if isinstance(data, dict) and part in data:
-            data = data[part]
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+        if (isinstance(data, dict) and part in data) or (
+            isinstance(data, list) and isinstance(part, int) and part < len(data)
+        ):
             data = data[part]
         elif not (missing and index == len(loc) - 1):
             continue
@@ -333,7 +338,7 @@ def _message(item: dict[str, Any], path: Key, document: Document, model: type[Ba
         tag = context.get("tag", value)
         return f"{tag!r} is not a choice{suggest(tag, choices)} (choices: {', '.join(choices)})"
     if kind == "union_tag_not_found":
-        return f"needs the key {context['discriminator'].strip(chr(39))!r}"
+        return f"needs the key {_discriminator(context)!r}"
     if kind in _WANTED:
         return f"expected {_WANTED[kind]} (got {shown})"
     if kind == "value_error":

@@ -26,7 +26,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids below `vocabulary`; rows of `length` tokens, or any length up to the model's context when None."""
+    """Token ids below `vocabulary`; rows of `length` tokens, or of any length when None."""
 
     vocabulary: int
     length: int | None = None
@@ -62,8 +62,8 @@ class Batch:
     """Rows that go through the model together.
 
     inputs: (B, F) float32, or (B, T) int64 token ids.
-    targets: (B,) int64 classes, (B, n) float32 values, or (B, T) int64 next tokens with IGNORE where unscored.
-    segments: (B, T) int32 document number of each token within its row, from 1; 0 is padding. None: one document.
+    targets: (B,) int64 classes, (B, n) float32 values, or (B, T) int64 next tokens, IGNORE where unscored.
+    segments: (B, T) int32 document of each token, numbered from 1 in its row; 0 is padding. None: one document.
     """
 
     inputs: Tensor

@@ -7,7 +7,7 @@
       DataError             4   the data is refused
       DivergedError         5   the loss or the gradient is not finite
       MemoryLimitError      6   the device ran out of memory
-      Interrupted          75   stopped by SIGTERM or a time limit; the same command goes on from the checkpoint
+      Interrupted          75   stopped by SIGTERM or a time limit; the same command goes on from there
       Cancelled           130   stopped by Ctrl-C, after a checkpoint
 
 `assert` is for our own invariants only; whatever a user can cause raises one of these.
@@ -19,6 +19,10 @@ class LlmtoolError(Exception):
 
     exit_code = 1
     status = "failed"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.result: dict[str, object] = {}  # the content of result.json, once the command has written it
 
 
 class ConfigError(LlmtoolError):

@@ -1,0 +1,141 @@
+"""The command line: five commands over one YAML file. Nothing heavy is imported until a command runs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+
+from llmtool import __version__
+from llmtool.commands import Options
+from llmtool.core.errors import LlmtoolError
+
+app = typer.Typer(
+    name="llmtool",
+    help="Develop and fine-tune models from one YAML file: prepare, describe, train, finetune, evaluate.",
+    epilog="Exit codes: 0 done, 1 failed, 2 config or usage, 3 requirement unmet, 4 data refused, "
+    "5 diverged, 6 out of memory, 75 interrupted (run again to go on), 130 Ctrl-C.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # halves the time of --help
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG.YAML", help="The experiment.", show_default=False)]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key: --set train.batch=64."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of tables.")]
+Force = Annotated[bool, typer.Option("--force", help="Run even when nothing has changed.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on from the newest valid checkpoint even if the file has changed."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.command()
+def prepare(
+    config: Config, set_: Set = None, json: Json = False, force: Force = False, debug: Debug = False
+) -> None:
+    """Read, clean, split and encode the data."""
+    _run("prepare", Options(config, set_ or [], force), json, debug)
+
+
+@app.command()
+def describe(
+    config: Config, set_: Set = None, json: Json = False, force: Force = False, debug: Debug = False
+) -> None:
+    """Show the model's structure, cost and fit; CONFIG.YAML may also be a checkpoint directory."""
+    _run("describe", Options(config, set_ or [], force), json, debug)
+
+
+@app.command()
+def train(
+    config: Config,
+    set_: Set = None,
+    json: Json = False,
+    force: Force = False,
+    resume: Resume = False,
+    debug: Debug = False,
+) -> None:
+    """Train the model, preparing the data first if need be."""
+    _run("train", Options(config, set_ or [], force, resume), json, debug)
+
+
+@app.command()
+def finetune(
+    config: Config,
+    set_: Set = None,
+    json: Json = False,
+    force: Force = False,
+    resume: Resume = False,
+    debug: Debug = False,
+) -> None:
+    """Adapt an existing model to this data; scores before and after stand side by side."""
+    _run("finetune", Options(config, set_ or [], force, resume), json, debug)
+
+
+@app.command()
+def evaluate(
+    config: Config, set_: Set = None, json: Json = False, force: Force = False, debug: Debug = False
+) -> None:
+    """Score the model on validation and test data, and check what `require:` asks for."""
+    _run("evaluate", Options(config, set_ or [], force), json, debug)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if show:
+        print(f"llmtool {__version__}")
+        raise typer.Exit()
+
+
+def _run(command: str, options: Options, as_json: bool, debug: bool) -> None:
+    """Run one command and end the process with its exit code; a traceback only if asked for."""
+    status: dict[str, Any] = {"command": command, "status": "failed", "exit_code": 1}
+    try:
+        module = importlib.import_module(f"llmtool.commands.{command}")
+        importlib.import_module("llmtool.core.console").configure(json=as_json)
+        result = module.run(options)
+        status = {"command": command, "status": "done", "exit_code": 0, **result}
+    except LlmtoolError as error:
+        status = {
+            "command": command,
+            "status": error.status,
+            "exit_code": error.exit_code,
+            "error": str(error),
+        }
+        status |= getattr(error, "result", {})
+        _complain(str(error), debug)
+    except KeyboardInterrupt:
+        status |= {"status": "cancelled", "exit_code": 130, "error": "cancelled"}
+        _complain("cancelled", debug)
+    except BrokenPipeError:  # the reader of our stdout has gone (`llmtool ... | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        status["error"] = f"{type(error).__name__}: {error}"
+        _complain(f"internal error: {status['error']} (--debug shows where)", debug)
+    if as_json:
+        print(json.dumps(status, allow_nan=False, default=str))
+    sys.stdout.flush()
+    raise typer.Exit(status["exit_code"])
+
+
+def _complain(message: str, debug: bool) -> None:
+    for line in message.splitlines():
+        clean = "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in line)
+        print(f"llmtool: {clean}", file=sys.stderr)
+    if debug:
+        traceback.print_exc()
+
+
+def main() -> None:
+    """The entry point."""
+    app()

@@ -1,0 +1,97 @@
+"""llmtool finetune: an existing model adapted to the run's data, scored before and after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmtool.commands import Options, session
+from llmtool.core import console, files
+from llmtool.core.errors import DataError
+from llmtool.core.run import Run
+from llmtool.data.store import Dataset
+from llmtool.evaluation import report
+from llmtool.experiment import Experiment, FinetuneConfig, Loaded
+from llmtool.models import adapters
+from llmtool.stages import assemble, score
+from llmtool.stages.assemble import Assembled, Start
+
+Metrics = dict[str, dict[str, float]]
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Run the command; returns the content of result.json."""
+    loaded = session.load(options, "finetune", "finetune")
+    config = loaded.experiment.finetune
+    assert config is not None
+    dataset = session.prepared(loaded, options)
+    start = assemble.from_checkpoint(config.start)
+    inputs = {"dataset": dataset.fingerprint, "start": start.hash}
+    key = session.key(loaded, (*session.COMPUTE, "task", "finetune"), inputs)
+    with session.stage(loaded, "finetune", key, options, resumable=True) as run:
+        if not run.fresh:
+            _finetune(run, loaded, config, dataset, start, options)
+    return run.result
+
+
+def _finetune(
+    run: Run, loaded: Loaded, config: FinetuneConfig, dataset: Dataset, start: Start, options: Options
+) -> None:
+    experiment = loaded.experiment
+    old = _old_data(start, dataset)
+    before = _scores(experiment, {"old": old}, start) if old else {}
+    assembled, said = assemble.from_start(experiment, dataset, start)
+    if said:
+        console.say(said)
+    before |= {"new": _validation(assembled)}
+    assemble.adapt(assembled, start, config.method)
+    result = session.fit(run, loaded, assembled, config, options)
+    assembled.restore(result.best)
+    after: Metrics = {"new": _validation(assembled)}
+    if old and not said:
+        after["old"] = _validation(assemble.on(assembled, old))
+    merged = _merge(run, assembled, config)
+    session.finish_fit(
+        run, loaded, assembled, result, {"validation": after["new"]}, before=before, after=after, head=said,
+        start={"path": str(start.directory), "hash": start.hash}, merged=merged,
+    )  # fmt: skip
+    titles = {"new": "this data:" if old else "", "old": f"{start.dataset['path']}:"}
+    pairs = {titles[name]: (before.get(name), after[name]) for name in ("new", "old") if name in after}
+    console.show(report.before_after(pairs))
+    if old and said:
+        console.say(f"{start.dataset['path']} cannot be scored any more: its classes went with the old head")
+    session.say_fit(result)
+
+
+def _old_data(start: Start, dataset: Dataset) -> Dataset | None:
+    """The data the start learned from, where it is other data and still there."""
+    if start.dataset["fingerprint"] == dataset.fingerprint:
+        return None
+    try:
+        old = Dataset.open(start.dataset["path"])
+    except DataError:
+        old = None
+    if old is None or old.fingerprint != start.dataset["fingerprint"]:
+        console.note(
+            f"{start.dataset['path']} is gone or has changed: no scores on what the start learned from"
+        )
+        return None
+    return old
+
+
+def _scores(experiment: Experiment, datasets: dict[str, Dataset], start: Start) -> Metrics:
+    return {name: _validation(assemble.as_scored(experiment, data, start)) for name, data in datasets.items()}
+
+
+def _validation(assembled: Assembled) -> dict[str, float]:
+    if "validation" not in assembled.dataset.splits:
+        return {}
+    return score.score(assembled, ["validation"])["validation"].metrics()
+
+
+def _merge(run: Run, assembled: Assembled, config: FinetuneConfig) -> str | None:
+    """Where the adapter was merged into its base, if the file asks for it."""
+    if not isinstance(config.method, adapters.LoRAConfig) or not config.method.merge:
+        return None
+    merged = run.directory / "merged"
+    files.remove_tree(merged)  # of a session that ended just after writing it
+    return str(assemble.save_merged(assembled, run.directory))

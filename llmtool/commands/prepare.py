@@ -1,0 +1,42 @@
+"""llmtool prepare: raw files to a dataset on disk, with an account of every row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llmtool.commands import Options, session
+from llmtool.core import console, files
+from llmtool.data.store import Dataset
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Run the command; returns the content of result.json."""
+    loaded = session.load(options, "prepare")
+    with session.stage(loaded, "prepare", session.prepare_key(loaded), options) as run:
+        if not run.fresh:
+            session.prepare_into(run, loaded)
+            show(Dataset.open(run.directory), run.directory)
+    return run.result
+
+
+def show(dataset: Dataset, directory: Path) -> None:
+    """What became of the rows, and what a model will see."""
+    card = dataset.card
+    ledger = files.read_json(directory / "ledger.json")
+    rows = [["read", f"{ledger['read']:,}"]]
+    for split, meta in card["splits"].items():
+        tokens = f", {meta['tokens']:,} tokens" if "tokens" in meta else ""
+        rows.append([f"kept for {split}", f"{ledger['kept'][split]:,}{tokens}"])
+    rows += [[f"dropped: {reason}", f"{count:,}"] for reason, count in ledger["dropped"].items()]
+    rows += [[f"quarantined: {reason}", f"{count:,}"] for reason, count in ledger["quarantined"].items()]
+    console.table(["", "rows"], rows)
+    size = next(f"{name} {value:,}" for name, value in card["inputs"].items() if isinstance(value, int))
+    targets = card["targets"]
+    names = targets.get("names") or []
+    listed = ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")
+    learned = f"{targets['kind'].replace('_', ' ')} {listed}".strip()
+    console.say(f"a model sees {card['inputs']['kind']} ({size}) and learns {learned}")
+    for note in card["notes"]:
+        console.say(f"note: {note}")
+    console.say(f"dataset: {directory}")

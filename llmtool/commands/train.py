@@ -1,0 +1,40 @@
+"""llmtool train: a new model on the run's data, prepared first where need be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmtool.commands import Options, session
+from llmtool.core import console
+from llmtool.core.run import Run
+from llmtool.data.store import Dataset
+from llmtool.evaluation import report
+from llmtool.experiment import Loaded
+from llmtool.stages import assemble, score
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Run the command; returns the content of result.json."""
+    loaded = session.load(options, "train", "model", "train")
+    dataset = session.prepared(loaded, options)
+    key = session.key(loaded, (*session.COMPUTE, "model", "task", "train"), {"dataset": dataset.fingerprint})
+    with session.stage(loaded, "train", key, options, resumable=True) as run:
+        if not run.fresh:
+            _train(run, loaded, dataset, options)
+    return run.result
+
+
+def _train(run: Run, loaded: Loaded, dataset: Dataset, options: Options) -> None:
+    config = loaded.experiment.train
+    assert config is not None
+    assembled = assemble.from_experiment(loaded.experiment, dataset)
+    result = session.fit(run, loaded, assembled, config, options)
+    assembled.restore(result.best)
+    splits = [split for split in ("validation",) if split in dataset.splits]
+    tallies = score.score(assembled, splits)
+    metrics = {split: tally.metrics() for split, tally in tallies.items()}
+    session.finish_fit(run, loaded, assembled, result, metrics)
+    rows = {split: dataset.split(split).rows for split in splits}
+    if splits:
+        console.show(report.metrics_table(metrics, rows))
+    session.say_fit(result)

@@ -1,0 +1,243 @@
+"""Checkpoint directories, wholly there or not at all: written aside, hashed, synced, renamed.
+
+`manifest.json` in each has the size and hash of every other file. None is ever written into; the
+newest one whose manifest holds wins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from llmtool.core import files
+from llmtool.core.errors import LlmtoolError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+STEP = re.compile(r"step-(\d+)", re.ASCII)
+
+
+class TornError(LlmtoolError):
+    """A checkpoint is not as it was written; the message names the file and what is wrong with it."""
+
+
+def step_name(step: int) -> str:
+    """The directory name of the checkpoint after `step` optimizer steps."""
+    return f"step-{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step in a checkpoint's name; None for any other name."""
+    match = STEP.fullmatch(checkpoint.name)
+    return int(match[1]) if match else None
+
+
+def save(parent: Path, name: str, write: Callable[[Path], None]) -> Path:
+    """Make the checkpoint `parent/name` of the files that `write(directory)` puts into a temporary directory.
+
+    Returns when it survives a power cut. On any error the temporary directory is removed, and what was in
+    `parent` stays as it was. Raises LlmtoolError when the name is taken, or the disk is full or broken.
+    """
+    if not name or "/" in name or name.startswith("."):
+        raise LlmtoolError(f"{name!r} cannot name a checkpoint")
+    final = parent / name
+    if os.path.lexists(final):
+        raise LlmtoolError(f"{final}: exists; a checkpoint is never written into")
+    files.make_directories(parent)
+    temporary = files.temporary_beside(final)
+    try:
+        with _disk_errors(final):
+            files.fs.make_directory(temporary)
+            write(temporary)
+        files.write_bytes(temporary / MANIFEST, _manifest_bytes(_describe(temporary)))
+        files.sync_tree(temporary)
+        with files.disk_errors(final):
+            files.fs.rename(temporary, final)
+    except BaseException:  # Ctrl-C in the middle too
+        with contextlib.suppress(OSError, LlmtoolError):
+            files.remove_tree(temporary)
+        raise
+    files.sync(parent)
+    return final
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """`files.disk_errors`, also where a library wraps the system's error in its own (safetensors)."""
+    with files.disk_errors(path):
+        try:
+            yield
+        except (OSError, LlmtoolError):
+            raise
+        except Exception as error:
+            if code := re.search(
+                r"\(os error (\d+)\)", str(error)
+            ):  # how Rust's standard library prints errno
+                raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+            raise
+
+
+def verify(directory: Path) -> None:
+    """Check every file against the manifest. Raises TornError at the first that is missing, extra or changed.
+
+    An error of the disk itself (or a directory that is not there) is a plain LlmtoolError.
+    """
+    recorded = _read_manifest(directory)
+    with files.disk_errors(directory):
+        present = _walk(directory)
+    for name in sorted(recorded.keys() | (present - {MANIFEST})):
+        if name not in present:
+            raise TornError(f"{directory / name}: missing")
+        if name not in recorded:
+            raise TornError(f"{directory / name}: not in {MANIFEST}")
+        with files.disk_errors(directory / name):
+            size = (directory / name).stat().st_size
+        if size != recorded[name]["size"]:
+            raise TornError(f"{directory / name}: {size:,} bytes, written were {recorded[name]['size']:,}")
+    for name, expected in recorded.items():
+        if files.hash_file(directory / name) != expected["hash"]:
+            raise TornError(f"{directory / name}: the content changed since it was written (hash differs)")
+
+
+def newest_valid(parent: Path, warn: Callable[[str], None]) -> Path | None:
+    """The checkpoint of the highest step that passes `verify`; None when there is none.
+
+    Only for the holder of the run's lock: temporary directories of interrupted saves are removed, and torn
+    checkpoints on the way are moved aside to `<name>.torn`, each with one call of `warn`.
+    """
+    if not parent.is_dir():
+        return None
+    files.sweep(parent)
+    for checkpoint in steps(parent)[::-1]:
+        try:
+            verify(checkpoint)
+            return checkpoint
+        except TornError as error:
+            warn(f"{error}; this checkpoint is torn and {_move_aside(checkpoint)}; the one before is used")
+        except LlmtoolError as error:
+            warn(f"{error}; this checkpoint cannot be read, the one before is used")
+    return None
+
+
+def steps(parent: Path) -> list[Path]:
+    """The checkpoint directories in `parent` by step, unverified."""
+    if not parent.is_dir():
+        return []
+    with files.disk_errors(parent):
+        found = [path for path in parent.iterdir() if STEP.fullmatch(path.name) and not path.is_symlink()]
+    return sorted(found, key=lambda path: (step_of(path) or 0, path.name))
+
+
+def point(link: Path, target: Path) -> None:
+    """Make `link` a relative symbolic link to `target`, atomically; only an older link is replaced."""
+    if os.path.lexists(link) and not link.is_symlink():
+        raise LlmtoolError(f"{link}: exists and is not a symbolic link")
+    temporary = files.temporary_beside(link)
+    with files.disk_errors(link):
+        try:
+            files.fs.symlink(os.path.relpath(target.absolute(), link.parent.absolute()), temporary)
+            files.fs.rename(temporary, link)
+        except OSError:
+            with contextlib.suppress(OSError):
+                files.fs.unlink(temporary)
+            raise
+        files.fs.sync(link.parent)
+
+
+def prune(parent: Path, keep: set[str]) -> list[Path]:
+    """Remove the checkpoints of `parent` that are not named in `keep`, and nothing else; returns them."""
+    removed = [path for path in steps(parent) if path.name not in keep]
+    for path in removed:
+        files.remove_tree(path)
+    return removed
+
+
+# --- the manifest -------------------------------------------------------------------------------------------
+
+
+def _describe(directory: Path) -> dict[str, dict[str, Any]]:
+    with files.disk_errors(directory):
+        names = sorted(_walk(directory))
+        if MANIFEST in names:
+            raise LlmtoolError(f"{directory / MANIFEST}: this name is kept for the manifest")
+        sizes = {name: (directory / name).stat().st_size for name in names}
+    return {name: {"size": sizes[name], "hash": files.hash_file(directory / name)} for name in names}
+
+
+def _manifest_bytes(entries: dict[str, dict[str, Any]]) -> bytes:
+    return files.json_bytes({"format": FORMAT, "files": entries})
+
+
+def _read_manifest(directory: Path) -> dict[str, dict[str, Any]]:
+    path = directory / MANIFEST
+    with files.disk_errors(directory):
+        if path.is_symlink() or not path.is_file():
+            problem = (
+                "missing; the checkpoint was not finished" if directory.is_dir() else "no such checkpoint"
+            )
+            raise TornError(f"{path}: {problem}")
+        data = path.read_bytes()
+    try:
+        document = json.loads(data)
+        entries = document["files"]
+        if document["format"] != FORMAT:
+            raise TornError(f"{path}: format {document['format']!r}; this llmtool reads format {FORMAT}")
+        for entry in entries.values():
+            if type(entry["size"]) is not int or not isinstance(entry["hash"], str):
+                raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise TornError(f"{path}: not a manifest") from None
+    for name in entries:
+        pure = PurePosixPath(name)
+        if (
+            pure.is_absolute()
+            or ".." in pure.parts
+            or str(pure) != name
+            or "\0" in name
+            or name in (".", MANIFEST)
+        ):
+            raise TornError(f"{path}: {name!r} is not the name of a file inside the checkpoint")
+    if (
+        _manifest_bytes(entries) != data
+    ):  # any other spelling is not ours: even a lost newline at the end counts
+        raise TornError(f"{path}: not as it was written")
+    return entries
+
+
+def _walk(directory: Path) -> set[str]:
+    """Names of the files under `directory`, with `/`, relative to it; links and devices are refused."""
+    found: set[str] = set()
+    folders = [directory]
+    while folders:
+        folder = folders.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                path = Path(entry.path)
+                if entry.is_symlink():
+                    raise TornError(f"{path}: a symbolic link; a checkpoint holds only plain files")
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(path)
+                elif entry.is_file(follow_symlinks=False):
+                    found.add(path.relative_to(directory).as_posix())
+                else:
+                    raise TornError(f"{path}: not a regular file")
+    return found
+
+
+def _move_aside(checkpoint: Path) -> str:
+    aside = checkpoint.with_name(f"{checkpoint.name}.torn")
+    number = 2
+    while os.path.lexists(aside):
+        aside = checkpoint.with_name(f"{checkpoint.name}.torn-{number}")
+        number += 1
+    try:
+        files.fs.rename(checkpoint, aside)
+        files.fs.sync(checkpoint.parent)
+    except OSError as error:
+        return f"could not be moved aside ({error.strerror})"
+    return f"was moved to {aside.name}"

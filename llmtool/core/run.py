@@ -1,0 +1,498 @@
+"""One stage of a run directory: its lock, whether its work still stands, and `result.json` at the end.
+
+    <root>/.lock                  held (flock) by the one process that writes here
+    <root>/<stage>/.record.json   what the files belong to: key, status, result; written when work begins
+    <root>/<stage>/result.json    what the last command said, on failure too; for people, Make and CI
+    <root>/.previous/<stage>      the finished work that the present one replaced (one generation)
+    <root>/.previous/<stage>.unfinished     the same for work that was never finished
+
+Freshness is judged by the record, so that a mistyped option, or a Make that deletes the target of a failed
+rule, costs no finished work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import importlib.metadata
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import xxhash
+
+import llmtool
+from llmtool.core import files
+from llmtool.core.errors import Cancelled, ConfigError, LlmtoolError
+
+FORMAT = 1
+RECORD = ".record.json"
+RESULT = "result.json"
+LOCK = ".lock"
+PREVIOUS = ".previous"
+CODE_CHANGED = "llmtool's code changed"
+PACKAGES = ("torch", "numpy", "pandas", "scikit-learn", "safetensors", "tokenizers", "pydantic")
+# an allow-list: tokens and passwords live in the environment too
+VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "PYTHONHASHSEED",
+    "PYTORCH_ALLOC_CONF",
+    "TOKENIZERS_PARALLELISM",
+    "RANK",
+    "WORLD_SIZE",
+    "SLURM_JOB_ID",
+)
+
+State = Literal["new", "fresh", "changed", "unfinished"]
+
+
+class Run:
+    """A stage while a command works on it. Use as a context manager:
+
+        with Run.open(root="runs/iris", stage="prepare", key=key) as run:
+            if run.fresh:
+                return run.result
+            if run.state == "changed":
+                run.start_over()
+            ...
+            run.finish(metrics={...})
+
+    directory: where the stage's files go. It exists unless `fresh`; while `state` is "changed" it still holds
+    the old work.
+    state: "new": no work here yet; "fresh": done, and nothing it depends on changed: nothing is written at
+        all; "unfinished": the same work was begun and may be resumed; "changed": call `start_over` before
+        writing.
+    changes: why it is not fresh, one line each: `train.optimizer.lr: 0.001 -> 0.0003`.
+    result: the document of `result.json` (when fresh, the one that stands there).
+    """
+
+    def __init__(self, root: Path, stage: str, key: dict[str, Any], force: bool, resumable: bool) -> None:
+        self.root, self.stage, self.key = root, stage, files.plain(key)
+        self.directory = root / stage
+        self.state: State = "new"
+        self.changes: list[str] = []
+        self.result: dict[str, Any] = {}
+        self._force, self._resumable = force, resumable
+        self._lock: int | None = None
+        self._begun = False
+        self._finished: dict[str, Any] | None = None
+        self._started = datetime.now(UTC)
+        self._clock = time.monotonic()
+
+    @classmethod
+    def open(
+        cls,
+        root: str | Path,
+        stage: str,
+        key: dict[str, Any],
+        force: bool = False,
+        resumable: bool = False,
+    ) -> Run:
+        """Judge the stage against `key` and, unless it is fresh, take the run's lock.
+
+        key: {"config": {dotted key: value} or nested, "inputs": {name: hash}, "code": code_version()}.
+        force: treat finished work as changed.
+        resumable: whether this stage can go on from what an earlier process left unfinished.
+        Raises ConfigError when `root` cannot hold a run, LlmtoolError when another process works on it.
+        """
+        run = cls(_checked(root), stage, key, force, resumable)
+        _check_stage(run.directory)
+        record = run._judge()
+        if run.fresh:
+            run._restore(record)
+            return run
+        files.make_directories(run.root)
+        run._lock = _acquire(run.root)
+        try:
+            record = run._judge()  # another process may have finished it just now
+            if not force and run.state in ("new", "changed") and record.get("status") != "done":
+                record = run._bring_back() or record
+            if run.fresh:
+                run._restore(record)
+                run._release()
+            elif run.state != "changed":
+                run._begin()
+        except BaseException:
+            run._release()
+            raise
+        return run
+
+    @classmethod
+    def judge(cls, root: str | Path, stage: str, key: dict[str, Any]) -> Run:
+        """Look at the stage only: `state` and `changes` are set, nothing is locked or written."""
+        run = cls(_checked(root), stage, key, force=False, resumable=False)
+        run._judge()
+        return run
+
+    @property
+    def fresh(self) -> bool:
+        return self.state == "fresh"
+
+    def start_over(self) -> None:
+        """Move what is in `directory` aside to `<root>/.previous` and begin with an empty one."""
+        assert self._lock is not None, "only a run that holds the lock may write"
+        self._clear()
+        self._begin()
+
+    def keep(self) -> None:
+        """Go on with what is in `directory` with this key instead (`--resume`)."""
+        assert self._lock is not None, "only a run that holds the lock may write"
+        self._begin()
+
+    def finish(self, metrics: dict[str, Any] | None = None, **fields: Any) -> None:
+        """Say what `result.json` will hold. May be called more than once; later fields win.
+
+        The status stays open until the block ends: an exception after `finish` (a `require:` unmet) keeps the
+        figures.
+        """
+        assert self._begun, "finish() without work: call start_over() first when state is 'changed'"
+        kept = self._finished or {"metrics": {}}
+        self._finished = {**kept, **fields, "metrics": {**kept["metrics"], **(metrics or {})}}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is None:
+            return
+        try:
+            if error is None:
+                assert self._finished is not None, "the block ended without finish()"
+                self._write()
+            else:
+                with contextlib.suppress(LlmtoolError, TypeError):  # the disk may be what failed
+                    self._write(error)
+        finally:
+            self._release()
+
+    # --- inside ---------------------------------------------------------------------------------------------
+
+    def _judge(self) -> dict[str, Any]:
+        record = _read_record(self.directory)
+        if record is None:
+            self.state, self.changes = "new", []
+            return {}
+        status = record.get("status")
+        self.changes = compare(record["key"], self.key) if record["key"] else [f"{RECORD} cannot be read"]
+        if self.changes:
+            self.state = "changed"
+        elif status != "done":
+            self.state = "unfinished" if self._resumable else "changed"
+            self.changes = [f"the last {self.stage} did not finish ({_spoken(status)})"]
+        elif missing := _missing(self.directory, record):
+            self.state = "unfinished" if self._resumable else "changed"
+            self.changes = [f"{self.directory / name}: missing" for name in missing]
+        else:
+            self.state = "fresh"
+        if self._force and self.state != "new":
+            self.state, self.changes = "changed", [*self.changes, "--force"]
+        return record
+
+    def _clear(self) -> None:
+        """Leave no directory: work goes to `.previous`, a mere record of a failure goes away."""
+        if any(path.name not in (RECORD, RESULT) for path in _entries(self.directory)):
+            done = (_read_record(self.directory) or {}).get("status") == "done"
+            aside = self.root / PREVIOUS / (self.stage if done else f"{self.stage}.unfinished")
+            files.make_directories(aside.parent)
+            files.replace_directory(self.directory, aside)
+        else:
+            files.remove_tree(self.directory)
+
+    def _bring_back(self) -> dict[str, Any] | None:
+        """Take finished work back that a failed attempt with another key had replaced."""
+        kept = self.root / PREVIOUS / self.stage
+        record = _read_record(kept)
+        if record is None or record.get("status") != "done" or compare(record["key"], self.key):
+            return None
+        attempt = _read_record(self.directory)
+        if _missing(kept, record) or (attempt and not compare(attempt["key"], self.key)):
+            return None  # the attempt was at this very key: a forced rerun, not a mistake
+        self._clear()
+        files.replace_directory(kept, self.directory)
+        return self._judge()
+
+    def _restore(self, record: dict[str, Any]) -> None:
+        """Put `result.json` back, with its old time, where a failed command or Make took it away."""
+        self.result = record["result"]
+        path = self.directory / RESULT
+        data = files.json_bytes(self.result)
+        with files.disk_errors(path):
+            if path.is_file() and path.read_bytes() == data:
+                return
+            changed = (self.directory / RECORD).stat().st_mtime_ns
+            files.write_bytes(path, data)
+            files.fs.set_time(path, changed)
+
+    def _begin(self) -> None:
+        files.make_directories(self.directory)
+        files.sweep(self.directory)
+        self._begun = True
+        files.write_json(self.directory / RECORD, {"format": FORMAT, "status": "running", "key": self.key})
+
+    def _write(self, error: BaseException | None = None) -> None:
+        self.result = _document(self.stage, error, self._started, time.monotonic() - self._clock, self.key)
+        self.result |= self._finished or {}
+        if self._begun:
+            record = {"format": FORMAT, "status": self.result["status"], "key": self.key}
+            if error is None:
+                files.sync_tree(self.directory)  # what the record calls done is on the disk
+                record["outputs"] = [path.name for path in _entries(self.directory)]
+                record["result"] = self.result = files.plain(self.result)
+            files.write_json(self.directory / RECORD, record)
+        files.write_json(self.directory / RESULT, self.result)
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            _let_go(self._lock)
+            self._lock = None
+
+
+def failed_result(root: str | Path, stage: str, error: BaseException, **fields: Any) -> None:
+    """Write `result.json` for a command that failed before its Run was open (a bad config). Best effort,
+    never raises.
+
+    Finished work stays good: the next command with the old config is a no-op again. Nothing is written into a
+    run that another process works on, nor into a directory that is not ours.
+    """
+    with contextlib.suppress(LlmtoolError, OSError, TypeError, ValueError):
+        directory = _checked(root) / stage
+        _check_stage(directory)
+        files.make_directories(directory.parent)
+        lock = _acquire(directory.parent)
+        try:
+            files.make_directories(directory)
+            document = _document(stage, error, datetime.now(UTC), 0.0, None)
+            files.write_json(directory / RESULT, document | fields)
+        finally:
+            _let_go(lock)
+
+
+def _document(
+    stage: str, error: BaseException | None, started: datetime, seconds: float, key: dict[str, Any] | None
+) -> dict[str, Any]:
+    status, code = outcome(error)
+    return {
+        "format": FORMAT,
+        "command": stage,
+        "status": status,
+        "exit_code": code,
+        "error": None if error is None else str(error) or type(error).__name__,
+        "config": None,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "metrics": {},
+        "fingerprints": dict((key or {}).get("inputs") or {}),
+        "key": key,
+        "versions": environment(),
+    }
+
+
+def outcome(error: BaseException | None) -> tuple[str, int]:
+    """Status and exit code of a command that ended with `error` (None: without one)."""
+    if error is None:
+        return "done", 0
+    if isinstance(error, LlmtoolError):
+        return error.status, error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return Cancelled.status, Cancelled.exit_code
+    return LlmtoolError.status, LlmtoolError.exit_code
+
+
+# --- what a stage's work belongs to -------------------------------------------------------------------------
+
+
+def compare(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs between two keys, one line each for a person; empty when they are the same."""
+    lines = []
+    before, now = dict(_flat(old.get("config") or {})), dict(_flat(new.get("config") or {}))
+    for name in _union(before, now):
+        if name not in before or name not in now or not _same(before[name], now[name]):
+            lines.append(f"{name}: {_show(before, name)} -> {_show(now, name)}")
+    before, now = old.get("inputs") or {}, new.get("inputs") or {}
+    for name in _union(before, now):
+        if name not in before:
+            lines.append(f"{name}: new")
+        elif name not in now:
+            lines.append(f"{name}: not read any more")
+        elif before[name] != now[name]:
+            lines.append(f"{name}: contents changed")
+    for name in _union(old, new):
+        if name not in ("config", "inputs", "code") and old.get(name) != new.get(name):
+            lines.append(f"{name}: {_show(old, name)} -> {_show(new, name)}")
+    if old.get("code") != new.get("code"):
+        versions = [str(key.get("code") or "unknown") for key in (old, new)]
+        short = [version.partition("+")[0] for version in versions]
+        was, is_ = versions if short[0] == short[1] else short
+        lines.append(f"{CODE_CHANGED} ({was} -> {is_})")
+    return lines
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _union(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [*now, *(name for name in before if name not in now)]
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a == b and isinstance(a, bool) == isinstance(b, bool)  # 1 == True in Python, not in a config
+
+
+def _show(config: dict[str, Any], name: str) -> str:
+    if name not in config:
+        return "(not set)"
+    text = str(config[name]) if config[name] is not None else "null"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@functools.cache
+def code_version() -> str:
+    """llmtool's version and a hash of its own sources: "0.1.0+3f2a90c1d4e5b687"."""
+    package = Path(llmtool.__file__).parent
+    digest = xxhash.xxh3_64()
+    for path in sorted(package.rglob("*.py")):
+        data = path.read_bytes()
+        digest.update(f"{path.relative_to(package).as_posix()}\0{len(data)}\0".encode())
+        digest.update(data)
+    return f"{llmtool.__version__}+{digest.hexdigest()}"
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and the environment variables that can change a result; loads no library."""
+    packages = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            packages[name] = importlib.metadata.version(name)
+    torch = sys.modules.get("torch")  # a command that used the device has loaded it
+    gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_initialized() else None
+    available = getattr(os, "sched_getaffinity", None)
+    return {
+        "llmtool": code_version(),
+        "python": platform.python_version(),
+        "packages": packages,
+        "platform": platform.platform(),
+        "cpus": len(available(0)) if available else os.cpu_count(),
+        "threads": torch.get_num_threads() if torch is not None else None,
+        "gpu": gpu,
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+# --- places and the lock ------------------------------------------------------------------------------------
+
+
+def _checked(root: str | Path) -> Path:
+    text = os.fspath(root)
+    if not text.strip() or "\0" in text:
+        raise ConfigError(f"run: {text!r} is not the name of a directory")
+    path = Path(text)
+    try:
+        if path.is_symlink() and not path.exists():
+            raise ConfigError(f"run: {text} is a symbolic link that leads nowhere")
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(path)  # names that are too long, a file on the way, a directory we may not enter
+        place = path
+        while not os.path.lexists(place):
+            place = place.parent
+        if not place.is_dir():
+            raise ConfigError(f"run: {place} is not a directory")
+    except OSError as error:
+        raise ConfigError(f"run: {text}: {(error.strerror or str(error)).lower()}") from None
+    return path
+
+
+def _check_stage(directory: Path) -> None:
+    try:
+        if directory.is_symlink() or (os.path.lexists(directory) and not directory.is_dir()):
+            raise ConfigError(f"run: {directory} is in the way; it must be a directory, or not exist yet")
+        ours = any(os.path.lexists(directory / name) for name in (RECORD, RESULT))
+        if not ours and _entries(directory):
+            raise ConfigError(f"run: {directory} holds files that are not llmtool's; choose another `run:`")
+    except OSError as error:
+        raise ConfigError(f"run: {directory}: {(error.strerror or str(error)).lower()}") from None
+
+
+def _entries(directory: Path) -> list[Path]:
+    """What is in a stage's directory, but for temporary files."""
+    if not directory.is_dir():
+        return []
+    return sorted(path for path in directory.iterdir() if not path.name.startswith(files.TEMPORARY))
+
+
+def _read_record(directory: Path) -> dict[str, Any] | None:
+    """The stage's record; {"key": {}} when it cannot be read, None when no work was begun here."""
+    if not os.path.lexists(directory / RECORD):
+        return None
+    try:
+        record = files.read_json(directory / RECORD)
+    except LlmtoolError:
+        record = None
+    if (
+        not isinstance(record, dict)
+        or record.get("format") != FORMAT
+        or not isinstance(record.get("key"), dict)
+    ):
+        return {"key": {}}
+    if record.get("status") == "done" and not isinstance(record.get("result"), dict):
+        return {"key": {}}
+    return record
+
+
+def _missing(directory: Path, record: dict[str, Any]) -> list[str]:
+    names = [name for name in record.get("outputs") or [] if name not in (RESULT, RECORD)]
+    return [name for name in names if not (directory / str(name)).exists()]
+
+
+def _spoken(status: Any) -> str:
+    return "killed, or the machine went down" if status == "running" else str(status).replace("_", " ")
+
+
+def _acquire(root: Path) -> int:
+    """The descriptor that holds the run's lock; the kernel lets go of it however the process ends."""
+    path = root / LOCK
+    with files.disk_errors(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 1000, 0).decode("utf-8", "replace").strip()
+            os.close(descriptor)
+            who = holder or "another llmtool process"
+            raise LlmtoolError(
+                f"{root}: {who} is working on this run; wait for it or choose another `run:`"
+            ) from None
+        except OSError:
+            os.close(descriptor)
+            raise
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:3]])[
+            :200
+        ]  # not the options: they may be private
+        holder_line = f"process {os.getpid()} on {socket.gethostname()} ({command!a})\n"
+        with contextlib.suppress(OSError):  # a full disk: the lock holds, nameless
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, holder_line.encode(), 0)
+        return descriptor
+
+
+def _let_go(lock: int) -> None:
+    with contextlib.suppress(OSError):
+        os.ftruncate(lock, 0)
+    os.close(lock)

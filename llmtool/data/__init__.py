@@ -1,0 +1,100 @@
+"""Raw files to a self-describing dataset on disk: the `data:` section and the unions of what stands in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from llmtool.core.config import Section
+from llmtool.data.cleaning import (
+    DropDuplicates,
+    DropMissing,
+    Filter,
+    Length,
+    Normalize,
+    Range,
+    Replace,
+    Require,
+    Types,
+)
+from llmtool.data.features import FeaturesEncode
+from llmtool.data.sources import CsvSource, JsonlSource, ParquetSource, TextSource, TsvSource
+from llmtool.data.splitting import (
+    ColumnSplit,
+    FilesSplit,
+    GroupedSplit,
+    HashSplit,
+    OrderSplit,
+    RandomSplit,
+    StratifiedSplit,
+    TimeSplit,
+)
+from llmtool.data.tokens import TokensEncode
+
+SourceConfig = Annotated[
+    CsvSource | TsvSource | JsonlSource | TextSource | ParquetSource, Field(discriminator="format")
+]
+CleanStep = Annotated[
+    DropMissing | Require | DropDuplicates | Types | Range | Filter | Normalize | Replace | Length,
+    Field(discriminator="step"),
+]
+SplitConfig = Annotated[
+    RandomSplit
+    | StratifiedSplit
+    | GroupedSplit
+    | TimeSplit
+    | OrderSplit
+    | HashSplit
+    | ColumnSplit
+    | FilesSplit,
+    Field(discriminator="by"),
+]
+EncodeConfig = Annotated[FeaturesEncode | TokensEncode, Field(discriminator="as_")]
+
+
+class DataConfig(Section):
+    """Where the rows come from and what becomes of them, in this order: source, clean, split, encode."""
+
+    source: SourceConfig = Field(description="the files and their format")
+    clean: list[CleanStep] = Field(default=[], description="steps that look at one row at a time")
+    split: SplitConfig = Field(
+        default=RandomSplit(by="random"),
+        description="which rows train, validate and test; default: the files where source.path names them "
+        "for each split, by order for whole texts, otherwise by chance; in shares of 0.8, 0.1 and 0.1",
+    )
+    encode: EncodeConfig = Field(description="how rows become arrays; fitted on the train rows only")
+    max_bad: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="share of the rows that may be quarantined before the data is refused",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_split(cls, data: Any) -> Any:
+        source = data.get("source") if isinstance(data, dict) else None
+        if isinstance(source, dict) and data.get("split") is None:
+            whole = source.get("format") == "text" and source.get("documents", "file") == "file"
+            by = "files" if isinstance(source.get("path"), dict) else "order" if whole else "random"
+            return {**data, "split": {"by": by}}
+        return data
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        named = isinstance(self.source.path, dict)
+        if named and self.split.by != "files":
+            raise ValueError(
+                f"source.path names files for each split; split by {self.split.by} cannot hold too"
+            )
+        if not named and self.split.by == "files":
+            raise ValueError("split by files needs source.path to be a mapping: {train: ..., test: ...}")
+        return self
+
+
+def data_files(config: DataConfig) -> list[Path]:
+    """Every file that preparing reads, in order. Raises DataError for one that is missing."""
+    further = getattr(config.encode, "files", None)
+    return [*config.source.files(), *(further() if further else [])]

@@ -1,0 +1,246 @@
+"""Batches from a prepared split: any rows of the endless training order, and every row once for scoring.
+
+The order is a pure function of (seed, epoch, index): row g of training is row g modulo `rows` of the
+permutation of epoch g // rows. A position in the data is one integer: resume, workers, ranks need no state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from llmtool.core import seeds
+from llmtool.core.contracts import IGNORE, Batch
+from llmtool.core.errors import DataError
+from llmtool.data.store import Dataset, Split
+
+
+class Batches(Protocol):
+    """One split as rows that a model trains on."""
+
+    rows: int  # per epoch; for tokens, windows
+    tokens_per_row: int  # 1 for features
+
+    def batch(self, start: int, count: int) -> Batch:
+        """Rows start to start + count of the endless training order; pure, in any order of calls."""
+
+    def where(self, start: int, count: int) -> list[str]:
+        """Names those rows for messages."""
+
+    def in_order(self, size: int) -> Iterator[Batch]:
+        """Every row (of tokens: each but the first of a document) once, at most `size` rows a batch."""
+
+
+def open_batches(dataset: Dataset, split: str, seed: int, context: int | None = None) -> Batches:
+    """The batches of a split; `context` is the window of a tokens dataset, in tokens."""
+    found = dataset.split(split)
+    if dataset.card["inputs"]["kind"] == "features":
+        return FeatureBatches(found, seed)
+    assert context is not None, "a tokens dataset needs a context"
+    return TokenBatches(found, context, seed)
+
+
+class FeatureBatches:
+    """Rows of a table: inputs (B, F) float32, targets (B,) int64 or (B, n) float32."""
+
+    tokens_per_row = 1
+
+    def __init__(self, split: Split, seed: int) -> None:
+        self.rows = split.rows
+        self._split, self._order = split, _Order(split.rows, seed)
+        self._inputs = np.asarray(split.arrays["inputs"])
+        self._targets = np.asarray(split.arrays["targets"])
+
+    def batch(self, start: int, count: int) -> Batch:
+        """Rows start to start + count of the training order."""
+        return self._gather(self._chosen(start, count))
+
+    def where(self, start: int, count: int) -> list[str]:
+        """`adult.csv:1234 (row 17 of train)`, rows counted from 1."""
+        names = []
+        for row in map(int, self._chosen(start, count)):
+            place, name = _place(self._split, row), f"row {row + 1} of {self._split.name}"
+            names.append(f"{place} ({name})" if place else name)
+        return names
+
+    def in_order(self, size: int) -> Iterator[Batch]:
+        """The rows as they stand; the last batch holds what is left."""
+        for start in range(0, self.rows, size):
+            yield self._gather(np.arange(start, min(start + size, self.rows)))
+
+    def _chosen(self, start: int, count: int) -> np.ndarray:
+        if self.rows == 0:
+            raise DataError(f"{self._split.name} has no rows to train on")
+        parts = [chosen for _, chosen in self._order.rows(start, count)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _gather(self, rows: np.ndarray) -> Batch:
+        return Batch(torch.from_numpy(self._inputs[rows]), torch.from_numpy(self._targets[rows]))
+
+
+class TokenBatches:
+    """Windows of a token stream: inputs (B, T) int64, targets (B, T) int64 the tokens one further.
+
+    A target never crosses the end of a document. Segments (B, T) number the documents of a row where the
+    split has more than one. Each epoch shifts the grid by a seeded offset, so that borders fall elsewhere.
+    """
+
+    def __init__(self, split: Split, context: int, seed: int) -> None:
+        self._split, self._context, self._seed = split, context, seed
+        self.tokens_per_row = context
+        self._tokens = np.asarray(split.arrays["tokens"])
+        self._ends = np.asarray(split.arrays["documents"])
+        pairs = len(self._tokens) - 1  # tokens that have a next one
+        # One window fewer than would fit leaves room to shift the grid by up to a whole window.
+        self.rows = 0 if pairs < context else max(1, pairs // context - 1)
+        self._room = pairs - self.rows * context
+        self._order = _Order(self.rows, seed)
+        self._offsets: dict[int, int] = {}
+        self._packed = len(self._ends) > 1
+        if self.rows:
+            self._windows = np.lib.stride_tricks.sliding_window_view(
+                self._tokens, context + 1
+            )  # (n - T, T + 1)
+
+    def batch(self, start: int, count: int) -> Batch:
+        """Windows start to start + count of the training order."""
+        starts = self._starts(start, count)  # (B,)
+        window = self._windows[starts].astype(np.int64)  # (B, T + 1)
+        inputs, targets = window[:, :-1].copy(), window[:, 1:].copy()
+        if not self._packed:
+            return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
+        borders = self._borders(starts)  # (B, T + 1)
+        targets[borders[:, 1:]] = IGNORE
+        segments = 1 + np.cumsum(borders[:, :-1], axis=1, dtype=np.int32)
+        return Batch(*map(torch.from_numpy, (inputs, targets, segments)))
+
+    def where(self, start: int, count: int) -> list[str]:
+        """`tokens 1024..1088 of train (document 3, which begins at play.txt:1)`, from 0, end excluded."""
+        names = []
+        for first in self._starts(start, count):
+            document = int(np.searchsorted(self._ends, first, side="right"))
+            begins = _place(self._split, document)
+            where = f"document {document + 1}" + (f", which begins at {begins}" if begins else "")
+            names.append(f"tokens {first}..{first + self._context} of {self._split.name} ({where})")
+        return names
+
+    def in_order(self, size: int) -> Iterator[Batch]:
+        """Every token but the first of each document is a target exactly once.
+
+        Windows never cross documents; short ones share a row, kept apart by their segments. What is left of a
+        row is padding: token 0, segment 0, target IGNORE.
+        """
+        rows: list[list[tuple[int, int]]] = []
+        for row in self._packed_rows():
+            rows.append(row)
+            if len(rows) == size:
+                yield self._lay_out(rows)
+                rows = []
+        if rows:
+            yield self._lay_out(rows)
+
+    def _starts(self, start: int, count: int) -> np.ndarray:
+        """(count,) where these windows start in the stream."""
+        if self.rows == 0:
+            raise DataError(
+                f"{self._split.name} has {len(self._tokens):,} tokens; a window of context {self._context:,} "
+                f"needs {self._context + 1:,}: lower model.context or give more text"
+            )
+        parts = [
+            self._offset(epoch) + chosen * self._context for epoch, chosen in self._order.rows(start, count)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _offset(self, epoch: int) -> int:
+        if epoch not in self._offsets:
+            generator = seeds.generator(self._seed, "offset", epoch)
+            self._offsets = {
+                **dict(list(self._offsets.items())[-3:]),
+                epoch: int(generator.integers(self._room + 1)),
+            }
+        return self._offsets[epoch]
+
+    def _borders(self, starts: np.ndarray) -> np.ndarray:
+        """(B, T + 1) bool: this token of the window begins another document than the one before it."""
+        borders = np.zeros((len(starts), self._context + 1), dtype=bool)
+        first = np.searchsorted(self._ends, starts, side="right")
+        last = np.searchsorted(self._ends, starts + self._context, side="right")
+        counts = last - first  # ends that lie in each window
+        total = int(counts.sum())
+        if total:
+            rows = np.repeat(np.arange(len(starts)), counts)
+            within = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
+            borders[rows, self._ends[np.repeat(first, counts) + within] - starts[rows]] = True
+        return borders
+
+    def _packed_rows(self) -> Iterator[list[tuple[int, int]]]:
+        """Rows of windows (start, length in targets), in the stream's order, filled while the next fits."""
+        row: list[tuple[int, int]] = []
+        free = self._context
+        begin = 0
+        for end in map(int, self._ends):
+            for start in range(begin, end - 1, self._context):
+                length = min(self._context, end - 1 - start)
+                if length > free:
+                    yield row
+                    row, free = [], self._context
+                row.append((start, length))
+                free -= length
+            begin = end
+        if row:
+            yield row
+
+    def _lay_out(self, rows: list[list[tuple[int, int]]]) -> Batch:
+        shape = (len(rows), self._context)
+        inputs = np.zeros(shape, dtype=np.int64)
+        targets = np.full(shape, IGNORE, dtype=np.int64)
+        segments = np.zeros(shape, dtype=np.int32)
+        for i, row in enumerate(rows):
+            at = 0
+            for number, (start, length) in enumerate(row, start=1):
+                inputs[i, at : at + length] = self._tokens[start : start + length]
+                targets[i, at : at + length] = self._tokens[start + 1 : start + length + 1]
+                segments[i, at : at + length] = number
+                at += length
+        parts = (inputs, targets, segments) if self._packed else (inputs, targets)
+        return Batch(*map(torch.from_numpy, parts))
+
+
+class _Order:
+    """The permutation of each epoch; the last ones used are kept."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self._rows, self._seed = rows, seed
+        self._kept: dict[int, np.ndarray] = {}
+
+    def rows(self, start: int, count: int) -> list[tuple[int, np.ndarray]]:
+        """(epoch, row numbers) for each epoch that rows start to start + count of the endless order touch."""
+        assert min(start, count) >= 0, f"rows {start} to {start + count} are no rows of training"
+        parts = []
+        while True:
+            epoch, at = divmod(start, self._rows)
+            taken = min(count, self._rows - at)
+            parts.append((epoch, self._permutation(epoch)[at : at + taken]))
+            start, count = start + taken, count - taken
+            if count == 0:
+                return parts
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if epoch not in self._kept:
+            order = seeds.generator(self._seed, "order", epoch).permutation(self._rows)
+            self._kept = {**dict(list(self._kept.items())[-1:]), epoch: order}
+        return self._kept[epoch]
+
+
+def _place(split: Split, row: int) -> str:
+    """`adult.csv:1234` when the split knows where its rows came from, else ""."""
+    origin = split.arrays.get("origin")
+    if origin is None or row >= len(origin):
+        return ""
+    file, line = map(int, origin[row])
+    name = Path(split.sources[file]).name if file < len(split.sources) else f"file {file + 1}"
+    return f"{name}:{line}"

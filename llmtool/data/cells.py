@@ -1,0 +1,148 @@
+"""Reads the cells of a column as text, numbers or dates, the same way when fitting and when encoding."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+BLANK = frozenset({"", "?"})  # missing in every kind of column; "NA" or "None" may be a category's name
+MARKERS = ("", "?", "NA", "N/A", "NaN", "nan", "null", "None", "NULL")
+
+_NUMBER_CHARACTERS = frozenset("0123456789+-.eE \t\n")
+# Python's float() also reads "1_000", other scripts' digits and "infinity"; a table's number is plain ASCII.
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"[+-]?(inf|infinity|nan)", re.IGNORECASE)
+_DATE = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+    r"([ T][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?"
+)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """values: (rows,) float64, NaN where there is none; the masks say why: missing, text, or 1e400."""
+
+    values: np.ndarray
+    missing: np.ndarray
+    wrong: np.ndarray
+    infinite: np.ndarray
+
+
+class Cells:
+    """The cells of one column in one chunk."""
+
+    def __init__(self, column: pd.Series) -> None:
+        self._values: list[Any] = column.tolist()
+        self._kinds = set(map(type, self._values))
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @cached_property
+    def text(self) -> list[str]:
+        """Each cell as text without blanks around it; "" where there is nothing."""
+        if self._kinds <= {str}:
+            return [value.strip() for value in self._values]
+        return [value.strip() if type(value) is str else _plain(value) for value in self._values]
+
+    def missing(self, markers: frozenset[str]) -> np.ndarray:
+        """(rows,) bool: nothing there, or one of the words that mean missing."""
+        return np.fromiter((word in markers for word in self.text), dtype=bool, count=len(self))
+
+    def numbers(self, markers: frozenset[str]) -> Numbers:
+        """The cells as float64."""
+        if self._kinds <= {int, float, type(None)} and int not in self._kinds:
+            values = np.array(self._values, dtype=np.float64)  # None becomes NaN
+            missing, infinite = np.isnan(values), np.isinf(values)
+            values[infinite] = np.nan
+            return Numbers(values, missing, np.zeros(len(self), dtype=bool), infinite)
+        missing = self.missing(markers)
+        text = (
+            self.text
+            if not missing.any()
+            else ["nan" if m else t for t, m in zip(self.text, missing, strict=True)]
+        )
+        fast = self._fast_numbers(text, missing)
+        if fast is None:
+            return _slow_numbers(text, missing)
+        infinite = np.isinf(fast)
+        fast[infinite] = np.nan
+        return Numbers(fast, missing, np.zeros(len(self), dtype=bool), infinite)
+
+    def _fast_numbers(self, text: list[str], missing: np.ndarray) -> np.ndarray | None:
+        present = text if not missing.any() else [t for t, m in zip(text, missing, strict=True) if not m]
+        if not set("\n".join(present)) <= _NUMBER_CHARACTERS:
+            return None
+        try:
+            return np.array(list(map(float, text)), dtype=np.float64)
+        except ValueError:
+            return None
+
+    def dates(self, markers: frozenset[str]) -> Numbers:
+        """The cells as seconds since 1970-01-01 UTC; a time without zone counts as UTC."""
+        missing = self.missing(markers)
+        seconds = np.full(len(self), np.nan)
+        for row in np.flatnonzero(~missing):
+            seconds[row] = _seconds(self.text[row])
+        return Numbers(seconds, missing, np.isnan(seconds) & ~missing, np.zeros(len(self), dtype=bool))
+
+    def looks_like_dates(self, markers: frozenset[str]) -> bool:
+        """Whether one of the first cells that hold anything is a date: cheap, before reading all."""
+        present = (word for word in self.text if word not in markers)
+        return any(_DATE.fullmatch(word) for word in itertools.islice(present, 20))
+
+
+def _plain(value: Any) -> str:
+    """Anything a reader can give, as the text that a CSV file would hold."""
+    if value is None or value is pd.NA or value is pd.NaT:
+        return ""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, float | np.floating):
+        number = float(value)
+        if number != number:
+            return ""
+        return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, int) and value.bit_length() > 10_000:
+        return "inf" if value > 0 else "-inf"  # Python refuses to print it, and no number type holds it
+    return str(value)
+
+
+def _slow_numbers(text: list[str], missing: np.ndarray) -> Numbers:
+    values = np.full(len(text), np.nan)
+    wrong = np.zeros(len(text), dtype=bool)
+    infinite = np.zeros(len(text), dtype=bool)
+    for row in np.flatnonzero(~missing):
+        word = text[row]
+        if _NUMBER.fullmatch(word):
+            number = float(word)
+            infinite[row] = number in (float("inf"), float("-inf"))
+            values[row] = np.nan if infinite[row] else number
+        elif _NOT_FINITE.fullmatch(word):
+            infinite[row] = True
+        else:
+            wrong[row] = True
+    return Numbers(values, missing, wrong, infinite)
+
+
+def _seconds(word: str) -> float:
+    """A date as seconds since 1970, NaN when it is none (also 2023-02-30)."""
+    if not _DATE.fullmatch(word):
+        return float("nan")
+    try:
+        moment = datetime.fromisoformat(word)
+        return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH).total_seconds()
+    except (ValueError, OverflowError):
+        return float("nan")

@@ -1,0 +1,348 @@
+"""Cleaning steps: each looks at one row at a time and learns nothing, so it may run before the split."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+import xxhash
+from pydantic import Field, model_validator
+
+from llmtool.core.config import Section, suggest
+from llmtool.core.errors import ConfigError
+from llmtool.data.cells import BLANK, Cells
+
+MISSING = sorted(BLANK)
+
+
+@dataclass
+class Cleaned:
+    """What the steps left of a frame.
+
+    dropped, bad: reason -> ordinals of the rows that left for it; bad ones hold a wrong value: they are
+    quarantined. keys: position of each `drop_duplicates` step -> (ordinals, contents) of the rows that
+    reached it; which of them are duplicates is for the caller to find, who sees the whole source.
+    """
+
+    frame: pd.DataFrame
+    dropped: dict[str, np.ndarray] = field(default_factory=dict)
+    bad: dict[str, np.ndarray] = field(default_factory=dict)
+    keys: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+
+def clean(steps: Sequence[Any], frame: pd.DataFrame) -> Cleaned:
+    """Run the steps over a frame, in order. Raises ConfigError for a column that is not there."""
+    result = Cleaned(frame)
+    for position, step in enumerate(steps):
+        if isinstance(step, DropDuplicates):
+            result.keys[position] = (result.frame.index.to_numpy(), step.keys(result.frame))
+            continue
+        frame, dropped, bad = step.apply(result.frame)
+        away = np.zeros(len(frame), bool)
+        for found, masks in ((result.dropped, dropped), (result.bad, bad)):
+            for reason, mask in masks.items():
+                mask = mask & ~away  # a row leaves once, for the first reason
+                away |= mask
+                if mask.any():
+                    rows = frame.index.to_numpy()[mask]
+                    found[reason] = np.concatenate([found[reason], rows]) if reason in found else rows
+        result.frame = frame.loc[~away] if away.any() else frame
+    return result
+
+
+Masks = dict[str, np.ndarray]  # reason -> (rows,) bool
+Applied = tuple[pd.DataFrame, Masks, Masks]  # the frame, rows to drop, rows that are bad
+
+
+def need(frame: pd.DataFrame, columns: Sequence[str], place: str) -> None:
+    """ConfigError unless every one of the columns is there."""
+    names = list(frame.columns)
+    for column in columns:
+        if column not in names:
+            known = ", ".join(map(str, names[:20])) + (", ..." if len(names) > 20 else "")
+            raise ConfigError(f"{place}: no column {column!r}{suggest(column, names)} (columns: {known})")
+
+
+def contents(frame: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """(rows, 2) uint64: a 128-bit hash of each row's cells, the same for rows that hold the same."""
+    if len(columns) == 1:
+        texts: Iterable[str] = map(_spelled, frame[columns[0]].tolist())
+    else:
+        cells = [frame[name].tolist() for name in columns]
+        texts = ("".join(map(_spelled, row)) for row in zip(*cells, strict=True))
+    digests = b"".join([xxhash.xxh3_128_digest(text.encode("utf-8", "surrogatepass")) for text in texts])
+    return np.frombuffer(digests, np.uint64).reshape(len(frame), 2)
+
+
+def _spelled(
+    value: Any,
+) -> str:  # no text holds a NUL (the sources refuse them), so rows are spelled unambiguously
+    return f"\0s{value}" if isinstance(value, str) else f"\0v{value!r}"
+
+
+def _changed(frame: pd.DataFrame, columns: dict[str, Sequence[Any]]) -> pd.DataFrame:
+    frame = frame.copy(deep=False)
+    for name, values in columns.items():
+        data = np.empty(len(frame), object)
+        data[:] = values
+        frame[name] = pd.Series(data, index=frame.index, dtype=object)
+    return frame
+
+
+def _map_text(frame: pd.DataFrame, names: Sequence[str], change: Callable[[str], Any]) -> pd.DataFrame:
+    return _changed(
+        frame,
+        {name: [change(v) if isinstance(v, str) else v for v in frame[name].tolist()] for name in names},
+    )
+
+
+# --- rows that lack something -----------------------------------------------------------------------------
+
+
+class Require(Section):
+    """Drop rows in which one of these columns is missing."""
+
+    step: Literal["require"]
+    columns: list[str] = Field(min_length=1, description="columns that must hold something")
+    missing: list[str] = Field(default=MISSING, description="words that mean missing, besides nothing at all")
+
+    def apply(self, frame: pd.DataFrame) -> Applied:
+        """One reason per column."""
+        need(frame, self.columns, "require")
+        markers = frozenset(self.missing) | {""}
+        return frame, {f"{name} is missing": Cells(frame[name]).missing(markers) for name in self.columns}, {}
+
+
+class DropMissing(Section):
+    """Drop rows in which any column is missing, as pandas' dropna does."""
+
+    step: Literal["drop_missing"]
+    columns: list[str] | None = Field(default=None, description="only look at these; default: every column")
+    missing: list[str] = Field(default=MISSING, description="words that mean missing, besides nothing at all")
+
+    def apply(self, frame: pd.DataFrame) -> Applied:
+        """One reason for all columns."""
+        columns = list(frame.columns) if self.columns is None else self.columns
+        need(frame, columns, "drop_missing")
+        markers = frozenset(self.missing) | {""}
+        away = np.zeros(len(frame), bool)
+        for name in columns:
+            away |= Cells(frame[name]).missing(markers)
+        return frame, {"a value is missing": away}, {}
+
+
+class DropDuplicates(Section):
+    """Keep the first of rows that are the same; this looks over the whole source, not only within a chunk."""
+
+    step: Literal["drop_duplicates"]
+    columns: list[str] | None = Field(default=None, description="compare only these; default: every column")
+
+    def keys(self, frame: pd.DataFrame) -> np.ndarray:
+        """(rows, 2) uint64: what makes each row the same as another."""
+        columns = list(frame.columns) if self.columns is None else self.columns
+        need(frame, columns, "drop_duplicates")
+        return contents(frame, columns)
+
+
+# --- values that are wrong --------------------------------------------------------------------------------
+
+
+class Types(Section):
+    """Quarantine rows whose cells are not what their column holds; the others become numbers, dates, ..."""
+
+    step: Literal["types"]
+    columns: dict[str, Literal["number", "integer", "date", "text", "boolean"]] = Field(
+        min_length=1, description="column: what it holds; a date becomes ISO text (2024-05-31T10:00:00)"
+    )
+    missing: list[str] = Field(default=MISSING, description="words that mean missing; missing is never wrong")
+
+    def apply(self, frame: pd.DataFrame) -> Applied:
+        """One reason per column."""
+        need(frame, list(self.columns), "types")
+        changed: dict[str, Sequence[Any]] = {}
+        bad: Masks = {}
+        for name, kind in self.columns.items():
+            values, wrong = _typed(frame[name], kind, frozenset(self.missing) | {""})
+            changed[name] = values
+            bad[f"{name} is not {'an' if kind == 'integer' else 'a'} {kind}".replace("a text", "text")] = (
+                wrong
+            )
+        return _changed(frame, changed), {}, bad
+
+
+_TRUTH = {
+    **dict.fromkeys(("true", "yes", "1", "t", "y"), True),
+    **dict.fromkeys(("false", "no", "0", "f", "n"), False),
+}
+
+
+def _typed(column: pd.Series, kind: str, markers: frozenset[str]) -> tuple[list[Any], np.ndarray]:
+    """The values as `kind`, None where missing, and where they are wrong."""
+    cells = Cells(column)
+    missing = cells.missing(markers)
+    if kind == "text":
+        return [None if m else t for t, m in zip(cells.text, missing, strict=True)], np.zeros(
+            len(cells), bool
+        )
+    if kind == "boolean":
+        truths = [_TRUTH.get(text.lower()) for text in cells.text]
+        return truths, np.array([truth is None for truth in truths], bool) & ~missing
+    numbers = cells.dates(markers) if kind == "date" else cells.numbers(markers)
+    wrong = (numbers.wrong | numbers.infinite) & ~missing
+    good = ~(wrong | missing)
+    values = numbers.values
+    if kind == "integer":
+        with np.errstate(invalid="ignore"):
+            whole = good & (np.floor(values) == values) & (np.abs(values) < 2**53)
+        return [int(v) if g else None for v, g in zip(values, whole, strict=True)], good & ~whole | wrong
+    if kind == "date":
+        stamps = np.datetime_as_string(np.where(good, values, 0).astype("datetime64[s]"))
+        return [str(s) if g else None for s, g in zip(stamps, good, strict=True)], wrong
+    return [float(v) if g else None for v, g in zip(values, good, strict=True)], wrong
+
+
+class Range(Section):
+    """Drop rows whose number lies outside; a missing one stays, a cell that is no number is quarantined."""
+
+    step: Literal["range"]
+    column: str = Field(description="a column of numbers")
+    min: float | int | None = Field(default=None, description="the smallest value kept")
+    max: float | int | None = Field(default=None, description="the largest value kept")
+    missing: list[str] = Field(default=MISSING, description="words that mean missing")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("range needs min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"range: min {self.min} is above max {self.max}")
+        return self
+
+    def apply(self, frame: pd.DataFrame) -> Applied:
+        """Rows outside are dropped, rows without a number are bad."""
+        need(frame, [self.column], "range")
+        found = Cells(frame[self.column]).numbers(frozenset(self.missing) | {""})
+        wrong = (found.wrong | found.infinite) & ~found.missing
+        low = -np.inf if self.min is None else self.min
+        high = np.inf if self.max is None else self.max
+        with np.errstate(invalid="ignore"):
+            outside = (found.values < low) | (found.values > high)
+        return frame, {f"{self.column} out of range": outside}, {f"{self.column} is not a number": wrong}
+
+
+class Filter(Section):
+    """Keep, or drop, rows whose column holds one of these values."""
+
+    step: Literal["filter"]
+    column: str = Field(description="compared as text, without blanks around it")
+    keep: list[str] | None = Field(default=None, description="rows with one of these values stay")
+    drop: list[str] | None = Field(default=None, description="rows with one of these values go")
+
+    @model_validator(mode="after")
+    def _one_list(self) -> Self:
+        if (self.keep is None) == (self.drop is None):
+            raise ValueError("filter needs either keep or drop")
+        return self
+
+    def apply(self, frame: pd.DataFrame) -> Applied:
+        """One reason."""
+        need(frame, [self.column], "filter")
+        values = set(self.keep or self.drop or [])
+        inside = np.array([text in values for text in Cells(frame[self.column]).text], bool)
+        return frame, {f"{self.column} filtered": ~inside if self.drop is None else inside}, {}
+
+
+# --- changing text ----------------------------------------------------------------------------------------
+
+_TAG = re.compile(r"</?[A-Za-z][^<>]{0,1000}>")
+_SPACE = re.compile(r"\s+")
+
+
+class Normalize(Section):
+    """Write text uniformly; every flag is off unless it is set."""
+
+    step: Literal["normalize"]
+    columns: list[str] = Field(min_length=1, description="columns of text; what is no text stays")
+    unicode: Literal["NFC", "NFKC"] | None = Field(default=None, description="Unicode normal form")
+    strip_tags: bool = Field(default=False, description="HTML tags such as <br /> become a blank")
+    lower: bool = Field(default=False, description="to lower case")
+    collapse_space: bool = Field(
+        default=False, description="any run of blanks and line ends becomes one blank"
+    )
+    strip: bool = Field(default=False, description="drop blanks at both ends")
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if not (self.unicode or self.strip_tags or self.lower or self.collapse_space or self.strip):
+            raise ValueError(
+                "normalize: set at least one of unicode, strip_tags, lower, collapse_space, strip"
+            )
+        return self
+
+    def apply(self, frame: pd.DataFrame) -> Applied:
+        """No row leaves."""
+        need(frame, self.columns, "normalize")
+        return _map_text(frame, self.columns, self._change), {}, {}
+
+    def _change(self, text: str) -> str:
+        if self.unicode:
+            text = unicodedata.normalize(self.unicode, text)
+        if self.strip_tags:
+            text = _TAG.sub(" ", text)
+        if self.lower:
+            text = text.lower()
+        if self.collapse_space:
+            text = _SPACE.sub(" ", text)
+        return text.strip() if self.strip else text
+
+
+class Replace(Section):
+    """Write other values for these; a whole cell is compared, and null means missing."""
+
+    step: Literal["replace"]
+    column: str = Field(description="a column of text")
+    mapping: dict[str, str | None] = Field(min_length=1, description="value: what stands there afterwards")
+
+    def apply(self, frame: pd.DataFrame) -> Applied:
+        """No row leaves."""
+        need(frame, [self.column], "replace")
+        return _map_text(frame, [self.column], lambda text: self.mapping.get(text, text)), {}, {}
+
+
+class Length(Section):
+    """Drop, or cut, texts by their number of characters."""
+
+    step: Literal["length"]
+    column: str = Field(description="a column of text; a missing one has length 0")
+    min: int | None = Field(default=None, ge=0, description="fewest characters kept")
+    max: int | None = Field(default=None, ge=1, description="most characters kept")
+    action: Literal["drop", "cut"] = Field(default="drop", description="what becomes of text beyond max")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("length needs min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"length: min {self.min} is above max {self.max}")
+        if self.action == "cut" and self.max is None:
+            raise ValueError("length: action cut needs max")
+        return self
+
+    def apply(self, frame: pd.DataFrame) -> Applied:
+        """One reason for each bound."""
+        need(frame, [self.column], "length")
+        sizes = np.array([len(v) if isinstance(v, str) else len(str(v)) if v is not None else 0
+                          for v in frame[self.column].tolist()], np.int64)  # fmt: skip
+        dropped: Masks = {}
+        if self.min is not None:
+            dropped[f"{self.column} too short"] = sizes < self.min
+        if self.max is not None and self.action == "cut":
+            frame = _map_text(frame, [self.column], lambda text: text[: self.max])
+        elif self.max is not None:
+            dropped[f"{self.column} too long"] = sizes > self.max
+        return frame, dropped, {}

@@ -1,0 +1,271 @@
+"""One fitted encoder per column: numbers, categories and dates become the numbers of a feature row.
+
+Each is a frozen dataclass of plain values, so that its state is JSON and comes back exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from llmtool.core.errors import DataError
+from llmtool.data.cells import BLANK, Cells
+from llmtool.data.statistics import ColumnStatistics, Moments, Reservoir, calendar
+
+Scale = Literal["standard", "quantile", "piecewise", "none"]
+Missing = Literal["median", "mean", "zero"]
+Reasons = dict[str, np.ndarray]  # reason -> (rows,) bool, the rows a column cannot encode
+
+QUANTILES = 1000  # landmarks of the quantile transform, as scikit-learn's default
+RARE, ABSENT = "(rare)", "(missing)"
+_EDGE = 1e-7  # scikit-learn's BOUNDS_THRESHOLD: how near to an end counts as the end
+
+
+@dataclass(frozen=True)
+class NumberColumn:
+    """A number: scaled, and with `flag` a second feature that is 1 where it was missing."""
+
+    name: str
+    scale: Scale
+    fill: float  # stands for a missing value, before scaling
+    mean: float
+    deviation: float
+    flag: bool
+    landmarks: list[float] = field(
+        default_factory=list
+    )  # quantile: its references; piecewise: the edges of its bins
+    kind: str = "number"
+
+    @property
+    def features(self) -> list[str]:
+        """A name for each feature it makes."""
+        bins = (
+            [f"{self.name}[{i}]" for i in range(len(self.landmarks) - 1)] if self.scale == "piecewise" else []
+        )
+        return [self.name, *bins, *([f"{self.name} {ABSENT}"] if self.flag else [])]
+
+    def encode(self, cells: Cells, markers: frozenset[str], out: np.ndarray) -> Reasons:
+        """Write (rows, features) into `out`."""
+        numbers = cells.numbers(markers)
+        values = np.where(np.isnan(numbers.values), self.fill, numbers.values)
+        if self.scale == "quantile":
+            out[:, 0] = to_normal(values, np.array(self.landmarks))
+        else:
+            out[:, 0] = (values - self.mean) / self.deviation
+        if self.scale == "piecewise":
+            out[:, 1 : len(self.landmarks)] = piecewise(values, np.array(self.landmarks))
+        if self.flag:
+            out[:, -1] = numbers.missing
+        return {
+            f"{self.name} is not a number": numbers.wrong,
+            f"{self.name} is not a finite number": numbers.infinite,
+        }
+
+
+@dataclass(frozen=True)
+class CategoryColumn:
+    """A category: one feature for each of the train split's, 1 where it is that one.
+
+    A category that training did not see counts as rare; where training had no rare ones, all features are 0.
+    """
+
+    name: str
+    categories: list[str]
+    rare: bool
+    missing: bool
+    kind: str = "category"
+
+    @property
+    def features(self) -> list[str]:
+        """A name for each feature it makes."""
+        extra = [RARE] * self.rare + [ABSENT] * self.missing
+        return [f"{self.name}={category}" for category in self.categories] + [
+            f"{self.name} {word}" for word in extra
+        ]
+
+    @cached_property
+    def _slots(self) -> dict[str, int]:
+        slots = {category: i for i, category in enumerate(self.categories)}
+        absent = len(self.categories) + self.rare if self.missing else -1
+        return {**slots, **dict.fromkeys(BLANK, absent)}
+
+    def encode(self, cells: Cells, markers: frozenset[str], out: np.ndarray) -> Reasons:
+        """Write (rows, features) into `out`; every text is some category, so no row is refused."""
+        slots, unseen = self._slots, len(self.categories) if self.rare else -1
+        chosen = np.fromiter(
+            (slots.get(word, unseen) for word in cells.text), dtype=np.int64, count=len(cells)
+        )
+        out[:] = 0
+        rows = np.flatnonzero(chosen >= 0)
+        out[rows, chosen[rows]] = 1
+        return {}
+
+
+@dataclass(frozen=True)
+class DateColumn:
+    """A date: days since 1970 and the year, standardised; month, weekday and hour as a point on a circle."""
+
+    name: str
+    fill: float  # in days since 1970
+    mean: float
+    deviation: float
+    year_mean: float
+    year_deviation: float
+    parts: list[str]  # those of year, month, weekday, hour that differ between train rows
+    flag: bool
+    kind: str = "date"
+
+    @property
+    def features(self) -> list[str]:
+        """A name for each feature it makes."""
+        names = [self.name]
+        for part in self.parts:
+            names += (
+                [f"{self.name} {part}"]
+                if part == "year"
+                else [f"{self.name} {part} {f}" for f in ("sin", "cos")]
+            )
+        return [*names, *([f"{self.name} {ABSENT}"] if self.flag else [])]
+
+    def encode(self, cells: Cells, markers: frozenset[str], out: np.ndarray) -> Reasons:
+        """Write (rows, features) into `out`."""
+        dates = cells.dates(markers)
+        absent = np.isnan(dates.values)
+        seconds = np.where(absent, self.fill * 86400, dates.values)
+        out[:, 0] = (seconds / 86400 - self.mean) / self.deviation
+        year, month, weekday, hour = calendar(seconds)
+        circles = {"month": (month, 12), "weekday": (weekday, 7), "hour": (hour, 24)}
+        at = 1
+        for part in self.parts:
+            if part == "year":
+                out[:, at] = (year - self.year_mean) / self.year_deviation
+                at += 1
+                continue
+            value, period = circles[part]
+            angle = value * (2 * math.pi / period)
+            out[:, at] = np.where(
+                absent, 0, np.sin(angle)
+            )  # the circle's middle: no month rather than a wrong one
+            out[:, at + 1] = np.where(absent, 0, np.cos(angle))
+            at += 2
+        if self.flag:
+            out[:, -1] = dates.missing
+        return {f"{self.name} is not a date": dates.wrong}
+
+
+Column = NumberColumn | CategoryColumn | DateColumn
+_KINDS: dict[str, Callable[..., Column]] = {
+    "number": NumberColumn,
+    "category": CategoryColumn,
+    "date": DateColumn,
+}
+
+
+def column_state(column: Column) -> dict[str, Any]:
+    """The column as JSON."""
+    return asdict(column)
+
+
+def column_from_state(state: dict[str, Any]) -> Column:
+    """The column that `column_state` described."""
+    try:
+        return _KINDS[state["kind"]](**state)
+    except (KeyError, TypeError):
+        raise DataError(
+            f"the card describes a column that this version does not know: {str(state)[:100]}"
+        ) from None
+
+
+# --- fitting ---
+
+
+def fit_number(
+    found: ColumnStatistics, scale: Scale, missing: Missing, flag: bool, bins: int
+) -> NumberColumn:
+    """A number column as the train rows have it; DataError when its values leave what float64 can square."""
+    mean, deviation = _centre(found.name, found.numbers) if scale != "none" else (0.0, 1.0)
+    sample = found.number_sample
+    landmarks: list[float] = []
+    if scale == "quantile":
+        count = max(1, min(QUANTILES, len(sample.values())))
+        landmarks = np.percentile(sample.values(), np.linspace(0, 1, count) * 100).tolist()
+    elif scale == "piecewise":
+        edges = np.unique(np.percentile(sample.values(), np.linspace(0, 100, bins + 1)))
+        landmarks = edges.tolist() if len(edges) > 2 else []  # one bin says no more than the number itself
+    fill = _fill(found.numbers, sample, missing)
+    return NumberColumn(found.name, scale, fill, mean, deviation, flag, landmarks)
+
+
+def fit_date(found: ColumnStatistics, missing: Missing, flag: bool) -> DateColumn:
+    """A date column as the train rows have it."""
+    mean, deviation = _centre(found.name, found.days)
+    year_mean, year_deviation = _centre(found.name, found.years)
+    varies = {
+        "year": found.years.minimum < found.years.maximum,
+        "month": len(found.months) > 1,
+        "weekday": len(found.weekdays) > 1,
+        "hour": len(found.hours) > 1,
+    }
+    parts = [part for part, differs in varies.items() if differs]
+    fill = _fill(found.days, found.day_sample, missing)
+    return DateColumn(found.name, fill, mean, deviation, year_mean, year_deviation, parts, flag)
+
+
+def fit_category(found: ColumnStatistics, rare: int, most: int) -> CategoryColumn:
+    """A category column: those seen at least `rare` times, at most `most` of them (the most frequent)."""
+    often = [word for word, count in found.words.items() if count >= rare]
+    if len(often) > most:
+        often = sorted(often, key=lambda word: (-found.words[word], word))[:most]
+    has_rare = len(often) < found.distinct or found.overflow
+    return CategoryColumn(found.name, sorted(often), has_rare, found.blank > 0)
+
+
+def _centre(name: str, moments: Moments) -> tuple[float, float]:
+    """Mean and deviation to standardise by, as scikit-learn's StandardScaler: a constant is divided by 1."""
+    deviation = moments.deviation
+    if not (math.isfinite(moments.mean) and math.isfinite(deviation)):
+        raise DataError(f"column {name!r}: values up to {moments.maximum:.3g} are too large to standardise")
+    return moments.mean, 1.0 if moments.constant else deviation
+
+
+def _fill(moments: Moments, sample: Reservoir, missing: Missing) -> float:
+    if missing == "zero" or moments.count == 0:
+        return 0.0
+    return moments.mean if missing == "mean" else float(np.median(sample.values()))
+
+
+# --- transforms ---
+
+
+def to_normal(values: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """(n,) values through the train split's distribution function into a standard normal one.
+
+    The same as scikit-learn's QuantileTransformer(output_distribution="normal"): the mean of an interpolation
+    from below and one from above puts a value that stands many times in the middle of its stretch.
+    """
+    references = np.linspace(0, 1, len(landmarks))
+    below = np.interp(values, landmarks, references)
+    above = -np.interp(-values, -landmarks[::-1], -references[::-1])
+    share = 0.5 * (below + above)
+    share[values + _EDGE > landmarks[-1]] = 1
+    share[values - _EDGE < landmarks[0]] = 0
+    lowest = _EDGE - np.spacing(1)
+    share = np.clip(share, lowest, 1 - lowest)  # the ends would be infinite
+    return torch.special.ndtri(torch.from_numpy(share)).numpy()
+
+
+def piecewise(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """(n, bins): how far each value has gone through each bin, from 0 to 1.
+
+    Piecewise linear encoding, Gorishniy et al. 2022, https://arxiv.org/abs/2203.05556, section 3.2; here the
+    first and last bin end at 0 and 1 too, since the standardised value beside them goes on.
+    """
+    if len(edges) < 3:
+        return np.empty((len(values), 0))
+    return np.clip((values[:, None] - edges[:-1]) / np.diff(edges), 0, 1)  # (n, bins)

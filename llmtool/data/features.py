@@ -1,0 +1,428 @@
+"""The `features` encoding: table rows become float32 numbers and a target, as the train rows teach it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, model_validator
+
+from llmtool.core import seeds
+from llmtool.core.config import Section, suggest
+from llmtool.core.contracts import Features
+from llmtool.core.errors import ConfigError, DataError
+from llmtool.data.cells import BLANK, MARKERS, Cells
+from llmtool.data.columns import (
+    Column,
+    Missing,
+    Scale,
+    column_from_state,
+    column_state,
+    fit_category,
+    fit_date,
+    fit_number,
+)
+from llmtool.data.encoding import Chunks
+from llmtool.data.statistics import ColumnStatistics
+from llmtool.data.store import CARD, ArrayWriter, Dataset
+from llmtool.data.targets import Target, fit_target, target_from_state
+
+if TYPE_CHECKING:
+    from llmtool.data.sources import Chunk
+
+BINS = 16  # bins of the piecewise encoding
+LONG_TEXT = 100  # characters in a cell, on average, from which a column is text and no category
+_ROW_NUMBER = re.compile(r"|.*id|index|row|order|no|nr|number|unnamed.*|#", re.IGNORECASE)
+
+
+class FeaturesEncode(Section):
+    """Rows of numbers for tables: what to learn, which columns to use, how each kind of column is encoded."""
+
+    gives: ClassVar[type] = Features
+    as_: Literal["features"] = Field(
+        default="features", alias="as", description="Numbers in a row, for tables."
+    )
+    target: str | Annotated[list[str], Field(min_length=1)] | None = Field(
+        default=None, description="The column to predict; a list of number columns predicts several at once."
+    )
+    target_kind: Literal["auto", "classes", "values"] = Field(
+        default="auto",
+        description="classes to classify, values for regression; auto decides by the train rows.",
+    )
+    columns: list[str] | None = Field(
+        default=None, description="The input columns; default all but the target."
+    )
+    ignore: list[str] = Field(default=[], description="Columns to leave out.")
+    numbers: list[str] = Field(default=[], description="Columns to read as numbers, whatever they look like.")
+    categories: list[str] = Field(
+        default=[], description="Columns to read as categories, whatever they look like."
+    )
+    dates: list[str] = Field(default=[], description="Columns to read as dates, whatever they look like.")
+    missing: Missing = Field(
+        default="median",
+        description="What stands for a missing number: the train rows' median or mean, or 0.",
+    )
+    indicator: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Add a feature that says a number was missing; auto: where a train row lacks it.",
+    )
+    scale: Scale = Field(
+        default="standard",
+        description="standard: mean 0, deviation 1; quantile: to a normal distribution; "
+        "piecewise: standard and bins beside it; none: as they are.",
+    )
+    bins: int = Field(
+        default=BINS, ge=2, le=256, description="How many bins scale: piecewise cuts a number into."
+    )
+    rare: int = Field(
+        default=2, ge=1, description="Categories seen in fewer train rows than this are one, '(rare)'."
+    )
+    max_categories: int = Field(
+        default=256, ge=1, le=100_000, description="Keep this many categories of a column, the most frequent."
+    )
+    markers: list[str] = Field(
+        default=list(MARKERS),
+        description="Words that mean missing in number and date columns (empty cells always do).",
+    )
+    like: str | None = Field(
+        default=None,
+        description="A prepared directory whose fitted encoder is used again, with a target fitted anew.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = self.model_fields_set - {"as_", "like", "target", "target_kind"}
+        if self.like is not None and given:
+            raise ValueError(
+                f"like takes the encoder as it is; {', '.join(sorted(given))} cannot stand beside it"
+            )
+        if self.like is None and self.target is None:
+            raise ValueError("needs a target: the column to predict")
+        targets = [self.target] if isinstance(self.target, str) else self.target or []
+        if not isinstance(self.target, str | None) and self.target_kind == "classes":
+            raise ValueError("several targets are values; target_kind: classes needs a single one")
+        if "bins" in self.model_fields_set and self.scale != "piecewise":
+            raise ValueError("bins is read only with scale: piecewise")
+        _check_lists(self, targets)
+        return self
+
+    def files(self) -> list[Path]:
+        """What preparing reads besides the source."""
+        return [] if self.like is None else [Path(self.like) / CARD]
+
+    def build(self, seed: int = 0) -> FeatureEncoder:
+        """An encoder that has learned nothing yet; with `like`, one that lacks only its target."""
+        return FeatureEncoder(self, seed) if self.like is None else _taken(self, self.like, seed)
+
+
+def _check_lists(config: FeaturesEncode, targets: list[str]) -> None:
+    places: dict[str, str] = dict.fromkeys(targets, "target")
+    if len(places) < len(targets):
+        raise ValueError("a target stands twice")
+    for place in ("ignore", "numbers", "categories", "dates"):
+        for name in getattr(config, place):
+            if name in places:
+                raise ValueError(f"column {name!r} stands in both {places[name]} and {place}")
+            places[name] = place
+    for name in config.columns or []:
+        if places.get(name) in ("target", "ignore"):
+            raise ValueError(f"column {name!r} stands in both {places[name]} and columns")
+    if config.columns is not None:
+        beyond = [n for n, place in places.items() if place in ("numbers", "categories", "dates")]
+        if unread := [name for name in beyond if name not in config.columns]:
+            raise ValueError(f"column {unread[0]!r} stands in {places[unread[0]]} but not in columns")
+
+
+def _taken(config: FeaturesEncode, like: str, seed: int) -> FeatureEncoder:
+    """The encoder of the dataset prepared at `like`, without its target."""
+    try:
+        card = Dataset.open(like).card
+    except DataError as error:
+        raise ConfigError(f"data.encode.like: {error}") from None
+    if card["encoder"].get("as") != "features":
+        raise ConfigError(f"data.encode.like: {like} holds {card['encoding']}, not features")
+    taken = FeatureEncoder.from_state(card["encoder"], Path(like))
+    taken.config = config.model_copy(update={"target": config.target or taken.config.target})
+    taken.target, taken.seed = None, seed
+    return taken
+
+
+class FeatureEncoder:
+    """Learns columns and target from the train rows; encodes any rows the same way."""
+
+    def __init__(self, config: FeaturesEncode, seed: int = 0) -> None:
+        self.config, self.seed = config, seed
+        self.names: list[str] | None = None  # the input columns; known when the source's are
+        self.fitted: list[Column] | None = None
+        self.target: Target | None = None
+        self.notes: list[str] = []
+
+    @property
+    def _markers(self) -> frozenset[str]:
+        return frozenset(self.config.markers) | {""}
+
+    @property
+    def _targets(self) -> list[str]:
+        target = self.config.target
+        assert target is not None
+        return [target] if isinstance(target, str) else target
+
+    # --- before fitting
+
+    def columns(self, available: list[str]) -> list[str]:
+        """The input columns and the target; ConfigError names one that the data lacks."""
+        for name in self._targets:
+            _find(name, available, "target")
+        if self.fitted is not None:
+            for column in self.fitted:
+                _find(column.name, available, f"like: {self.config.like}")
+            self.names = [column.name for column in self.fitted]
+            if shared := set(self.names) & set(self._targets):
+                raise ConfigError(f"data.encode.target: {min(shared)!r} is an input of {self.config.like}")
+            return [*self.names, *self._targets]
+        for place in ("columns", "ignore", "numbers", "categories", "dates"):
+            for name in getattr(self.config, place) or []:
+                _find(name, available, place)
+        chosen = available if self.config.columns is None else self.config.columns
+        self.names = [name for name in chosen if name not in {*self._targets, *self.config.ignore}]
+        return [*self.names, *self._targets]
+
+    def refuse(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
+        """Rows without a target."""
+        reasons = {f"{name} (target) is missing": Cells(frame[name]).missing(BLANK) for name in self._targets}
+        return {reason: mask for reason, mask in reasons.items() if mask.any()}
+
+    def stratum(self, frame: pd.DataFrame) -> pd.Series:
+        """The class of each row as text."""
+        if len(self._targets) > 1:
+            raise ConfigError("data.split.by: stratified needs one target; name a column with `on`")
+        return pd.Series(Cells(frame[self._targets[0]]).text, index=frame.index, dtype=object)
+
+    # --- fitting
+
+    def fit(self, chunks: Chunks) -> None:
+        """Read the train rows once; decide each column's kind, then its encoder."""
+        names = [] if self.fitted is not None else self.names
+        assert names is not None, "columns() comes before fit()"
+        markers = self._markers
+        every = [*names, *self._targets]
+        found = {
+            name: ColumnStatistics(name, markers, len(every), seeds.generator(self.seed, "sample", name))
+            for name in every
+        }
+        rows = 0
+        for chunk in chunks():
+            ordinals = chunk.frame.index.to_numpy()
+            rows += len(ordinals)
+            for name in every:
+                found[name].add(Cells(chunk.frame[name]), ordinals)
+        if rows == 0:
+            raise DataError("the train split has no rows; nothing can be learned from it")
+        self.target = fit_target([found[name] for name in self._targets], self.config.target_kind, self.notes)
+        if self.fitted is None:
+            self.fitted = [column for name in names if (column := self._fit_column(found[name])) is not None]
+            if not self.fitted:
+                reasons = "; ".join(self.notes)
+                raise DataError(f"no input column is left{': ' if reasons else ''}{reasons}")
+
+    def _fit_column(self, found: ColumnStatistics) -> Column | None:
+        config, name = self.config, found.name
+        forced = {"number": config.numbers, "category": config.categories, "date": config.dates}
+        kind = next((kind for kind, listed in forced.items() if name in listed), None) or found.kind()
+        moments = found.numbers if kind == "number" else found.days
+        reason = self._useless(found, kind)
+        if reason:
+            self.notes.append(f"column {name!r} is left out: {reason}")
+            return None
+        if kind == "category":
+            return self._fit_category(found)
+        sample = found.number_sample if kind == "number" else found.day_sample
+        if not sample.exact and (config.missing == "median" or config.scale in ("quantile", "piecewise")):
+            kept = len(sample.values())
+            self.notes.append(
+                f"column {name!r}: median and quantiles are of {kept:,} sampled values of {moments.count:,}"
+            )
+        refused = (
+            found.wrong + found.infinite if kind == "number" else found.rows - found.missing - moments.count
+        )
+        if refused:
+            example = (
+                f", such as {found.first_wrong[:40]!r}" if found.first_wrong and kind == "number" else ""
+            )
+            self.notes.append(
+                f"column {name!r} is read as {kind}s: {refused} train rows hold none{example} and are refused"
+            )
+        flag = config.indicator is True or (config.indicator == "auto" and found.missing > 0)
+        if kind == "date":
+            return fit_date(found, config.missing, flag)
+        return fit_number(found, config.scale, config.missing, flag, config.bins)
+
+    def _useless(self, found: ColumnStatistics, kind: str) -> str:
+        """Why a column says nothing, or "" when it may."""
+        config, present = self.config, found.rows - found.blank
+        flagged = config.indicator is not False and found.missing > 0
+        if kind == "nothing" or present == 0:
+            return "every train row lacks it"
+        if kind in ("number", "date"):
+            moments = found.numbers if kind == "number" else found.days
+            if moments.count == 0:
+                return f"no train row holds a {kind}"
+            if moments.minimum >= moments.maximum and not flagged:
+                return "it has the same value in every train row"
+            named = found.name in config.numbers or found.name in (config.columns or [])
+            if (
+                kind == "number"
+                and found.counts_rows
+                and not named
+                and _ROW_NUMBER.fullmatch(found.name.strip())
+            ):
+                return "it is the number of the row (name it in `numbers` to keep it)"
+            return ""
+        if found.distinct <= 1 and found.blank == 0:
+            return "it has the same value in every train row"
+        if found.name in config.categories:
+            return ""
+        keep = "(name it in `categories` to keep it)"
+        if found.overflow or (found.distinct >= 20 and found.distinct > present / 2):
+            numbers = found.numbers.count
+            also = f"; {numbers:,} of its cells are numbers" if numbers > present / 2 else ""
+            return (
+                f"{found.distinct:,}{' or more' * found.overflow} different values in {present:,} rows "
+                f"look like an identifier or free text {keep}{also}"
+            )
+        if found.length > LONG_TEXT * present:
+            return f"it holds text of {found.length // present} characters on average {keep}"
+        return ""
+
+    def _fit_category(self, found: ColumnStatistics) -> Column | None:
+        column = fit_category(found, self.config.rare, self.config.max_categories)
+        if len(column.features) < 2:
+            self.notes.append(
+                f"column {found.name!r} is left out: no category stands in {self.config.rare} train rows"
+            )
+            return None
+        frequent = sum(count >= self.config.rare for count in found.words.values())
+        if frequent > len(column.categories):
+            kept = len(column.categories)
+            self.notes.append(
+                f"column {found.name!r}: {kept:,} of {frequent:,} categories kept, the most frequent"
+            )
+        return column
+
+    # --- after fitting
+
+    @property
+    def _fitted(self) -> list[Column]:
+        assert self.fitted is not None, "fit() comes first"
+        return self.fitted
+
+    @property
+    def features(self) -> list[str]:
+        """A name for each number of a row."""
+        return [feature for column in self._fitted for feature in column.features]
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """{"kind": "features", "width": F, "names": [...]}."""
+        return {"kind": "features", "width": len(self.features), "names": self.features}
+
+    @property
+    def targets(self) -> dict[str, Any]:
+        """Classes with names and counts, or values with names, mean and scale."""
+        assert self.target is not None, "fit() comes first"
+        return self.target.spec()
+
+    def encode(self, frame: pd.DataFrame) -> tuple[np.ndarray, dict[int, str]]:
+        """(rows, F) float32, and row position -> reason for the rows that cannot be encoded."""
+        block = np.zeros((len(frame), len(self.features)), dtype=np.float32)
+        refused: dict[int, str] = {}
+        at = 0
+        with np.errstate(all="ignore"):  # what overflows is refused below
+            for column in self._fitted:
+                out = block[:, at : at + len(column.features)]
+                for reason, mask in column.encode(Cells(frame[column.name]), self._markers, out).items():
+                    for row in np.flatnonzero(mask):
+                        refused.setdefault(int(row), reason)
+                for row in np.flatnonzero(~np.isfinite(out).all(axis=1)):
+                    refused.setdefault(int(row), f"{column.name} is too large for a 32-bit number")
+                at += len(column.features)
+        return block, refused
+
+    def writer(self, directory: Path, split: str) -> FeatureWriter:
+        """Writes `{split}.inputs.bin`, `.targets.bin` and `.origin.bin`."""
+        return FeatureWriter(self, directory, split)
+
+    def state(self) -> dict[str, Any]:
+        """Columns, target and the words for missing."""
+        assert self.target is not None, "fit() comes first"
+        return {
+            "as": "features",
+            "target": self.config.target,
+            "markers": list(self.config.markers),
+            "columns": [column_state(column) for column in self._fitted],
+            "fitted_target": self.target.state(),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], directory: Path) -> FeatureEncoder:
+        """The encoder whose `state()` this is; DataError when the card is not one of features."""
+        try:
+            target, markers, columns = state["target"], state["markers"], state["columns"]
+            encoder = cls(FeaturesEncode(target=target, markers=markers))
+            encoder.fitted = [column_from_state(column) for column in columns]
+            encoder.target = target_from_state(state["fitted_target"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{directory}: the card's encoder is incomplete ({error!r}); prepare it again"
+            ) from None
+        encoder.names = [column.name for column in encoder.fitted]
+        return encoder
+
+
+class FeatureWriter:
+    """inputs (rows, F) float32, targets (rows,) int64 or (rows, n) float32, origin (rows, 2) file, line."""
+
+    def __init__(self, encoder: FeatureEncoder, directory: Path, split: str) -> None:
+        self._encoder = encoder
+        width = len(encoder.features)
+        assert encoder.target is not None
+        self._target = encoder.target
+        self._inputs = ArrayWriter(directory / f"{split}.inputs.bin", "<f4", (width,))
+        self._targets = ArrayWriter(
+            directory / f"{split}.targets.bin", self._target.dtype, self._target.shape
+        )
+        self._origin = ArrayWriter(directory / f"{split}.origin.bin", "<i8", (2,))
+
+    def add(self, chunk: Chunk) -> dict[int, str]:
+        """Write the rows that can be encoded; the ordinals of the others come back with reasons."""
+        frame = chunk.frame
+        targets, refused = self._target.encode(frame, self._encoder._markers)
+        block, more = self._encoder.encode(frame)
+        refused = {**more, **refused}
+        keep = np.ones(len(frame), dtype=bool)
+        keep[list(refused)] = False
+        self._inputs.append(block[keep])
+        self._targets.append(targets[keep])
+        self._origin.append(np.stack([chunk.file, chunk.line], axis=1)[keep].astype(np.int64))
+        ordinals = frame.index.to_numpy()
+        return {int(ordinals[row]): reason for row, reason in sorted(refused.items())}
+
+    def close(self) -> dict[str, Any]:
+        """Rows written, and the arrays."""
+        arrays = {
+            "inputs": self._inputs.close(),
+            "targets": self._targets.close(),
+            "origin": self._origin.close(),
+        }
+        return {"rows": self._inputs.rows, "arrays": arrays}
+
+
+def _find(name: str, available: Sequence[str], key: str) -> None:
+    if name not in available:
+        known = ", ".join(map(str, available[:30])) + (", ..." if len(available) > 30 else "")
+        near = suggest(name, list(available))
+        raise ConfigError(f"data.encode.{key}: the data has no column {name!r}{near} (columns: {known})")

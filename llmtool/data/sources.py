@@ -1,0 +1,489 @@
+"""Where rows come from: CSV, TSV, JSON lines, text and Parquet; files, folders or globs; read in chunks."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, field_validator, model_validator
+
+from llmtool.core.config import Section
+from llmtool.core.errors import ConfigError, DataError
+from llmtool.data import readers
+from llmtool.data.readers import BadRow, BrokenFile
+
+SPLITS = ("train", "validation", "test")
+CHUNK_CHARACTERS = 1 << 22  # a chunk of long texts ends early, so that memory is bounded by characters too
+SKIPPED_CODECS = {
+    "idna",
+    "punycode",
+    "undefined",
+    "unicode-escape",
+    "raw-unicode-escape",
+    "utf-7",
+    "mbcs",
+    "oem",
+}
+
+SplitName = Literal["train", "validation", "test"]
+
+
+@dataclass
+class Chunk:
+    """A stretch of rows as they stand in the source.
+
+    frame: columns of dtype object, missing cells None; the index is the row's ordinal in the source, from 0.
+    unit: (rows,) int64, shared by the rows of one document; the ordinal itself for all but long texts.
+    file, line: (rows,) index into the source's files, and the line from 1 where the row starts.
+    split: (rows,) object, the split whose files the row comes from; None when `path` names no splits.
+    bad: the rows of this stretch that could not be read; they are not in `frame` and have no ordinal.
+    """
+
+    frame: pd.DataFrame
+    unit: np.ndarray
+    file: np.ndarray
+    line: np.ndarray
+    split: np.ndarray | None = None
+    bad: list[BadRow] = field(default_factory=list)
+
+    def take(self, mask: np.ndarray) -> Chunk:
+        """The rows where the boolean `mask` holds, without the bad ones."""
+        split = None if self.split is None else self.split[mask]
+        return Chunk(self.frame.loc[mask], self.unit[mask], self.file[mask], self.line[mask], split)
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+
+@dataclass
+class Layout:
+    """The columns found so far in one reading, and the file that set them."""
+
+    columns: list[str]
+    first: Path | None = None
+    delimiter: str = ","
+
+
+Record = tuple[int, Any]  # line, and the row: list of fields, mapping, or text
+
+
+class Source(Section):
+    """What every format shares: `path`, and reading in chunks."""
+
+    suffixes: ClassVar[tuple[str, ...]] = ()
+
+    path: str | list[str] | dict[SplitName, str | list[str]] = Field(
+        description="file, folder or glob, a list of them, or one for each of train, validation, test; "
+        "relative to the working directory; .gz and .zst are unpacked"
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _names_something(cls, path: Any) -> Any:
+        every = list(path.values()) if isinstance(path, dict) else [path]
+        if not every or any(not part or (isinstance(part, list) and "" in part) for part in every):
+            raise ValueError("names no file")
+        if isinstance(path, dict) and "train" not in path:
+            raise ValueError("a path for each split needs one for train")
+        return path
+
+    def files(self) -> list[Path]:
+        """Every file, in reading order. Raises DataError when a path names none, or no regular file."""
+        return [file for file, _ in self._placed()]
+
+    def _placed(self) -> list[tuple[Path, str | None]]:
+        by_split: dict[Any, Any] = self.path if isinstance(self.path, dict) else {None: self.path}
+        placed = []
+        seen: dict[Path, Any] = {}
+        for split in [name for name in (*SPLITS, None) if name in by_split]:
+            paths = by_split[split]
+            for path in paths if isinstance(paths, list) else [paths]:
+                for file in readers.expand(path, self.suffixes):
+                    if file.resolve() in seen:
+                        both = "" if split is None else f" (under {seen[file.resolve()]} and {split})"
+                        raise ConfigError(f"data.source.path: {file} is named twice{both}")
+                    seen[file.resolve()] = split
+                    placed.append((file, split))
+        return placed
+
+    def read(self, rows: int = 8192) -> Iterator[Chunk]:
+        """Chunks of at most `rows` rows, in order; memory does not grow with the source.
+
+        Raises DataError naming the file that is missing, empty, binary, cut off, or has other columns
+        than the first.
+        """
+        placed = self._placed()
+        layout = Layout(columns=[])
+        gather = _Gather(layout, rows, given=placed[0][1] is not None)
+        for index, (path, split) in enumerate(placed):
+            before = gather.total
+            gather.open(index, split, self.one_unit_a_file)
+            try:
+                for item in self._records(path, layout):
+                    if gather.add(item):
+                        yield gather.chunk()
+            except BrokenFile as error:
+                count = gather.total + len(gather.values) - before
+                raise DataError(f"{error} ({count:,} row{'s' * (count != 1)} of it could be read)") from None
+        if gather.values or gather.bad:
+            yield gather.chunk()
+        elif not gather.total:
+            raise DataError(f"{', '.join(str(path) for path, _ in placed[:3])}: no rows")
+
+    @property
+    def one_unit_a_file(self) -> bool:
+        """Whether all rows of a file are pieces of one document."""
+        return False
+
+    def _records(self, path: Path, layout: Layout) -> Iterator[Record | BadRow]:
+        raise NotImplementedError
+
+
+class _Gather:
+    """Collects records until they make a chunk."""
+
+    def __init__(self, layout: Layout, rows: int, given: bool) -> None:
+        self.layout, self.rows, self.given = layout, rows, given
+        self.total = 0  # rows in the chunks before
+        self.here: tuple[int, str | None, int | None] = (
+            0,
+            None,
+            None,
+        )  # file, split, unit of the file if it is one
+        self._clear()
+
+    def _clear(self) -> None:
+        self.values: list[Any] = []
+        self.lines: list[int] = []
+        self.bad: list[BadRow] = []
+        self.stretches = [(0, self.here)]  # from which row on of this chunk which file is read
+        self.characters = 0
+
+    def open(self, file: int, split: str | None, one_unit: bool) -> None:
+        count = len(self.values)
+        self.here = (file, split, self.total + count if one_unit else None)
+        self.stretches.append((count, self.here))
+
+    def add(self, item: Record | BadRow) -> bool:
+        """Take in a row; whether the chunk is full."""
+        if isinstance(item, BadRow):
+            self.bad.append(item)
+        else:
+            line, value = item
+            self.lines.append(line)
+            self.values.append(value)
+            kind = type(value)
+            self.characters += (
+                len(value) if kind is str else sum(map(len if kind is list else _length, value))
+            )
+        return len(self.values) + len(self.bad) >= self.rows or self.characters > CHUNK_CHARACTERS
+
+    def chunk(self) -> Chunk:
+        count = len(self.values)
+        index = np.arange(self.total, self.total + count, dtype=np.int64)
+        unit, file = index.copy(), np.empty(count, np.int32)
+        split = np.empty(count, object) if self.given else None
+        for start, (number, name, first) in self.stretches:
+            file[start:] = number
+            unit[start:] = index[start:] if first is None else first
+            if split is not None:
+                split[start:] = name
+        rows = frame(self.layout.columns, self.values, index)
+        chunk = Chunk(rows, unit, file, np.array(self.lines, np.int64), split, self.bad)
+        self.total += count
+        self._clear()
+        return chunk
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, str) else 8
+
+
+def frame(columns: list[str], rows: list[Any], index: np.ndarray) -> pd.DataFrame:
+    """Rows (texts, lists in the order of `columns`, or mappings) as columns of dtype object."""
+    if not rows:
+        parts: Any = [()] * len(columns)
+    elif isinstance(rows[0], str):
+        parts = [rows]
+    elif isinstance(rows[0], dict):
+        parts = [[row.get(name) for row in rows] for name in columns]
+    else:
+        parts = zip(*rows, strict=True)
+    data = {}
+    for name, part in zip(columns, parts, strict=True):
+        data[name] = np.empty(len(rows), object)
+        data[name][:] = part
+    return pd.DataFrame(data, index=index, dtype=object, columns=pd.Index(columns, dtype=object))
+
+
+class _TextSource(Source):
+    encoding: str = Field(
+        default="utf-8", description="of the bytes: utf-8 (a mark is fine), latin-1, utf-16, ..."
+    )
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, encoding: str) -> str:
+        try:
+            codec = codecs.lookup(encoding)
+        except (LookupError, ValueError):
+            raise ValueError(f"{encoding!r} is no encoding that Python knows") from None
+        if not getattr(codec, "_is_text_encoding", True) or codec.name.replace("_", "-") in SKIPPED_CODECS:
+            raise ValueError(f"{encoding!r} is no encoding of text files")
+        return encoding
+
+
+# --- tables -----------------------------------------------------------------------------------------------
+
+
+class CsvSource(_TextSource):
+    """Tables of delimited text. Every cell is text; the words NA, None and null stay what they are."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".csv",)
+
+    format: Literal["csv"]
+    delimiter: str = Field(
+        default="auto", description="one character; auto: the most frequent of , ; tab | in the first line"
+    )
+    header: bool | list[str] = Field(
+        default=True,
+        description="true: the first line names the columns; or the names, for files without such a line",
+    )
+    quote: str | None = Field(
+        default='"', description="character around cells that hold a delimiter; null: none does"
+    )
+    comment: str | None = Field(default=None, description="lines that begin with this are skipped")
+    skip_space: bool = Field(default=False, description="drop blanks after each delimiter")
+
+    @model_validator(mode="after")
+    def _can_be_read(self) -> Self:
+        if self.header is False:
+            raise ValueError(
+                "header: a file without names in its first line needs them here: header: [age, income]"
+            )
+        if isinstance(self.header, list):
+            _check_names(self.header, "header")
+        if self.delimiter != "auto" and (len(self.delimiter) != 1 or self.delimiter in '\r\n"'):
+            raise ValueError(f"delimiter: {self.delimiter!r} is not one character (or the word auto)")
+        if self.quote is not None and (len(self.quote) != 1 or self.quote in "\r\n "):
+            raise ValueError(f"quote: {self.quote!r} is not one character (or null)")
+        if self.quote == self.delimiter or self.comment == "":
+            raise ValueError("quote, delimiter and comment must differ, and comment cannot be empty")
+        return self
+
+    def _records(self, path: Path, layout: Layout) -> Iterator[Record | BadRow]:
+        if layout.first is None:
+            layout.delimiter = self.delimiter
+            if self.delimiter == "auto":
+                layout.delimiter = readers.sniff_delimiter(path, self.encoding, self.comment, self.quote)
+        records = readers.csv_records(
+            path, self.encoding, layout.delimiter, self.quote, self.comment, self.skip_space
+        )
+        if isinstance(self.header, list):
+            layout.columns, layout.first = list(self.header), path
+        else:
+            self._read_header(path, records, layout)
+        width = len(layout.columns)
+        for record in records:
+            if isinstance(record, tuple) and len(record[1]) != width:
+                line, fields = record
+                count = f"{len(fields)} field{'s' * (len(fields) != 1)} where there are {width} columns"
+                yield BadRow(str(path), line, count, layout.delimiter.join(fields))
+            else:
+                yield record
+
+    def _read_header(
+        self, path: Path, records: Iterator[tuple[int, list[str]] | BadRow], layout: Layout
+    ) -> None:
+        record = next(records, None)
+        if record is None:
+            raise DataError(f"{path}: no header line")
+        if isinstance(record, BadRow):
+            hint = "; which `encoding` is it?" if record.reason.startswith("not valid") else ""
+            raise DataError(f"{path}, line {record.line}: the header is {record.reason}{hint}")
+        line, names = record
+        if layout.first is None:
+            try:
+                _check_names(names, f"{path}, line {line}")
+            except ValueError as error:
+                raise DataError(str(error)) from None
+            layout.columns, layout.first = names, path
+        elif names != layout.columns:
+            raise DataError(
+                f"{path}: other columns than {layout.first}: {_difference(layout.columns, names)}"
+            )
+
+
+class TsvSource(CsvSource):
+    """Tables separated by tabs."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".tsv", ".tab")
+
+    format: Literal["tsv"]  # type: ignore[assignment]
+    delimiter: Literal["\t"] = Field(default="\t", description="always a tab")
+
+
+def _check_names(names: list[str], place: str) -> None:
+    empty = [position for position, name in enumerate(names, 1) if not name.strip()]
+    if empty or not names:
+        raise ValueError(f"{place}: column {empty[0] if empty else 1} has no name")
+    twice = [name for position, name in enumerate(names) if name in names[:position]]
+    if twice:
+        raise ValueError(f"{place}: the column {twice[0]!r} stands twice")
+
+
+def _difference(expected: list[str], found: list[str]) -> str:
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    parts = [f"no {', '.join(map(repr, missing[:3]))}"] if missing else []
+    parts += [f"{', '.join(map(repr, extra[:3]))} besides"] if extra else []
+    return "; ".join(parts) or "the same names in another order"
+
+
+class JsonlSource(_TextSource):
+    """One JSON object a line. A key that a line lacks is missing there; a nested value becomes JSON text."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson")
+
+    format: Literal["jsonl"]
+
+    def _records(self, path: Path, layout: Layout) -> Iterator[Record | BadRow]:
+        known = set(layout.columns)
+        for number, text, whole in readers.lines(path, self.encoding, readers.LINE_LIMIT):
+            if not text.strip():
+                continue
+            problem = readers.flaw(text, self.encoding) if whole else _too_long("line")
+            row = problem or readers.json_row(text)
+            if isinstance(row, str):
+                yield BadRow(str(path), number, row, text)
+                continue
+            for name in row.keys() - known:
+                known.add(name)
+            if len(known) > len(layout.columns):
+                layout.columns += [name for name in row if name not in set(layout.columns)]
+            yield number, row
+
+
+class ParquetSource(Source):
+    """Apache Parquet (`pip install llmtool[data]`). Dates become ISO text, decimals numbers, lists JSON."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".parquet", ".pq")
+
+    format: Literal["parquet"]
+
+    def _records(self, path: Path, layout: Layout) -> Iterator[Record | BadRow]:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise ConfigError("`pip install llmtool[data]` reads Parquet") from None
+        if path.suffix.lower() in (".gz", ".zst"):
+            raise DataError(f"{path}: Parquet is compressed inside; it is not read from .gz or .zst")
+        number = 0
+        try:
+            with pyarrow.parquet.ParquetFile(path) as table:
+                names = list(table.schema_arrow.names)
+                if layout.first is None:
+                    _check_names(names, str(path))
+                    layout.columns, layout.first = names, path
+                elif names != layout.columns:
+                    raise DataError(
+                        f"{path}: other columns than {layout.first}: {_difference(layout.columns, names)}"
+                    )
+                for batch in table.iter_batches(batch_size=8192):
+                    columns = [[_cell(value) for value in column.to_pylist()] for column in batch.columns]
+                    for row in zip(*columns, strict=True):
+                        number += 1
+                        nul = any(isinstance(value, str) and "\0" in value for value in row)
+                        yield BadRow(str(path), number, "a NUL character") if nul else (number, row)
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise DataError(f"{path}: no such file") from None
+            raise BrokenFile(f"{path}: not readable as Parquet ({readers.reason_of(error)[:200]})") from None
+
+
+def _cell(value: Any) -> Any:
+    """A Parquet value as text, number, truth value or None."""
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float):
+        return None if value != value else value
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value)
+
+
+# --- text -------------------------------------------------------------------------------------------------
+
+
+class TextSource(_TextSource):
+    """Plain text in one column, `text`. Line ends become \\n."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".txt", ".text", ".md")
+
+    format: Literal["text"]
+    documents: Literal["file", "line", "blank"] = Field(
+        default="file",
+        description="what is one document: a whole file, each line, or each paragraph (blank-line separated)",
+    )
+
+    @property
+    def one_unit_a_file(self) -> bool:
+        """Whether all rows of a file are pieces of one document."""
+        return self.documents == "file"
+
+    def _records(self, path: Path, layout: Layout) -> Iterator[Record | BadRow]:
+        layout.columns = ["text"]
+        if self.documents == "file":
+            found = self._pieces(path)
+        elif self.documents == "line":
+            found = readers.lines(path, self.encoding, readers.LINE_LIMIT, strict=True)
+        else:
+            found = self._paragraphs(path)
+        for number, text, whole in found:
+            problem = readers.flaw(text, self.encoding) if whole else _too_long(self.documents)
+            if problem:
+                yield BadRow(str(path), number, problem, text)
+            elif self.documents == "file" or text.strip():  # blank lines are no documents
+                yield number, text
+
+    def _pieces(self, path: Path) -> Iterator[tuple[int, str, bool]]:
+        line = 1
+        for text in readers.pieces(readers.characters(path, self.encoding, strict=True)):
+            yield line, text, True
+            line += text.count("\n")
+
+    def _paragraphs(self, path: Path) -> Iterator[tuple[int, str, bool]]:
+        start, held, size, whole = 0, list[str](), 0, True
+        for number, text, complete in readers.lines(path, self.encoding, readers.LINE_LIMIT, strict=True):
+            if not text.strip():
+                if held:
+                    yield start, "\n".join(held), whole
+                held, size, whole = [], 0, True
+                continue
+            start = start if held else number
+            size += len(text)
+            whole = whole and complete and size <= readers.LINE_LIMIT
+            if whole or not held:
+                held.append(text)
+            elif len(held) > 1:  # too long: only its beginning is kept, for the quarantine
+                held = held[:1]
+        if held:
+            yield start, "\n".join(held), whole
+
+
+def _too_long(what: str) -> str:
+    return f"a {'paragraph' if what == 'blank' else 'line'} of more than {readers.LINE_LIMIT:,} characters"

@@ -1,0 +1,241 @@
+"""A prepared dataset on disk: raw little-endian arrays, read through memory maps, described by one card.json.
+
+card.json             what goes in and comes out, the fitted encoder, and size, type and hash of every array
+train.inputs.bin      one file per split and array: the numbers and nothing else (C order)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from llmtool.core import files
+from llmtool.core.contracts import Features, InputSpec, Tokens
+from llmtool.core.errors import DataError
+
+FORMAT = 1
+CARD = "card.json"
+MAX_CARD_BYTES = 256_000_000
+_TYPES = ("<f4", "<f8", "<i8", "<u2", "<u4")
+_BUFFER = 1 << 20
+
+
+class ArrayWriter:
+    """Appends rows of one array to a file, hashing them on the way."""
+
+    def __init__(self, path: Path, dtype: str, row_shape: tuple[int, ...] = ()) -> None:
+        self.path, self.rows, self._row_shape = path, 0, row_shape
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        assert self.dtype.str in _TYPES, f"{dtype} is no type of the store"
+        self._hash = xxhash.xxh3_128()
+        with files.disk_errors(path):
+            self._file = path.open("wb", buffering=_BUFFER)
+
+    def append(self, rows: np.ndarray) -> None:
+        """Write (n, *row_shape) values; they must fit the array's type."""
+        assert rows.shape[1:] == self._row_shape, f"rows of shape {rows.shape[1:]}, not {self._row_shape}"
+        data = np.ascontiguousarray(rows, dtype=self.dtype)
+        view = data.reshape(-1).view(np.uint8).data
+        self._hash.update(view)
+        with files.disk_errors(self.path, len(view)):
+            self._file.write(view)
+        self.rows += len(data)
+
+    def close(self) -> dict[str, Any]:
+        """The array's entry in the card."""
+        with files.disk_errors(self.path):
+            self._file.close()
+        return {
+            "file": self.path.name,
+            "dtype": self.dtype.str,
+            "shape": [self.rows, *self._row_shape],
+            "hash": f"xxh3:{self._hash.hexdigest()}",
+        }
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: `rows`, its memory-mapped arrays, and its entry in the card."""
+
+    name: str
+    rows: int
+    arrays: dict[str, np.ndarray]
+    meta: dict[str, Any]
+    sources: list[str]  # the source's files, which the array "origin" points into
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared dataset, opened for reading."""
+
+    directory: Path
+    card: dict[str, Any]
+    fingerprint: str
+
+    @classmethod
+    def open(cls, directory: Path | str) -> Dataset:
+        """Read card.json, check the size of every array file. DataError names the file that is wrong."""
+        directory = Path(directory)
+        card = _read_card(directory / CARD)
+        for name, meta in card["splits"].items():
+            for array in meta["arrays"].values():
+                _check_size(directory, name, array)
+        found = fingerprint(card)
+        if card.get("fingerprint", found) != found:
+            raise DataError(f"{directory / CARD}: its fingerprint does not fit its content; prepare it again")
+        return cls(directory, card, found)
+
+    @property
+    def inputs(self) -> InputSpec:
+        """What a model takes in."""
+        return input_spec(self.card["inputs"])
+
+    @property
+    def targets(self) -> dict[str, Any]:
+        """What is learned, as the card says it."""
+        return self.card["targets"]
+
+    @property
+    def splits(self) -> list[str]:
+        """The names of the splits, in the order of the card."""
+        return list(self.card["splits"])
+
+    def split(self, name: str) -> Split:
+        """The split `name`, its arrays mapped into memory; DataError where there is none."""
+        if name not in self.card["splits"]:
+            raise DataError(f"{self.directory}: no split {name!r} (it has: {', '.join(self.splits)})")
+        meta = self.card["splits"][name]
+        arrays = {key: _map(self.directory, array) for key, array in meta["arrays"].items()}
+        return Split(name, meta["rows"], arrays, meta, list(self.card.get("sources", [])))
+
+    def verify(self) -> None:
+        """Read every array and compare its hash; DataError names the file that differs."""
+        for meta in self.card["splits"].values():
+            for array in meta["arrays"].values():
+                path = self.directory / array["file"]
+                if files.hash_file(path) != array["hash"]:
+                    raise DataError(
+                        f"{path}: the content has changed since it was prepared (its hash differs)"
+                    )
+
+
+def make_card(
+    encoding: str,
+    inputs: Mapping[str, Any],
+    targets: Mapping[str, Any],
+    encoder: Mapping[str, Any],
+    splits: Mapping[str, Mapping[str, Any]],
+    notes: list[str],
+    sources: list[str],
+) -> dict[str, Any]:
+    """The content of card.json. `sources`: the source's files, as messages shall name them."""
+    card: dict[str, Any] = {
+        "format": FORMAT,
+        "encoding": encoding,
+        "inputs": dict(inputs),
+        "targets": dict(targets),
+        "encoder": dict(encoder),
+        "splits": {name: dict(meta) for name, meta in splits.items()},
+        "notes": list(notes),
+        "sources": list(sources),
+    }
+    return {**card, "fingerprint": fingerprint(card)}
+
+
+def input_spec(spec: Mapping[str, Any]) -> InputSpec:
+    """The contract that a card's "inputs" stand for."""
+    return Features(spec["width"]) if spec["kind"] == "features" else Tokens(spec["vocabulary"])
+
+
+def fingerprint(card: Mapping[str, Any]) -> str:
+    """One hash over what a model can learn from: specs, fitted encoder, and the hash of every array."""
+    arrays = {
+        f"{name}.{key}": [array["dtype"], array["shape"], array["hash"]]
+        for name, meta in card["splits"].items()
+        for key, array in meta["arrays"].items()
+        if key != "origin"  # where a row came from changes nothing that is learned
+    }
+    content = [card["inputs"], card["targets"], card["encoder"], arrays]
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return files.hash_bytes(text.encode())
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_CARD_BYTES:
+            raise DataError(f"{path}: {path.stat().st_size:,} bytes; this is no card of a prepared dataset")
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path.parent}: no prepared dataset here (no {CARD}); run `llmtool prepare` first"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not readable as JSON ({str(error)[:100]}); prepare it again") from None
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        found = card.get("format") if isinstance(card, dict) else type(card).__name__
+        raise DataError(f"{path}: format {found!r}, this version reads format {FORMAT}; prepare it again")
+    problem = _problem(card)
+    if problem:
+        raise DataError(f"{path}: {problem}; prepare it again")
+    return card
+
+
+def _problem(card: dict[str, Any]) -> str:
+    """What is wrong with the parts of a card that this file relies on, or nothing."""
+    kinds = {"features": "width", "tokens": "vocabulary"}
+    inputs, splits = card.get("inputs"), card.get("splits")
+    if not isinstance(inputs, dict) or not isinstance(inputs.get(kinds.get(inputs.get("kind", ""), "")), int):
+        return "inputs say neither features with a width nor tokens with a vocabulary"
+    if not isinstance(card.get("targets"), dict) or not isinstance(card.get("encoder"), dict):
+        return "targets or encoder are missing"
+    if not isinstance(splits, dict) or not splits:
+        return "it has no splits"
+    for name, meta in splits.items():
+        arrays = meta.get("arrays") if isinstance(meta, dict) else None
+        if not isinstance(arrays, dict) or not isinstance(meta.get("rows"), int):
+            return f"split {name} has no rows or arrays"
+        for key, array in arrays.items():
+            if not isinstance(array, dict) or not _array_is_sound(array):
+                return f"array {key} of {name} is not described correctly"
+    return ""
+
+
+def _array_is_sound(array: dict[str, Any]) -> bool:
+    file, shape = array.get("file"), array.get("shape")
+    return (
+        isinstance(file, str)
+        and Path(file).name == file  # never a path that leads out of the directory
+        and array.get("dtype") in _TYPES
+        and isinstance(array.get("hash"), str)
+        and isinstance(shape, list)
+        and len(shape) > 0
+        and all(isinstance(size, int) and 0 <= size < 1 << 48 for size in shape)
+    )
+
+
+def _check_size(directory: Path, split: str, array: dict[str, Any]) -> None:
+    path = directory / array["file"]
+    expected = math.prod(array["shape"]) * np.dtype(array["dtype"]).itemsize
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror} (it belongs to {split}); prepare it again") from None
+    if size != expected:
+        how = "truncated" if size < expected else "too long"
+        raise DataError(f"{path}: {how}, {size:,} bytes where {expected:,} belong; prepare it again")
+
+
+def _map(directory: Path, array: dict[str, Any]) -> np.ndarray:
+    shape = tuple(array["shape"])
+    if math.prod(shape) == 0:
+        return np.empty(shape, dtype=array["dtype"])  # an empty file cannot be mapped
+    return np.memmap(directory / array["file"], dtype=array["dtype"], mode="r", shape=shape)

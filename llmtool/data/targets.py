@@ -1,0 +1,187 @@
+"""The target of a table: classes with their names, or values with their mean and scale."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from llmtool.core.errors import DataError
+from llmtool.data.cells import BLANK, Cells
+from llmtool.data.statistics import ColumnStatistics
+
+MAX_CLASSES = 10_000
+FEW = 50  # whole numbers with at most this many different values are classes ...
+FEW_SHARE = 0.05  # ... when they are also at most this share of the rows
+
+
+@dataclass(frozen=True)
+class ClassTarget:
+    """One of the classes that the train rows hold, sorted (as numbers where all are)."""
+
+    column: str
+    names: list[str]
+    counts: list[int]
+    kind: str = "classes"
+    dtype = "<i8"
+    shape = ()
+
+    def spec(self) -> dict[str, Any]:
+        """The card's entry."""
+        return {
+            "kind": "classes",
+            "column": self.column,
+            "names": list(self.names),
+            "counts": list(self.counts),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """The target as JSON."""
+        return asdict(self)
+
+    def encode(self, frame: pd.DataFrame, markers: frozenset[str]) -> tuple[np.ndarray, dict[int, str]]:
+        """(rows,) int64 class numbers, and row position -> reason where there is none."""
+        numbers = {name: i for i, name in enumerate(self.names)}
+        words = Cells(frame[self.column]).text
+        classes = np.fromiter((numbers.get(word, -1) for word in words), dtype=np.int64, count=len(words))
+        refused = {
+            int(row): f"{self.column} (target) is missing"
+            if words[row] in BLANK
+            else "target class not in train"
+            for row in np.flatnonzero(classes < 0)
+        }
+        return classes, refused
+
+
+@dataclass(frozen=True)
+class ValueTarget:
+    """Numbers, stored as they are; mean and scale of the train rows stand beside them for the task."""
+
+    columns: list[str]
+    mean: list[float]
+    scale: list[float]
+    kind: str = "values"
+    dtype = "<f4"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one row's target."""
+        return (len(self.columns),)
+
+    def spec(self) -> dict[str, Any]:
+        """The card's entry."""
+        return {
+            "kind": "values",
+            "names": list(self.columns),
+            "mean": list(self.mean),
+            "scale": list(self.scale),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """The target as JSON."""
+        return asdict(self)
+
+    def encode(self, frame: pd.DataFrame, markers: frozenset[str]) -> tuple[np.ndarray, dict[int, str]]:
+        """(rows, n) float32 values, and row position -> reason where one is missing or none."""
+        block = np.zeros((len(frame), len(self.columns)), dtype=np.float32)
+        refused: dict[int, str] = {}
+        for at, column in enumerate(self.columns):
+            found = Cells(frame[column]).numbers(markers)
+            with np.errstate(over="ignore"):
+                block[:, at] = found.values
+            reasons = {
+                f"{column} (target) is missing": found.missing,
+                f"{column} (target) is not a number": found.wrong,
+                f"{column} (target) is not a finite number": ~np.isfinite(block[:, at]),
+            }
+            for reason, mask in reasons.items():
+                for row in np.flatnonzero(mask):
+                    refused.setdefault(int(row), reason)
+        return block, refused
+
+
+Target = ClassTarget | ValueTarget
+
+
+def target_from_state(state: dict[str, Any]) -> Target:
+    """The target that `state()` described."""
+    return ClassTarget(**state) if state["kind"] == "classes" else ValueTarget(**state)
+
+
+def fit_target(
+    found: list[ColumnStatistics], kind: Literal["auto", "classes", "values"], notes: list[str]
+) -> Target:
+    """The target as the train rows have it; DataError when there is nothing to learn."""
+    first = found[0]
+    if kind == "auto":
+        kind = "values" if len(found) > 1 else _guess(first)
+        if kind == "classes" and first.kind() == "number" and first.distinct > 2:
+            notes.append(
+                f"target {first.name!r}: {first.distinct} different whole numbers are taken as classes "
+                "(target_kind: values for regression)"
+            )
+    return _fit_classes(first, notes) if kind == "classes" else _fit_values(found)
+
+
+def _guess(found: ColumnStatistics) -> Literal["classes", "values"]:
+    if found.kind() != "number":
+        return "classes"
+    few = found.distinct <= 2 or found.distinct <= min(FEW, max(10, FEW_SHARE * found.rows))
+    return "classes" if found.whole and few and not found.overflow else "values"
+
+
+def _fit_classes(found: ColumnStatistics, notes: list[str]) -> ClassTarget:
+    present, name = found.rows - found.blank, found.name
+    if present == 0:
+        raise DataError(f"target {name!r}: every train row lacks it")
+    if found.distinct == 1:
+        only = next(iter(found.words))
+        raise DataError(
+            f"target {name!r}: every train row is of one class, {only!r}; there is nothing to learn"
+        )
+    if (
+        found.overflow
+        or found.distinct > MAX_CLASSES
+        or (found.distinct > 20 and found.distinct > present / 2)
+    ):
+        count = f"{found.distinct:,}{' or more' * found.overflow}"
+        hint = "; target_kind: values makes it a regression" if found.wrong == 0 else ""
+        raise DataError(
+            f"target {name!r}: {count} different values in {present:,} train rows are no classes{hint}"
+        )
+    names = _sorted(list(found.words))
+    single = [word for word in names if found.words[word] == 1]
+    if single:
+        shown = ", ".join(map(repr, single[:5])) + (", ..." if len(single) > 5 else "")
+        notes.append(f"target {name!r}: {len(single)} of {len(names)} classes have one train row ({shown})")
+    return ClassTarget(name, names, [found.words[word] for word in names])
+
+
+def _sorted(words: list[str]) -> list[str]:
+    try:
+        numbers = {word: float(word) for word in words}
+    except ValueError:
+        return sorted(words)
+    return sorted(words, key=lambda word: (numbers[word], word))
+
+
+def _fit_values(found: list[ColumnStatistics]) -> ValueTarget:
+    for column in found:
+        moments = column.numbers
+        if moments.count == 0 or column.wrong > moments.count:
+            example = f", such as {column.first_wrong[:40]!r}" if column.first_wrong else ""
+            raise DataError(f"target {column.name!r}: {column.wrong:,} train rows hold no number{example}")
+        if moments.minimum >= moments.maximum:
+            raise DataError(f"target {column.name!r}: every train row has the value {moments.mean:g}")
+        if not (math.isfinite(moments.deviation) and max(-moments.minimum, moments.maximum) < 3e38):
+            raise DataError(
+                f"target {column.name!r}: values up to {moments.maximum:.3g} are too large to learn"
+            )
+    return ValueTarget(
+        [column.name for column in found],
+        [column.numbers.mean for column in found],
+        [1.0 if column.numbers.constant else column.numbers.deviation for column in found],
+    )

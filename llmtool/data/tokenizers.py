@@ -1,0 +1,346 @@
+"""Tokenizers: bytes, characters, BPE trained here, or a given tokenizer.json; saved as Hugging Face does.
+
+Text never forges a control token: an end-of-text mark written out in the data is encoded as ordinary text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from llmtool.core import files
+from llmtool.core.config import Section
+from llmtool.core.errors import ConfigError, DataError, LlmtoolError
+
+END = "<|endoftext|>"
+UNKNOWN = "<|unknown|>"
+FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+MAX_FILE_BYTES = 200_000_000
+TRAINING_BYTES = 100_000_000  # the most text that a vocabulary is learned from
+GROUP_CHARACTERS = 1 << 16
+# How GPT-4 splits text before merging (cl100k_base, https://github.com/openai/tiktoken): on English prose a
+# tenth fewer tokens than GPT-2's pattern at the same vocabulary, and at most three digits of a number in one.
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_ENDS = (END, "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>", "<|end▁of▁sentence|>", "[SEP]")
+
+Texts = Callable[[], Iterator[str]]  # each call reads the train texts again
+
+
+@dataclass
+class FittedTokenizer:
+    """A tokenizer ready to use. Ids lie below `vocabulary`; `end` closes a document; `unknown`: text lost."""
+
+    kind: str
+    tokenizer: Tokenizer
+    vocabulary: int
+    end: int | None
+    unknown: int | None = None
+    source: dict[str, str] = field(default_factory=dict)  # of a file: its path and hash
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tokenizer.encode_special_tokens = (
+            True  # the name says it: special tokens are encoded like any text
+        )
+        self._table = _character_table(self.tokenizer, self.unknown) if self.kind == "characters" else None
+
+    def encode(self, texts: list[str]) -> list[Any]:
+        """A sized thing for each text, which `ids` turns into numbers: the slow part, off the main thread."""
+        if self.kind == "bytes":
+            return [text.encode() for text in texts]
+        if self._table is not None:
+            return texts
+        with readable_errors("the tokenizer failed on a text"):
+            return self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+
+    def ids(self, encoded: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) ids of all the texts in one row, and (texts,) how many each has."""
+        lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
+        if self.kind == "bytes":
+            return np.frombuffer(b"".join(encoded), dtype=np.uint8), lengths
+        if self._table is not None:
+            points = np.frombuffer("".join(encoded).encode("utf-32-le"), dtype="<u4")
+            return self._table[points], lengths
+        merged: list[int] = []
+        for encoding in encoded:
+            merged += encoding.ids
+        return np.fromiter(merged, dtype=np.uint32, count=len(merged)), lengths
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of these ids, control tokens written out; bytes that are no UTF-8 become U+FFFD."""
+        with readable_errors("the tokenizer failed on these tokens"):
+            return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def save(self, directory: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, as transformers' AutoTokenizer reads them."""
+        name = self.tokenizer.id_to_token
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+        }
+        if self.end is not None:
+            config["eos_token"] = name(self.end)
+        if self.unknown is not None:
+            config["unk_token"] = name(self.unknown)
+        files.write_bytes(directory / FILE, self._bytes())
+        files.write_json(directory / CONFIG, config)
+
+    def _bytes(self) -> bytes:
+        return self.tokenizer.to_str(pretty=True).encode()
+
+    def state(self) -> dict[str, Any]:
+        """What the card keeps; the vocabulary itself is in tokenizer.json, which `hash` names."""
+        state = {
+            "kind": self.kind,
+            "vocabulary": self.vocabulary,
+            "end": self.end,
+            "unknown": self.unknown,
+            "hash": files.hash_bytes(self._bytes()),
+        }
+        return {**state, **({"source": self.source} if self.source else {})}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], directory: Path) -> FittedTokenizer:
+        """The tokenizer saved in `directory`; DataError when its file is not the one the state names."""
+        path = directory / FILE
+        tokenizer = read_tokenizer(path)
+        if files.hash_file(path) != state["hash"]:
+            raise DataError(
+                f"{path}: is not the tokenizer that this data was prepared with (its hash differs)"
+            )
+        parts = (state["vocabulary"], state["end"], state["unknown"], state.get("source", {}))
+        return cls(state["kind"], tokenizer, *parts)
+
+
+class BytesTokenizer(Section):
+    """Every UTF-8 byte is a token: 256 and the end. Nothing to learn, nothing unknown, long sequences."""
+
+    kind: Literal["bytes"] = Field(default="bytes", description="A token for each UTF-8 byte.")
+
+    def fit(self, texts: Texts) -> FittedTokenizer:
+        """Reads no text."""
+        alphabet = _byte_characters()
+        tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.add_special_tokens([END])
+        return FittedTokenizer(self.kind, tokenizer, 257, end=256)
+
+
+class CharactersTokenizer(Section):
+    """Every character of the train text is a token; one that training did not see is unknown."""
+
+    kind: Literal["characters"] = Field(default="characters", description="A token for each character.")
+
+    def fit(self, texts: Texts) -> FittedTokenizer:
+        """Reads all train texts once."""
+        seen = np.zeros(0x110000, dtype=bool)
+        for text in texts():
+            seen[np.frombuffer(text.encode("utf-32-le"), dtype="<u4")] = True
+        characters = [chr(point) for point in np.flatnonzero(seen)]
+        vocabulary = {character: i for i, character in enumerate([*characters, UNKNOWN])}
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN))
+        tokenizer.decoder = decoders.Fuse()
+        tokenizer.add_special_tokens([UNKNOWN, END])
+        size = len(vocabulary)
+        return FittedTokenizer(self.kind, tokenizer, size + 1, end=size, unknown=size - 1)
+
+
+class BpeTokenizer(Section):
+    """Bytes merged by how often they stand together in the train text; nothing is unknown."""
+
+    kind: Literal["bpe"] = Field(default="bpe", description="Byte pair encoding, trained on the train split.")
+    vocabulary: int = Field(
+        default=8192, ge=257, le=1_000_000, description="Tokens, bytes and the end included."
+    )
+
+    def fit(self, texts: Texts) -> FittedTokenizer:
+        """Reads all train texts once; learns from at most TRAINING_BYTES of them, evenly taken."""
+        sample = _Sample()
+        for text in texts():
+            sample.add(text)
+        tokenizer = Tokenizer(models.BPE())
+        split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
+        join = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, join])
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocabulary,
+            special_tokens=[END],
+            initial_alphabet=_byte_characters(),
+            show_progress=False,
+        )
+        with readable_errors("training the tokenizer failed"):
+            tokenizer.train_from_iterator(sample.groups(), trainer)
+        size = tokenizer.get_vocab_size()
+        notes = [sample.note()] if sample.note() else []
+        if size < self.vocabulary:
+            notes.append(
+                f"tokenizer: the train text gives {size:,} tokens, fewer than the {self.vocabulary:,} asked"
+            )
+        return FittedTokenizer(self.kind, tokenizer, size, end=tokenizer.token_to_id(END), notes=notes)
+
+
+class FileTokenizer(Section):
+    """An existing tokenizer.json, for example of a model to be fine-tuned; used as it is."""
+
+    kind: Literal["file"] = Field(default="file", description="An existing tokenizer.json.")
+    path: str = Field(description="The tokenizer.json, or the directory it lies in.")
+    end: str | None = Field(
+        default=None, description="The token that ends a document; default the file's own."
+    )
+
+    def fit(self, texts: Texts) -> FittedTokenizer:
+        """Reads no text."""
+        path = self.file()
+        tokenizer = read_tokenizer(path)
+        tokenizer.no_truncation()  # settings of whoever saved it, which would silently drop or add tokens
+        tokenizer.no_padding()
+        if isinstance(tokenizer.model, models.BPE):
+            tokenizer.model.dropout = None
+        ids = tokenizer.get_vocab(with_added_tokens=True)
+        source = {"path": str(path), "hash": files.hash_file(path)}
+        unknown = getattr(tokenizer.model, "unk_token", None)
+        fitted = FittedTokenizer(
+            self.kind, tokenizer, max(ids.values()) + 1, self._end(path, ids), ids.get(unknown or ""), source
+        )
+        return fitted
+
+    def file(self) -> Path:
+        """The tokenizer.json; ConfigError when there is none."""
+        path = Path(self.path) / FILE if Path(self.path).is_dir() else Path(self.path)
+        if not path.is_file():
+            raise ConfigError(f"data.encode.tokenizer.path: {path}: no such file")
+        return path
+
+    def _end(self, path: Path, ids: dict[str, int]) -> int | None:
+        if self.end is not None:
+            if self.end not in ids:
+                raise ConfigError(f"data.encode.tokenizer.end: {path} has no token {self.end!r}")
+            return ids[self.end]
+        named: Any = None
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            named = json.loads((path.parent / CONFIG).read_text(encoding="utf-8")).get("eos_token")
+        if isinstance(named, dict):
+            named = named.get("content")
+        return next(
+            (ids[token] for token in [named, *_ENDS] if isinstance(token, str) and token in ids), None
+        )
+
+
+TokenizerConfig = Annotated[
+    BytesTokenizer | CharactersTokenizer | BpeTokenizer | FileTokenizer, Field(discriminator="kind")
+]
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Any tokenizer.json; DataError says what is wrong with one that cannot be used."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise DataError(f"{path}: {size:,} bytes; a tokenizer has at most {MAX_FILE_BYTES:,}")
+        text = path.read_bytes().decode("utf-8")
+        json.loads(text)  # its error names the place; the library's does not
+    except OSError as error:
+        raise DataError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: no tokenizer, not readable as JSON ({str(error)[:100]})") from None
+    with readable_errors(f"{path}: no usable tokenizer"):
+        tokenizer = Tokenizer.from_str(text)
+        ids = sorted(tokenizer.get_vocab(with_added_tokens=True).values())
+    if not ids:
+        raise DataError(f"{path}: the tokenizer has no tokens")
+    if len(set(ids)) < len(ids):
+        raise DataError(f"{path}: two of its tokens have the same id")
+    if ids[-1] >= 2 * len(ids) + 1024:
+        raise DataError(f"{path}: token ids go up to {ids[-1]:,}, but there are {len(ids):,} tokens")
+    return tokenizer
+
+
+@contextlib.contextmanager
+def readable_errors(what: str) -> Iterator[None]:
+    """Turns what the Rust library raises into a DataError; its PanicException is only a BaseException."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, LlmtoolError):
+        raise
+    except BaseException as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"{what}: {lines[0][:200]}") from None
+
+
+class _Sample:
+    """Texts in groups of 64 Ki characters; over TRAINING_BYTES every other group goes, again and again."""
+
+    def __init__(self) -> None:
+        self._groups: list[list[str]] = []
+        self._open: list[str] = []
+        self._characters = self._index = self._bytes = self._total = 0
+        self._stride = 1
+
+    def add(self, text: str) -> None:
+        self._open.append(text)
+        self._characters += len(text)
+        if self._characters >= GROUP_CHARACTERS:
+            self._close()
+
+    def _close(self) -> None:
+        size = sum(_size(text) for text in self._open)
+        self._total += size
+        if self._index % self._stride == 0:
+            self._groups.append(self._open)
+            self._bytes += size
+        while self._bytes > TRAINING_BYTES and len(self._groups) > 1:
+            self._groups = self._groups[::2]
+            self._stride *= 2
+            self._bytes = sum(_size(text) for group in self._groups for text in group)
+        self._index += 1
+        self._open, self._characters = [], 0
+
+    def groups(self) -> Iterator[list[str]]:
+        if self._open:
+            self._close()
+        yield from self._groups
+
+    def note(self) -> str:
+        if self._stride == 1:
+            return ""
+        return (
+            f"tokenizer: trained on {self._bytes:,} of {self._total:,} bytes of the train text, evenly taken"
+        )
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _byte_characters() -> list[str]:
+    """The printable character that byte-level BPE writes for each byte, in the order of the bytes.
+
+    Radford et al. 2019 (GPT-2), https://github.com/openai/gpt-2: a printable Latin-1 byte is itself, the
+    others follow from U+0100 on.
+    """
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = (0x100 + i for i in range(256))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+def _character_table(tokenizer: Tokenizer, unknown: int | None) -> np.ndarray:
+    """(0x110000,) the id of every code point."""
+    assert unknown is not None
+    table = np.full(0x110000, unknown, dtype=np.uint32)
+    for token, i in tokenizer.get_vocab(with_added_tokens=True).items():
+        if len(token) == 1:
+            table[ord(token)] = i
+    return table

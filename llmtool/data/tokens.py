@@ -1,0 +1,361 @@
+"""The `tokens` encoding: texts become one stream of token ids with the ends of its documents."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, model_validator
+
+from llmtool.core.config import Section, suggest
+from llmtool.core.contracts import Tokens
+from llmtool.core.errors import ConfigError, DataError
+from llmtool.data.encoding import Chunks
+from llmtool.data.store import ArrayWriter, Dataset
+from llmtool.data.tokenizers import BpeTokenizer, FileTokenizer, FittedTokenizer, TokenizerConfig
+
+if TYPE_CHECKING:
+    from llmtool.data.sources import Chunk
+
+BLOCK = 1 << 16  # characters of a document encoded at once
+BATCH = 1 << 21  # characters handed to the tokenizer's threads at once
+BATCH_TEXTS = 1 << 14  # and at most so many texts
+TAIL = 4096  # a block is cut at a word's border within its last characters
+_CUTS = (re.compile(r"\S(?= \S)"), re.compile(r"\S\n(?=\S)"))
+
+
+class TokensEncode(Section):
+    """A stream of token ids for language models: which column is the text, how it is cut into tokens."""
+
+    gives: ClassVar[type] = Tokens
+    as_: Literal["tokens"] = Field(
+        default="tokens", alias="as", description="Token ids, for language models."
+    )
+    text: str = Field(default="text", description="The column that holds the text.")
+    tokenizer: TokenizerConfig = Field(default=BpeTokenizer(), description="How text is cut into tokens.")
+    end_of_document: bool = Field(default=True, description="Add the end token after every whole document.")
+    like: str | None = Field(
+        default=None, description="A prepared directory whose tokenizer is used again, as it is."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = self.model_fields_set - {"as_", "like", "text"}
+        if self.like is not None and given:
+            raise ValueError(
+                f"like takes the tokenizer as it is; {', '.join(sorted(given))} cannot stand beside it"
+            )
+        return self
+
+    def files(self) -> list[Path]:
+        """What preparing reads besides the source: the tokenizer's file, or that of `like`."""
+        if self.like is not None:
+            return [Path(self.like) / name for name in ("card.json", "tokenizer.json")]
+        return [self.tokenizer.file()] if isinstance(self.tokenizer, FileTokenizer) else []
+
+    def build(self, seed: int = 0) -> TokenEncoder:
+        """An encoder that has learned nothing yet; with `like`, one that has its tokenizer."""
+        return TokenEncoder(self) if self.like is None else _taken(self, self.like)
+
+
+def _taken(config: TokensEncode, like: str) -> TokenEncoder:
+    try:
+        card = Dataset.open(like).card
+        if card["encoder"].get("as") != "tokens":
+            raise ConfigError(f"data.encode.like: {like} holds {card['encoding']}, not tokens")
+        taken = TokenEncoder.from_state(card["encoder"], Path(like))
+    except DataError as error:
+        raise ConfigError(f"data.encode.like: {error}") from None
+    taken.config = config
+    return taken
+
+
+class TokenEncoder:
+    """Fits a tokenizer on the train texts, then writes any texts as token ids."""
+
+    def __init__(self, config: TokensEncode) -> None:
+        self.config = config
+        self.end_of_document = config.end_of_document
+        self.tokenizer: FittedTokenizer | None = None
+        self.notes: list[str] = []
+        self._saved: Path | None = None
+        self._last: dict[int, int] = {}  # unit -> last ordinal that any split's writer has seen of it
+
+    def columns(self, available: list[str]) -> list[str]:
+        """The text column; ConfigError when the data lacks it."""
+        name = self.config.text
+        if name not in available:
+            known = ", ".join(map(str, available[:30]))
+            near = suggest(name, available)
+            raise ConfigError(f"data.encode.text: the data has no column {name!r}{near} (columns: {known})")
+        return [name]
+
+    def refuse(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
+        """Rows whose text is missing, empty, no text, or not valid Unicode."""
+        problems = [_problem(value) for value in frame[self.config.text].tolist()]
+        reasons = dict.fromkeys(problem for problem in problems if problem)
+        name = self.config.text
+        return {f"{name} {reason}": np.array([p == reason for p in problems]) for reason in reasons}
+
+    def stratum(self, frame: pd.DataFrame) -> pd.Series:
+        """Tokens have no target: ConfigError."""
+        raise ConfigError(
+            "data.split.by: stratified needs a target, tokens have none; name a column with `on`"
+        )
+
+    def fit(self, chunks: Chunks) -> None:
+        """Train the tokenizer, unless it was taken over."""
+        if self.tokenizer is not None:
+            return
+        self.tokenizer = self.config.tokenizer.fit(lambda: self._blocks(chunks))
+        self.notes += self.tokenizer.notes
+        if self.end_of_document and self.tokenizer.end is None:
+            raise ConfigError(
+                "data.encode.tokenizer.end: the tokenizer has no known end token; name it, "
+                "or set end_of_document: false"
+            )
+
+    def _blocks(self, chunks: Chunks) -> Iterator[str]:
+        rows = 0
+        joiner = _Joiner()
+        for chunk in chunks():
+            rows += len(chunk.frame)
+            ordinals = chunk.frame.index.tolist()
+            for text, unit, at in zip(
+                chunk.frame[self.config.text], chunk.unit.tolist(), ordinals, strict=True
+            ):
+                if not _problem(text):
+                    yield from (block.text for block in joiner.add(text, unit, at))
+        yield from (block.text for block in joiner.finish())
+        if rows == 0:
+            raise DataError("the train split has no rows; nothing can be learned from it")
+
+    @property
+    def fitted(self) -> FittedTokenizer:
+        assert self.tokenizer is not None, "fit() comes first"
+        return self.tokenizer
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """{"kind": "tokens", "vocabulary": V}."""
+        return {"kind": "tokens", "vocabulary": self.fitted.vocabulary}
+
+    @property
+    def targets(self) -> dict[str, Any]:
+        """{"kind": "next_token", "vocabulary": V}."""
+        return {"kind": "next_token", "vocabulary": self.fitted.vocabulary}
+
+    def writer(self, directory: Path, split: str) -> TokenWriter:
+        """Writes `{split}.tokens.bin`, `.documents.bin` and `.origin.bin`, and the tokenizer's files once."""
+        if self._saved != directory:
+            self.fitted.save(directory)
+            self._saved = directory
+        return TokenWriter(self, directory, split)
+
+    def state(self) -> dict[str, Any]:
+        """What tokenizer.json beside the card does not hold."""
+        return {
+            "as": "tokens",
+            "text": self.config.text,
+            "end_of_document": self.end_of_document,
+            "tokenizer": self.fitted.state(),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], directory: Path) -> TokenEncoder:
+        """The encoder whose `state()` this is, with tokenizer.json from `directory`."""
+        try:
+            encoder = cls(TokensEncode(text=state["text"], end_of_document=state["end_of_document"]))
+            encoder.tokenizer = FittedTokenizer.from_state(state["tokenizer"], directory)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{directory}: the card's encoder is incomplete ({error!r}); prepare it again"
+            ) from None
+        return encoder
+
+    def see(self, unit: int, ordinal: int) -> None:
+        """A writer has this row; rows come in the order of the source, so old units can be forgotten."""
+        self._last[unit] = max(ordinal, self._last.get(unit, ordinal))
+        while len(self._last) > 64:
+            del self._last[min(self._last)]
+
+    def is_cut(self, unit: int, ordinal: int) -> bool:
+        """Whether a later row of this unit went elsewhere: the document does not end here."""
+        return self._last.get(unit, ordinal) > ordinal
+
+
+@dataclass(slots=True)
+class _Block:
+    """A stretch of one document; `last`: nothing of it follows in this split."""
+
+    text: str
+    unit: int
+    ordinal: int
+    last: bool
+
+
+class _Joiner:
+    """Joins the pieces of a document into blocks of about BLOCK characters, cut where words end."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._characters, self.unit, self.ordinal = 0, -1, -1
+
+    def add(self, text: str, unit: int, ordinal: int) -> Iterator[_Block]:
+        """Take in a row; gives out the blocks that are complete."""
+        if self._pieces and not (unit == self.unit and ordinal == self.ordinal + 1):
+            yield from self.finish()
+        self.unit, self.ordinal = unit, ordinal
+        self._pieces.append(text)
+        self._characters += len(text)
+        if self._characters > BLOCK + TAIL:
+            joined = "".join(self._pieces)
+            while len(joined) > BLOCK + TAIL:
+                at = cut(joined[: BLOCK + TAIL])
+                yield _Block(joined[:at], unit, ordinal, last=False)
+                joined = joined[at:]
+            self._pieces, self._characters = [joined], len(joined)
+
+    def finish(self) -> Iterator[_Block]:
+        """The document is over as far as these rows go."""
+        if self._pieces:
+            yield _Block("".join(self._pieces), self.unit, self.ordinal, last=True)
+        self._pieces, self._characters = [], 0
+
+
+def cut(text: str) -> int:
+    """Where to cut `text`, near its end, so that both sides split into words as the whole does."""
+    start = max(len(text) - TAIL, 1)
+    for pattern in _CUTS:
+        places = [match.end() for match in pattern.finditer(text, start)]
+        if places:
+            return places[-1]
+    return len(text)
+
+
+class TokenWriter:
+    """tokens (n,), documents (d,) int64 ends, origin (d, 2) int64: file and line where each starts."""
+
+    def __init__(self, encoder: TokenEncoder, directory: Path, split: str) -> None:
+        self._encoder, self._tokenizer, self._split = encoder, encoder.fitted, split
+        dtype = "<u2" if self._tokenizer.vocabulary < 1 << 16 else "<u4"
+        self._tokens = ArrayWriter(directory / f"{split}.tokens.bin", dtype)
+        self._documents = ArrayWriter(directory / f"{split}.documents.bin", "<i8")
+        self._origin = ArrayWriter(directory / f"{split}.origin.bin", "<i8", (2,))
+        self._joiner = _Joiner()
+        self._starts: deque[tuple[int, int]] = deque()  # file and line where the next documents start
+        self._batch: list[_Block] = []
+        self._characters = self._rows = self._bytes = self._unknown = 0
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
+        self._running: deque[tuple[list[_Block], Future[list[Any]]]] = deque()
+
+    def add(self, chunk: Chunk) -> dict[int, str]:
+        """Take in these rows; refuses none but those that `refuse` names."""
+        if len(chunk.frame) == 0:
+            return {}
+        refused: dict[int, str] = {}
+        ordinals, units = chunk.frame.index.tolist(), chunk.unit.tolist()
+        column = self._encoder.config.text
+        places = zip(chunk.file.tolist(), chunk.line.tolist(), strict=True)
+        for text, unit, ordinal, place in zip(chunk.frame[column], units, ordinals, places, strict=True):
+            if problem := _problem(text):
+                refused[ordinal] = f"{column} {problem}"
+                continue
+            self._rows += 1
+            if not (unit == self._joiner.unit and ordinal == self._joiner.ordinal + 1):
+                self._starts.append(place)
+            for block in self._joiner.add(text, unit, ordinal):
+                self._push(block)
+        self._encoder.see(units[0], _last_of(units[0], units, ordinals))
+        self._encoder.see(units[-1], ordinals[-1])
+        return refused
+
+    def close(self) -> dict[str, Any]:
+        """Encode and write what is left."""
+        for block in self._joiner.finish():
+            self._push(block)
+        self._submit()
+        while self._running:
+            self._write(*self._running.popleft())
+        self._pool.shutdown()
+        if self._unknown:
+            self._encoder.notes.append(
+                f"{self._split}: {self._unknown:,} of {self._tokens.rows:,} tokens are unknown ones"
+            )
+        arrays = {"tokens": self._tokens, "documents": self._documents, "origin": self._origin}
+        return {
+            "rows": self._rows,
+            "tokens": self._tokens.rows,
+            "documents": self._documents.rows,
+            "bytes": self._bytes,
+            "arrays": {name: array.close() for name, array in arrays.items()},
+        }
+
+    def _push(self, block: _Block) -> None:
+        self._batch.append(block)
+        self._characters += len(block.text)
+        if self._characters >= BATCH or len(self._batch) >= BATCH_TEXTS:
+            self._submit()
+
+    def _submit(self) -> None:
+        """Start encoding the batch; write the one before while the tokenizer's threads work."""
+        if self._batch:
+            texts = [block.text for block in self._batch]
+            self._running.append((self._batch, self._pool.submit(self._tokenizer.encode, texts)))
+        self._batch, self._characters = [], 0
+        while len(self._running) > 2:
+            self._write(*self._running.popleft())
+
+    def _write(self, blocks: list[_Block], future: Future[list[Any]]) -> None:
+        ids, lengths = self._tokenizer.ids(future.result())
+        if self._tokenizer.unknown is not None:
+            self._unknown += int((ids == self._tokenizer.unknown).sum())
+        self._bytes += sum(_size(block.text) for block in blocks)
+        last = np.fromiter((block.last for block in blocks), dtype=bool, count=len(blocks))
+        ends = np.cumsum(lengths)
+        if self._encoder.end_of_document:
+            closed = [block.last and not self._encoder.is_cut(block.unit, block.ordinal) for block in blocks]
+            mask = np.array(closed, dtype=bool)
+            assert self._tokenizer.end is not None
+            ids = np.insert(ids.astype(self._tokens.dtype), ends[mask], self._tokenizer.end)
+            ends = ends + np.cumsum(mask)
+        starts = [self._starts.popleft() for _ in range(int(last.sum()))]
+        self._documents.append(ends[last] + self._tokens.rows)
+        self._origin.append(np.array(starts, dtype=np.int64).reshape(-1, 2))
+        self._tokens.append(ids)
+
+
+def _last_of(unit: int, units: list[int], ordinals: list[int]) -> int:
+    """The last ordinal of the run of rows of `unit` that the rows begin with."""
+    last = ordinals[0]
+    for other, ordinal in zip(units, ordinals, strict=True):
+        if other != unit:
+            break
+        last = ordinal
+    return last
+
+
+def _problem(text: Any) -> str:
+    """Why a cell is no text that can be encoded, or ""."""
+    if not isinstance(text, str):
+        return "is missing" if text is None or text != text else "is not text"
+    if not text:
+        return "is empty"
+    if text.isascii():
+        return ""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "is not valid Unicode (half a surrogate pair)"
+    return ""
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())

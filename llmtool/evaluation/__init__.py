@@ -1,0 +1,61 @@
+"""Scoring a model: the loop over batches, what the figures must reach, and the report a person reads."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from llmtool.core.config import Section
+from llmtool.evaluation.requirements import Requirements, SplitName
+
+
+class SamplesConfig(Section):
+    """Texts that a language model writes, to be read beside its figures."""
+
+    prompts: list[str] = Field(
+        [""], min_length=1, description="what each text begins with; empty: a document's start"
+    )
+    tokens: int = Field(
+        200, gt=0, le=100_000, description="tokens written after each prompt, unless the text ends"
+    )
+    temperature: float = Field(
+        0.8,
+        ge=0,
+        allow_inf_nan=False,
+        description="1: as the model learned; below: surer; 0: always the likeliest token",
+    )
+    top_k: int | None = Field(None, gt=0, description="choose among this many likeliest tokens only")
+    count: int = Field(1, gt=0, le=1000, description="texts for each prompt")
+
+
+class EvaluateConfig(Section):
+    """Which model is scored on what, and what the figures must reach."""
+
+    of: str | None = Field(
+        None,
+        description="a run, a stage of a run or a checkpoint directory; "
+        "default: this run's finetune where there is one, else its train",
+    )
+    splits: list[SplitName] | None = Field(
+        None,
+        min_length=1,
+        description="which splits are scored; default: validation and test, those that exist",
+    )
+    require: Requirements = Field(
+        {}, description='what a figure must reach, as in {test.f1: ">=0.85"}; unmet: exit 3'
+    )
+    batch: Literal["auto"] | Annotated[int, Field(gt=0)] = Field("auto", description="rows scored at once")
+    samples: SamplesConfig | None = Field(None, description="language models: continuations to read")
+
+    @model_validator(mode="after")
+    def _required_splits_are_scored(self) -> Self:
+        if self.splits is not None:
+            if len(set(self.splits)) < len(self.splits):
+                raise ValueError(f"splits: {', '.join(self.splits)} names a split twice")
+            for name in self.require:
+                if name.partition(".")[0] not in self.splits:
+                    raise ValueError(
+                        f"require: {name} is of a split that `splits` leaves out ({', '.join(self.splits)})"
+                    )
+        return self

@@ -1,0 +1,243 @@
+"""The report of a scored model: report.json, predictions.csv, and the tables a person reads."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from llmtool.core import files
+from llmtool.core.contracts import Tally
+from llmtool.evaluation.requirements import Outcome
+
+AVERAGES = ("macro", "micro", "weighted")
+MOST_CLASSES = 30  # rows of the per-class table; beyond it, those with the lowest F1
+MOST_CELLS = 12  # classes of the confusion matrix on a screen
+
+
+def report(
+    tallies: Mapping[str, Tally],
+    *,
+    model: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    rows: Mapping[str, int],
+    outcomes: Sequence[Outcome] = (),
+    samples: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The content of report.json; a number that is not finite stands as None.
+
+    model: where the weights lie and their hash. dataset: its directory and fingerprint. rows: of each split.
+    """
+    return finite(
+        {
+            "format": 1,
+            "model": dict(model),
+            "dataset": dict(dataset),
+            "rows": dict(rows),
+            "metrics": {split: tally.metrics() for split, tally in tallies.items()},
+            "undefined": {split: tally.undefined for split, tally in tallies.items()},
+            "details": {split: tally.details() for split, tally in tallies.items()},
+            "requirements": [asdict(outcome) | {"says": str(outcome)} for outcome in outcomes],
+            "samples": [dict(sample) for sample in samples],
+        }
+    )
+
+
+def finite(value: Any) -> Any:
+    """The same plain data, with None for every number that JSON cannot write."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value
+
+
+# --- predictions.csv ----------------------------------------------------------------------------------------
+
+
+def write_predictions(
+    path: Path, tallies: Mapping[str, Tally], origin: Mapping[str, Mapping[str, np.ndarray]] | None = None
+) -> int:
+    """Write the prediction of every scored row; returns the rows written, 0 (and no file) for a text.
+
+    Columns: split, those of `origin` (split -> column -> (n,) where rows came from), then the tally's own.
+    Text is quoted; a text that a spreadsheet would run as a formula begins with a quote mark (').
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    header: list[str] = []
+    written = 0
+    for split, tally in tallies.items():
+        predicted = tally.predictions()
+        if predicted is None:
+            continue
+        columns = dict((origin or {}).get(split, {})) | predicted
+        if not header:
+            header = ["split", *columns]
+            writer.writerow([harmless(name) for name in header])
+        assert header == ["split", *columns]
+        count = len(next(iter(predicted.values())))
+        writer.writerows(zip([split] * count, *map(_cells, columns.values()), strict=True))
+        written += count
+    if written:
+        files.write_text(path, text.getvalue())
+    return written
+
+
+def _cells(column: np.ndarray) -> list[Any]:
+    if column.dtype.kind == "f":  # nine digits give a float32 back exactly
+        return [float(f"{value:.9g}") if math.isfinite(value) else "" for value in column.tolist()]
+    if column.dtype.kind in "iu":
+        return list(column.tolist())
+    return [harmless(value) for value in column.tolist()]
+
+
+def harmless(value: object) -> str:
+    """A text cell that no spreadsheet runs: `=1+1` becomes `'=1+1`; a number such as `-1` stays as it is.
+
+    https://owasp.org/www-community/attacks/CSV_Injection
+    """
+    text = str(value)
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return "'" + text
+    return text
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+
+
+def show(report: Mapping[str, Any]) -> Group:
+    """The report for a person: figures by split, classes and mistakes of the last split, requirements."""
+    parts: list[RenderableType] = [metrics_table(report["metrics"], report["rows"])]
+    notes: dict[str, list[str]] = {}
+    for split, reasons in report["undefined"].items():
+        for name, reason in reasons.items():
+            if not name.endswith(AVERAGES):
+                notes.setdefault(f"{split}: {reason}", []).append(name)
+    parts += [Text(f"no {', '.join(names)} of {printable(note)}") for note, names in notes.items()]
+    split = list(report["details"])[-1] if report["details"] else ""
+    details = report["details"].get(split, {})
+    if "per_class" in details:
+        parts.append(class_table(details["per_class"], report["metrics"][split], split))
+    if len(details.get("confusion", {}).get("names", [])) in range(1, MOST_CELLS + 1):
+        parts.append(Text(f"confusion of {split}: true class by line, predicted class by column"))
+        parts.append(confusion_table(details["confusion"]))
+    for mistake in details.get("most_confused", [])[:5]:
+        target, prediction = printable(mistake["target"]), printable(mistake["prediction"])
+        parts.append(Text(f"{mistake['rows']} rows of {target} were taken for {prediction}"))
+    for sample in report["samples"]:
+        written = Text(printable(sample["text"], lines=True), style="dim")
+        parts += [Text(f"\n--- after {sample['prompt']!r}"), written]
+    parts += [requirement_line(outcome) for outcome in report["requirements"]]
+    return Group(*parts)
+
+
+def metrics_table(metrics: Mapping[str, Mapping[str, float]], rows: Mapping[str, int]) -> Table:
+    """A line for each figure, a column for each split; averages over classes stand in the per-class table."""
+    table = _table("", ["figure", *metrics])
+    names = dict.fromkeys(name for figures in metrics.values() for name in figures)
+    for name in names:
+        if not name.endswith(tuple(f"_{average}" for average in AVERAGES)):
+            table.add_row(name, *(number(figures.get(name)) for figures in metrics.values()))
+    table.add_row("rows", *(f"{rows[split]:,}" if split in rows else "-" for split in metrics), style="dim")
+    return table
+
+
+def class_table(per_class: Sequence[Mapping[str, Any]], metrics: Mapping[str, float], split: str) -> Table:
+    """A line for each class, then the averages."""
+    columns = ("precision", "recall", "f1", "roc_auc", "pr_auc")
+    shown, title = list(per_class), f"classes of {split}"
+    if len(shown) > MOST_CLASSES:
+        lowest = sorted(shown, key=lambda entry: -1.0 if entry["f1"] is None else entry["f1"])
+        shown, title = (
+            lowest[:MOST_CLASSES],
+            f"{title}: the {MOST_CLASSES} of {len(shown)} with the lowest F1",
+        )
+    table = _table(title, ["class", *columns, "rows"])
+    for entry in shown:
+        figures = (number(entry[column]) for column in columns)
+        table.add_row(Text(printable(entry["class"])), *figures, f"{entry['support']:,}")
+    table.add_section()
+    total = f"{sum(entry['support'] for entry in per_class):,}"
+    for average in AVERAGES:
+        values = (number(metrics[f"{c}_{average}"]) if f"{c}_{average}" in metrics else "" for c in columns)
+        table.add_row(average, *values, total)
+    return table
+
+
+def confusion_table(confusion: Mapping[str, Any]) -> Table:
+    """Rows counted by true class (lines) and predicted class (columns)."""
+    names = [printable(name) for name in confusion["names"]]
+    table = _table("", ["", *names])
+    for at, (name, counts) in enumerate(zip(names, confusion["matrix"], strict=True)):
+        cells = (
+            Text(f"{count:,}", style="bold" if column == at else "") for column, count in enumerate(counts)
+        )
+        table.add_row(Text(name), *cells)
+    return table
+
+
+def before_after(pairs: Mapping[str, tuple[Mapping[str, float] | None, Mapping[str, float]]]) -> Table:
+    """Figures before and after fine-tuning, side by side; pairs: "new validation" -> (before, after).
+
+    Before is None where the start could not be scored (its head knew other classes).
+    """
+    table = _table("", ["figure", "before", "after", "change"])
+    for title, (before, after) in pairs.items():
+        table.add_section()
+        for name in dict.fromkeys([*(before or {}), *after]):
+            if name.endswith(tuple(f"_{average}" for average in AVERAGES)):
+                continue
+            old, new = (before or {}).get(name), after.get(name)
+            change = f"{new - old:+.4f}" if old is not None and new is not None else "-"
+            table.add_row(f"{title} {name}", number(old), number(new), change)
+    return table
+
+
+def requirement_line(outcome: Mapping[str, Any]) -> Text:
+    """One requirement: met or unmet, the figure, the bound."""
+    met = outcome["met"]
+    bound = f" ({outcome['bound']})" if met else ""
+    return Text(
+        f"{'met' if met else 'UNMET':<6}{outcome['says']}{bound}", style="green" if met else "bold red"
+    )
+
+
+def number(value: float | None) -> str:
+    """A figure at a readable precision; `-` for none."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
+
+
+def printable(text: object, lines: bool = False) -> str:
+    """Text from data without characters that would steer a terminal; `lines` keeps line breaks and tabs."""
+    kept = "\n\t" if lines else ""
+    return "".join(
+        c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in str(text)
+    )
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(
+        title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
+    )
+    for index, column in enumerate(columns):
+        table.add_column(Text(column), justify="left" if index == 0 else "right")
+    return table

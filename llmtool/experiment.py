@@ -1,0 +1,108 @@
+"""The whole YAML language on one page: the sections of a file, and how a file is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from llmtool.core import config
+from llmtool.core.config import Document, Section
+from llmtool.core.errors import ConfigError
+from llmtool.data import DataConfig
+from llmtool.evaluation import EvaluateConfig
+from llmtool.models import ModelConfig
+from llmtool.models.adapters import AdapterMethod, FullConfig
+from llmtool.tasks import TaskConfig
+from llmtool.training import TrainConfig
+
+
+class FinetuneConfig(TrainConfig):
+    """Adapt an existing model to this file's data: `train`'s keys, a start and a method."""
+
+    start: str = Field(
+        description="the model to start from: a run, a stage of a run or a checkpoint directory"
+    )
+    method: AdapterMethod = Field(
+        default=FullConfig(kind="full"), description="which weights are trained, and how"
+    )
+
+
+class Experiment(Section):
+    """One file is one experiment: every command reads its sections and checks them all."""
+
+    run: str = Field(
+        default="", description="directory of the run's results; default: runs/<name of this file>"
+    )
+    seed: int = Field(default=0, ge=0, description="every random choice follows from this number")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: CUDA when there is one")
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
+        default="auto", description="of the matrix products; auto: bf16 on CUDA, fp32 on a CPU"
+    )
+    deterministic: bool = Field(
+        default=False, description="bit-identical runs on CUDA too (slower); a CPU run always is"
+    )
+    data: DataConfig = Field(description="where the rows come from and what becomes of them")
+    model: ModelConfig | None = Field(default=None, description="the model family and its sizes")
+    task: TaskConfig | None = Field(
+        default=None, description="what is learned; default: what the target suggests"
+    )
+    train: TrainConfig | None = Field(default=None, description="training from the start")
+    finetune: FinetuneConfig | None = Field(default=None, description="adapting an existing model")
+    evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="scores, and what they must reach")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        inputs = self.data.encode.gives
+        if self.model is not None and inputs not in self.model.accepts:
+            takes = " or ".join(spec.__name__.lower() for spec in self.model.accepts)
+            raise ValueError(
+                f"model.family {self.model.family!r} takes {takes}; data.encode gives {inputs.__name__.lower()}"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checked experiment and the document it came from (for the places in later messages)."""
+
+    experiment: Experiment
+    document: Document
+
+    def slice(self, *sections: str) -> dict[str, Any]:
+        """These sections as plain data with all defaults, for the freshness key of a stage."""
+        return self.experiment.model_dump(mode="json", by_alias=True, include=set(sections))
+
+    def need(self, section: str, command: str) -> None:
+        """ConfigError unless the section is there."""
+        if getattr(self.experiment, section) is None:
+            raise ConfigError(f"{self.document.name}: `llmtool {command}` needs the section `{section}:`")
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> Loaded:
+    """Read and check a whole file; ConfigErrors lists everything that is wrong with it."""
+    experiment, document = config.load(path, overrides, Experiment)
+    if not experiment.run:
+        experiment = experiment.model_copy(update={"run": f"runs/{Path(path).stem}"})
+    return Loaded(experiment, document)
+
+
+def run_of(path: str, overrides: Sequence[str] = ()) -> str | None:
+    """The run that a file with errors belongs to; None where not even that can be read."""
+    try:
+        data = config.read(path, overrides).data
+    except ConfigError:
+        return None
+    run = data.get("run")
+    return run if run and isinstance(run, str) else f"runs/{Path(path).stem}"
+
+
+def resolved(experiment: Experiment) -> str:
+    """The experiment as YAML with every default written out."""
+    return yaml.safe_dump(
+        experiment.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True
+    )

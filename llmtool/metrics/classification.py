@@ -1,0 +1,263 @@
+"""Classification: the logits of the rows scored, and the figures that follow: counts, rankings, log loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llmtool.core.contracts import IGNORE
+
+MOST_PENDING = 2**27  # logits (512 MiB) left on the device before they move to the host
+LARGEST_MATRIX = (
+    100  # classes; beyond it the report carries the most frequent confusions in place of the matrix
+)
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+class ClassificationTally:
+    """The logits and the targets of the rows scored so far; the figures are exact, whatever the batches were.
+
+    logits: (n, C) float32 on any device. targets: (n,) int64; rows with IGNORE are left out.
+    names: of the C classes. positive: index of the positive class of a binary problem.
+    """
+
+    def __init__(self, logits: Tensor, targets: Tensor, names: list[str], positive: int = 1) -> None:
+        # Copies: a compiled model may write its next outputs over these, and a loader its next batch.
+        self._logits = [logits.detach().to(torch.float32, copy=True)]
+        self._targets = [targets.detach().to(torch.int64, copy=True)]
+        self._pending = logits.numel()
+        self.names, self.positive = names, positive
+        self._judgement: Judgement | None = None
+
+    def add(self, other: Self) -> None:
+        """Take in the rows of another batch, after those here; waits for the device every 2**27 logits."""
+        self._logits += other._logits
+        self._targets += other._targets
+        self._pending += other._pending
+        self._judgement = None
+        if self._pending > MOST_PENDING:
+            self._settle()
+
+    def _settle(self) -> tuple[Tensor, Tensor]:
+        """Everything so far in one piece on the host."""
+        logits, targets = (
+            torch.cat([part.cpu() for part in self._logits]),
+            torch.cat([part.cpu() for part in self._targets]),
+        )
+        self._logits, self._targets, self._pending = [logits], [targets], 0
+        return logits, targets
+
+    def judgement(self) -> Judgement:
+        """The rows as arrays on the host, and what follows from them."""
+        if self._judgement is None:
+            logits, targets = (part.numpy() for part in self._settle())
+            scored = targets != IGNORE
+            self._judgement = Judgement(logits[scored], targets[scored], len(self.names), self.positive)
+        return self._judgement
+
+    def metrics(self) -> dict[str, float]:
+        """accuracy, balanced_accuracy, precision, recall, f1, their averages, roc_auc, pr_auc, log_loss."""
+        return figures(self.judgement(), self.names)[0]
+
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Figures these rows leave undefined: name -> reason."""
+        return figures(self.judgement(), self.names)[1]
+
+    def details(self) -> dict[str, Any]:
+        """`per_class`: one entry a class; `confusion`: {names, matrix}, a row for each true class.
+
+        Beyond 100 classes `most_confused` (the 20 most frequent mistakes) stands in place of `confusion`.
+        """
+        seen = self.judgement()
+        if seen.broken:
+            return {}
+        result: dict[str, Any] = {"positive": self.names[self.positive]} if len(self.names) == 2 else {}
+        result["per_class"] = per_class(seen, self.names)
+        if len(self.names) <= LARGEST_MATRIX:
+            result["confusion"] = {"names": self.names, "matrix": seen.confusion.tolist()}
+        else:
+            result["most_confused"] = most_confused(seen.confusion, self.names)
+        return result
+
+    def predictions(self) -> dict[str, np.ndarray]:
+        """Columns `target`, `prediction` (class names) and `probability <name>` of each class (float64)."""
+        seen, names = self.judgement(), np.asarray(self.names, dtype=object)
+        columns = {"target": names[seen.targets], "prediction": names[seen.predicted]}
+        probabilities = seen.probabilities
+        return columns | {f"probability {name}": probabilities[:, i] for i, name in enumerate(self.names)}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Scored rows on the host. logits: (n, C) float32. targets: (n,) int64, none of them ignored."""
+
+    logits: NDArray[np.float32]
+    targets: Integers
+    classes: int
+    positive: int
+
+    @cached_property
+    def broken(self) -> int:
+        """Rows whose logits are NaN or infinite: nothing can be said of them."""
+        return int((~np.isfinite(self.logits)).any(axis=1).sum())
+
+    @cached_property
+    def predicted(self) -> Integers:
+        """(n,) the class with the largest logit, the first of equals."""
+        return self.logits.argmax(axis=1).astype(np.int64)
+
+    @cached_property
+    def log_probabilities(self) -> Floats:
+        """(n, C) float64, from the logits: a probability too small for float32 still has its logarithm."""
+        with np.errstate(invalid="ignore"):
+            shifted = self.logits.astype(np.float64)
+            shifted -= shifted.max(axis=1, keepdims=True, initial=-np.inf)
+            shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        return shifted
+
+    @property
+    def probabilities(self) -> Floats:
+        """(n, C) float64."""
+        return np.exp(self.log_probabilities)
+
+    @cached_property
+    def confusion(self) -> Integers:
+        """(C, C) rows counted by true class (row) and predicted class (column)."""
+        pairs = self.targets * self.classes + self.predicted
+        return np.bincount(pairs, minlength=self.classes**2).reshape(self.classes, self.classes)
+
+    @cached_property
+    def areas(self) -> tuple[Floats, Floats]:
+        """(C,) ROC-AUC and average precision of each class against the rest; NaN where undefined."""
+        scores = self.probabilities  # what predictions() gives, so that anyone finds the same areas
+        pairs = [ranking_areas(scores[:, c], self.targets == c) for c in range(self.classes)]
+        return np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs])
+
+
+def figures(seen: Judgement, names: list[str]) -> tuple[dict[str, float], dict[str, str]]:
+    """Every figure of the rows: those defined, and the reasons of those that are not."""
+    every = _counted(seen, names) | _ranked(seen, names) | {"log_loss": _log_loss(seen)}
+    if not len(seen.targets):
+        every = dict.fromkeys(every, "there are no rows")
+    elif seen.broken:
+        every = dict.fromkeys(every, f"the model's outputs are not finite in {seen.broken} rows")
+    defined = {name: value for name, value in every.items() if not isinstance(value, str)}
+    return defined, {name: value for name, value in every.items() if isinstance(value, str)}
+
+
+def _counted(seen: Judgement, names: list[str]) -> dict[str, float | str]:
+    """The figures of the confusion matrix.
+
+    `precision`, `recall` and `f1` are those of the positive class of two classes, else the macro average.
+    Averages run over the classes that occur as target or prediction; a class that was never predicted
+    counts 0 in them (scikit-learn's zero_division=0).
+    """
+    confusion = seen.confusion
+    hits, support, chosen = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    rates = {"precision": (hits, chosen), "recall": (hits, support), "f1": (2 * hits, support + chosen)}
+    total, present = max(int(support.sum()), 1), support + chosen > 0
+    result: dict[str, float | str] = {"accuracy": float(hits.sum() / total)}
+    recalls = ratio(hits, support)[support > 0]
+    result["balanced_accuracy"] = float(recalls.mean()) if len(recalls) else "there are no rows"
+    for name, (above, below) in rates.items():
+        values = ratio(above, below)
+        macro = float(values[present].mean()) if present.any() else 0.0
+        p = seen.positive
+        missing = {"precision": "was never predicted", "recall": "has no rows"}.get(
+            name, "has no rows and no predictions"
+        )
+        plain = (
+            macro if seen.classes != 2 else float(values[p]) if below[p] else f"class {names[p]!r} {missing}"
+        )
+        result |= {name: plain, f"{name}_macro": macro, f"{name}_micro": float(hits.sum() / total)}
+        result[f"{name}_weighted"] = float((values * support).sum() / total)
+    return result
+
+
+def _ranked(seen: Judgement, names: list[str]) -> dict[str, float | str]:
+    """ROC-AUC and PR-AUC (average precision) of the positive class, or of each against the rest, averaged."""
+    support = np.bincount(seen.targets, minlength=seen.classes)
+    absent = [name for name, count in zip(names, support, strict=True) if not count]
+    reason = f"only class {names[int(support.argmax())]!r} occurs" if (support > 0).sum() <= 1 else ""
+    if not reason and absent:
+        reason = f"no rows of class {', '.join(map(repr, absent[:5]))}{' and others' * (len(absent) > 5)}"
+    if reason or seen.broken:
+        return {"roc_auc": reason, "pr_auc": reason}
+    of = slice(seen.positive, seen.positive + 1) if seen.classes == 2 else slice(None)
+    roc, precision = seen.areas
+    return {"roc_auc": float(roc[of].mean()), "pr_auc": float(precision[of].mean())}
+
+
+def _log_loss(seen: Judgement) -> float | str:
+    """Mean of minus the logarithm of the probability given to the true class, in nats."""
+    if not len(seen.targets) or seen.broken:
+        return ""
+    return float(-seen.log_probabilities[np.arange(len(seen.targets)), seen.targets].mean())
+
+
+def ratio(above: NDArray[Any], below: NDArray[Any]) -> Floats:
+    """above / below, 0 where below is 0."""
+    return np.divide(above, below, out=np.zeros(len(below)), where=below != 0)
+
+
+def ranking_areas(scores: Floats, positive: NDArray[np.bool_]) -> tuple[float, float]:
+    """Area under the ROC curve and average precision of `scores`, rows of equal score taken together.
+
+    scores: (n,). positive: (n,). NaN for both without rows of either kind. The counts are integers, so the
+    first is exact: the share of (positive, negative) pairs in the right order, ties a half
+    (https://doi.org/10.1148/radiology.143.1.7063747). Average precision sums precision over the steps of
+    recall, without interpolation (https://doi.org/10.1145/1143844.1143874 says why).
+    """
+    positives = int(positive.sum())
+    negatives = len(positive) - positives
+    if not positives or not negatives:
+        return float("nan"), float("nan")
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(
+        np.flatnonzero(np.diff(scores[order])), len(scores) - 1
+    )  # last row of each stretch of equals
+    hits = np.concatenate([[0], np.cumsum(positive[order])[ends]]).astype(np.int64)
+    misses = np.concatenate([[0], ends + 1]) - hits
+    twice_area = int((np.diff(misses) * (hits[1:] + hits[:-1])).sum())
+    precision = hits[1:] / (hits[1:] + misses[1:])
+    return twice_area / (2 * positives * negatives), float((np.diff(hits) * precision).sum() / positives)
+
+
+def per_class(seen: Judgement, names: list[str]) -> list[dict[str, Any]]:
+    """One entry a class: precision, recall, f1, both areas (None where undefined) and support (rows)."""
+    hits, support, chosen = np.diag(seen.confusion), seen.confusion.sum(axis=1), seen.confusion.sum(axis=0)
+    share = lambda above, below: float(above / below) if below else None  # noqa: E731
+    number = lambda value: None if np.isnan(value) else float(value)  # noqa: E731
+    return [
+        {
+            "class": name,
+            "precision": share(hits[c], chosen[c]),
+            "recall": share(hits[c], support[c]),
+            "f1": share(2 * hits[c], support[c] + chosen[c]),
+            "roc_auc": number(seen.areas[0][c]),
+            "pr_auc": number(seen.areas[1][c]),
+            "support": int(support[c]),
+        }
+        for c, name in enumerate(names)
+    ]
+
+
+def most_confused(confusion: Integers, names: list[str], count: int = 20) -> list[dict[str, Any]]:
+    """The most frequent mistakes, largest first."""
+    mistakes = confusion - np.diag(np.diag(confusion))
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:count]
+    places = [divmod(int(place), len(names)) for place in order]
+    return [
+        {"target": names[t], "prediction": names[p], "rows": int(mistakes[t, p])}
+        for t, p in places
+        if mistakes[t, p]
+    ]

@@ -1,0 +1,110 @@
+"""Regression: predicted and true values of the rows scored, and the figures that follow."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Floats = NDArray[np.float64]
+
+
+class RegressionTally:
+    """The predictions and the targets of the rows scored so far.
+
+    predictions: (n, k) float32, standardised as the model gives them; `value = prediction * scale + mean` is
+    taken in float64 on the host. targets: (n, k) in the target's own units. names, mean, scale: k of each.
+    """
+
+    def __init__(
+        self, predictions: Tensor, targets: Tensor, names: list[str], mean: list[float], scale: list[float]
+    ) -> None:
+        # Copies: a compiled model may write its next outputs over these, and a loader its next batch.
+        self._predictions = [predictions.detach().to(torch.float32, copy=True)]
+        self._targets = [targets.detach().to(torch.float64, copy=True)]
+        self.names, self.mean, self.scale = names, np.asarray(mean, np.float64), np.asarray(scale, np.float64)
+        self._pairs: tuple[Floats, Floats] | None = None
+
+    def add(self, other: Self) -> None:
+        """Take in the rows of another batch, after those already here; nothing waits for the device."""
+        self._predictions += other._predictions
+        self._targets += other._targets
+        self._pairs = None
+
+    def pairs(self) -> tuple[Floats, Floats]:
+        """(n, k) predictions and (n, k) targets on the host, both in the target's own units."""
+        if self._pairs is None:
+            self._predictions = [torch.cat([part.cpu() for part in self._predictions])]
+            self._targets = [torch.cat([part.cpu() for part in self._targets])]
+            standardised = self._predictions[0].double().numpy()
+            self._pairs = standardised * self.scale + self.mean, self._targets[0].numpy()
+        return self._pairs
+
+    def metrics(self) -> dict[str, float]:
+        """mae, rmse (in the target's units) and r2; the mean over the targets where there are several."""
+        return self._figures()[0]
+
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Figures these rows leave undefined: name -> reason."""
+        return self._figures()[1]
+
+    def details(self) -> dict[str, Any]:
+        """`per_target`: mae, rmse, r2 (None where undefined), mean and spread of targets and predictions."""
+        predictions, targets = self.pairs()
+        if not len(targets) or not np.isfinite(predictions).all():
+            return {}
+        mae, rmse, r2 = errors(predictions, targets)
+        return {
+            "per_target": [
+                {
+                    "target": name,
+                    "mae": float(mae[i]),
+                    "rmse": float(rmse[i]),
+                    "r2": None if np.isnan(r2[i]) else float(r2[i]),
+                    "mean": float(targets[:, i].mean()),
+                    "spread": float(targets[:, i].std()),
+                    "predicted_mean": float(predictions[:, i].mean()),
+                    "predicted_spread": float(predictions[:, i].std()),
+                }
+                for i, name in enumerate(self.names)
+            ]
+        }
+
+    def predictions(self) -> dict[str, np.ndarray]:
+        """Columns `target` and `prediction` in the target's units; `target <name>`, ... for several."""
+        predictions, targets = self.pairs()
+        if len(self.names) == 1:
+            return {"target": targets[:, 0], "prediction": predictions[:, 0]}
+        columns = {f"target {name}": targets[:, i] for i, name in enumerate(self.names)}
+        return columns | {f"prediction {name}": predictions[:, i] for i, name in enumerate(self.names)}
+
+    def _figures(self) -> tuple[dict[str, float], dict[str, str]]:
+        predictions, targets = self.pairs()
+        broken = int((~np.isfinite(predictions)).any(axis=1).sum())
+        if broken or not len(targets):
+            reason = f"the model's outputs are not finite in {broken} rows" if broken else "there are no rows"
+            return {}, dict.fromkeys(("mae", "rmse", "r2"), reason)
+        mae, rmse, r2 = errors(predictions, targets)
+        result = {"mae": float(mae.mean()), "rmse": float(rmse.mean())}
+        if np.isnan(r2).any():
+            constant = ", ".join(
+                repr(name) for name, value in zip(self.names, r2, strict=True) if np.isnan(value)
+            )
+            return result, {"r2": f"{constant} has one value only in these {len(targets)} rows"}
+        return result | {"r2": float(r2.mean())}, {}
+
+
+def errors(predictions: Floats, targets: Floats) -> tuple[Floats, Floats, Floats]:
+    """(k,) mean absolute error, root mean squared error and R2 of (n, k) pairs; R2 of a constant is NaN.
+
+    The spread of the targets is taken around their mean, never as a difference of large squares.
+    """
+    error = predictions - targets
+    spread = np.square(targets - targets.mean(axis=0)).sum(axis=0)
+    varies = (targets != targets[:1]).any(axis=0)
+    r2 = 1 - np.divide(np.square(error).sum(axis=0), spread, out=np.full(spread.shape, np.nan), where=varies)
+    return np.abs(error).mean(axis=0), np.sqrt(np.square(error).mean(axis=0)), r2

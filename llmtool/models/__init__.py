@@ -1,0 +1,16 @@
+"""Model families. To add one: a file beside these and its name in the union below.
+
+Every member is a Section with the tag `family`, what it `accepts` and `gives` (spec types), when it `suits`,
+and `build(inputs, outputs)`. Every model built has `config`, `inputs`, `outputs`, `blocks` (from the input
+on), `embeddings`, `head_name` (the module that `replace_head` and `method: {kind: head}` mean) and
+`forward(inputs, segments=None)`.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from llmtool.models.mlp import MLPConfig
+from llmtool.models.transformer import TransformerConfig
+
+ModelConfig = Annotated[MLPConfig | TransformerConfig, Field(discriminator="family")]

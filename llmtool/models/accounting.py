@@ -1,0 +1,315 @@
+"""What a model costs, found by running it on tensors without data: parameters, shapes, FLOPs, bytes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from llmtool.core.contracts import Features, InputSpec, NextToken, OutputSpec, Values
+from llmtool.models.transformer import GPT2Attention
+
+OptimizerName = Literal["adamw", "sgd", "muon"]
+FLOAT = (
+    4  # bytes: weights, gradients and optimizer state are float32; autocast makes smaller copies as it goes
+)
+
+NAMES = {  # what a part does, by its name in the model; otherwise its class says it
+    "body": "the hidden layers, one after another",
+    "head": "turns the last hidden values into the outputs",
+    "lm_head": "scores every token of the vocabulary as the next one",
+    "wte": "looks up a vector for each token",
+    "wpe": "looks up a vector for each position",
+    "embed_tokens": "looks up a vector for each token",
+    "c_attn": "makes queries, keys and values",
+    "q_proj": "makes queries: what each head looks for",
+    "k_proj": "makes keys: what each token offers to be found by",
+    "v_proj": "makes values: what a token passes on when found",
+    "o_proj": "mixes the heads back into the token's vector",
+    "c_fc": "widens each vector",
+    "gate_proj": "decides how much of the widened vector passes",
+    "up_proj": "widens each vector",
+    "down_proj": "brings it back to the width",
+    "q_norm": "keeps queries at one length",
+    "k_norm": "keeps keys at one length",
+    "lora_A": "the update's way down to its rank",
+    "lora_B": "the update's way back up",
+}
+CLASSES = {
+    "Linear": "a weighted sum of its inputs for each output",
+    "Embedding": "looks up a vector for each id",
+    "LayerNorm": "shifts and scales each vector to mean 0 and variance 1, then by learned amounts",
+    "Dropout": "sets a random share of values to zero in training, against overfitting",
+    "Sequential": "its parts, one after another",
+    "ModuleList": "its parts, one after another",
+    "ReLU": "keeps what is positive",
+    "GELU": "keeps what is positive, softly",
+    "SiLU": "keeps what is positive, softly",
+}
+
+
+@dataclass
+class Component:
+    """A part of the model: where it is, what it does, what it costs."""
+
+    name: str
+    kind: str  # class
+    does: str  # one line
+    parameters: int
+    trainable: int
+    shape: (
+        list[int] | None
+    )  # of its output for the batch that was accounted for; None where it has no own forward
+    flops: int  # forward, per row
+    parts: list[Component] = field(default_factory=list)
+
+
+@dataclass
+class Memory:
+    """Bytes that training needs at once, but for the device's own workspace and temporary results."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+    def fits(self, device_bytes: int, reserve: float = 0.1) -> bool:
+        """Whether it fits with a share in reserve for what is not counted."""
+        return self.total <= device_bytes * (1 - reserve)
+
+
+@dataclass
+class Accounting:
+    """The whole account of a model at a batch size, precision and optimizer. FLOPs are those of one row.
+
+    A multiplication and an addition are two FLOPs; only matrix products and attention are counted.
+    Attention is counted over the whole T x T square, though kernels may skip the half that causality hides.
+    """
+
+    tree: Component
+    parameters: int
+    trainable: int
+    rows: int
+    tokens: int  # per row; 1 for features
+    flops_forward: int
+    flops_backward: int
+    memory: Memory
+
+
+def account(
+    model: nn.Module,
+    rows: int,
+    tokens: int = 1,
+    precision: str = "fp32",
+    optimizer: OptimizerName = "adamw",
+    device: str = "cpu",
+    packed: bool = False,
+) -> Accounting:
+    """The account of training `model` on `rows` rows of `tokens` tokens at once.
+
+    model: on any device; it is not touched. rows: those of one forward (a micro-batch). device: "cpu" or
+    "cuda", which keep different things. packed: rows hold several documents, kept apart by a mask.
+    """
+    shapes, by_module, forward, backward = _flops(model, rows, tokens)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    size = _bytes(trained)
+    memory = Memory(
+        weights=_bytes(list(model.parameters())) + _bytes(list(model.buffers())),
+        gradients=size,
+        optimizer=_optimizer_bytes(model, optimizer),
+        activations=saved_bytes(model, rows, tokens, precision, device, packed),
+    )
+    return Accounting(
+        tree=_component(model, type(model).__name__, type(model).__name__, shapes, by_module),
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable=sum(p.numel() for p in trained),
+        rows=rows,
+        tokens=tokens,
+        flops_forward=forward,
+        flops_backward=backward,
+        memory=memory,
+    )
+
+
+def optimizer_floats(optimizer: OptimizerName, name: str, parameter: Tensor, model: nn.Module) -> int:
+    """Floats of optimizer state for each number of a parameter: AdamW two moments, SGD and Muon one momentum.
+
+    Muon takes the matrices inside the model; embeddings, the output layer and vectors have AdamW beside it.
+    """
+    if optimizer != "muon":
+        return {"adamw": 2, "sgd": 1}[optimizer]
+    outer = {id(p) for part in _outer_parts(model) for p in part.parameters()}
+    return 1 if parameter.ndim == 2 and id(parameter) not in outer else 2
+
+
+def _outer_parts(model: nn.Module) -> list[nn.Module]:
+    embeddings: list[nn.Module] = list(getattr(model, "embeddings", []))
+    return [*embeddings, model.get_submodule(str(model.head_name))]
+
+
+def _optimizer_bytes(model: nn.Module, optimizer: OptimizerName) -> int:
+    return sum(
+        FLOAT * p.numel() * optimizer_floats(optimizer, name, p, model)
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    )
+
+
+def _bytes(tensors: list[Any]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+# --- running without data --------------------------------------------------------------------------------
+
+
+def _copy_on(model: nn.Module, device: str) -> nn.Module:
+    """The same model with empty tensors on `device`; sharing stays sharing, and no weight is copied."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+    return copy.deepcopy(model, memo).train()
+
+
+def _inputs(spec: InputSpec, rows: int, tokens: int, device: str) -> Tensor:
+    if isinstance(spec, Features):
+        return torch.zeros(rows, spec.width, device=device)
+    return torch.zeros(rows, tokens, dtype=torch.int64, device=device)
+
+
+def _loss(spec: OutputSpec, outputs: Tensor) -> Tensor:
+    """A loss of the usual kind for these outputs; the task's own may keep a little more or less."""
+    if isinstance(spec, Values):
+        return F.mse_loss(outputs.float(), torch.zeros_like(outputs, dtype=torch.float32), reduction="sum")
+    flat = outputs.flatten(0, 1) if isinstance(spec, NextToken) else outputs
+    target = torch.zeros(flat.shape[0], dtype=torch.int64, device=flat.device)
+    return F.cross_entropy(flat.float(), target, reduction="sum")
+
+
+def _flops(model: nn.Module, rows: int, tokens: int) -> tuple[dict[str, list[int]], dict[str, int], int, int]:
+    """Output shapes and forward FLOPs of a row by module name, and FLOPs of a row forward and backward."""
+    model = _copy_on(model, "meta")
+    shapes: dict[str, list[int]] = {}
+    flops: dict[str, int] = {}
+    counter = FlopCounterMode(display=False)
+    begun: dict[str, int] = {}
+
+    def before(name: str) -> Any:
+        return lambda module, inputs: begun.__setitem__(name, counter.get_total_flops())
+
+    def after(name: str) -> Any:
+        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            flops[name] = flops.get(name, 0) + counter.get_total_flops() - begun[name]
+            if isinstance(output, Tensor):
+                shapes[name] = [rows, *output.shape[1:]]
+
+        return note
+
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(before(name))
+        module.register_forward_hook(after(name))
+    spec: Any = model
+    with counter:
+        loss = _loss(spec.outputs, model(_inputs(spec.inputs, 1, tokens, "meta")))
+        forward = counter.get_total_flops()
+        if loss.requires_grad:
+            loss.backward()
+    return shapes, flops, forward, counter.get_total_flops() - forward
+
+
+def saved_bytes(
+    model: nn.Module,
+    rows: int,
+    tokens: int,
+    precision: str = "fp32",
+    device: str = "cpu",
+    packed: bool = False,
+) -> int:
+    """Bytes that the forward pass keeps for the backward pass, parameters excepted, each storage once.
+
+    Counted on fake tensors, which choose the kernels that a CPU would. A CUDA device's attention keeps no T
+    x T square even with dropout, so attention's dropout is left out there.
+    """
+    lower = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    with FakeTensorMode():
+        model = _copy_on(model, "cpu")
+        if device.startswith("cuda"):
+            for module in model.modules():
+                if isinstance(module, GPT2Attention):
+                    module.dropout = 0.0
+        spec: Any = model
+        inputs = _inputs(spec.inputs, rows, tokens, "cpu")
+        segments = torch.ones(rows, tokens, dtype=torch.int32) if packed else None
+        with torch.autocast("cpu", dtype=lower or torch.bfloat16, enabled=lower is not None):
+            return count_saved(model, lambda: _loss(spec.outputs, model(inputs, segments)))
+
+
+def count_saved(model: nn.Module, run: Any) -> int:
+    """Bytes of the storages that `run()` saves for its backward pass, those of `model` itself excepted."""
+    own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in own:
+            kept.setdefault(
+                storage, tensor
+            )  # kept alive, so that its storage's address is not given out again
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = run()
+    del result
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+# --- the tree ------------------------------------------------------------------------------------------
+
+
+def _component(
+    module: nn.Module,
+    name: str,
+    path: str,
+    shapes: dict[str, list[int]],
+    flops: dict[str, int],
+    key: str = "",
+) -> Component:
+    parts = [
+        _component(child, child_name, path, shapes, flops, f"{key}.{child_name}" if key else child_name)
+        for child_name, child in module.named_children()
+        if not isinstance(child, nn.Identity) and not (isinstance(child, nn.Dropout) and child.p == 0)
+    ]
+    own_flops = flops[key] if key in flops else sum(part.flops for part in parts)
+    return Component(
+        name=name,
+        kind=type(module).__name__,
+        does=_does(module, name),
+        parameters=sum(p.numel() for p in module.parameters()),
+        trainable=sum(p.numel() for p in module.parameters() if p.requires_grad),
+        shape=shapes.get(key),
+        flops=own_flops,
+        parts=parts,
+    )
+
+
+def _does(module: nn.Module, name: str) -> str:
+    kind = type(module)
+    if name in NAMES:
+        return NAMES[name]
+    if kind.__name__ in CLASSES:
+        return CLASSES[kind.__name__]
+    return (kind.__doc__ or kind.__name__).strip().splitlines()[0].rstrip(".")

@@ -1,0 +1,109 @@
+"""The parts that transformers are made of: linear layers both ways round, norms, rotary positions, attention.
+
+Parameter names and orientations are those of Hugging Face's implementations: weights are interchangeable.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Conv1D(nn.Module):
+    """A linear layer whose weight is stored (in, out), as GPT-2's checkpoints have it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = inputs, outputs
+        self.weight = nn.Parameter(torch.empty(inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        flat = torch.addmm(self.bias, x.reshape(-1, self.in_features), self.weight)
+        return flat.view(*x.shape[:-1], self.out_features)
+
+
+class RMSNorm(nn.Module):
+    """Divides each vector by its root mean square and scales it."""
+
+    # https://arxiv.org/abs/1910.07467
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D), in the precision of `x`."""
+        # under autocast x may be bf16 and the weight fp32: torch's fused kernel wants one type
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.epsilon)
+
+
+class Rotary(nn.Module):
+    """Turns queries and keys by an angle that grows with their position."""
+
+    # https://arxiv.org/abs/2104.09864; the two halves of a head form the pairs, as in Llama
+
+    cosine: Tensor
+    sine: Tensor
+
+    def __init__(self, head_width: int, context: int, theta: float) -> None:
+        super().__init__()
+        self.head_width, self.context, self.theta = head_width, context, theta
+        empty = torch.empty(context, head_width // 2)
+        self.register_buffer("cosine", empty, persistent=False)
+        self.register_buffer("sine", empty.clone(), persistent=False)
+        self.fill(empty.device)
+
+    def fill(self, device: torch.device) -> None:
+        """Compute the tables (context, E/2) on `device`; a model built on the meta device needs it."""
+        even = torch.arange(0, self.head_width, 2, dtype=torch.float32, device=device)
+        frequency = 1.0 / (self.theta ** (even / self.head_width))
+        position = torch.arange(self.context, dtype=torch.float32, device=device)
+        angle = torch.outer(position, frequency)  # (context, E/2)
+        self.cosine, self.sine = angle.cos(), angle.sin()
+
+    def forward(self, length: int, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, (T, E/2), or (B, 1, T, E/2) where `positions` (B, T) are given."""
+        if positions is None:
+            return self.cosine[:length], self.sine[:length]
+        return self.cosine[positions].unsqueeze(1), self.sine[positions].unsqueeze(1)
+
+
+def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """(B, H, T, E) turned by the angles of Rotary, in the precision of `x`."""
+    cosine, sine = angles[0].to(x.dtype), angles[1].to(x.dtype)
+    first, second = x.chunk(2, dim=-1)  # (B, H, T, E/2) each
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Causal attention: query (B, H, T, E), key and value (B, K, T, E) -> (B, T, H * E).
+
+    mask: (B, 1, T, T), True where a query may look; None: every earlier position, on the kernel's fast path.
+    K below H shares keys among groups of queries (https://arxiv.org/abs/2305.13245).
+    """
+    shared = query.shape[1] != key.shape[1]
+    result = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=shared
+    )
+    return result.transpose(1, 2).flatten(2)  # (B, H, T, E) -> (B, T, H * E)
+
+
+def document_mask(segments: Tensor) -> Tensor:
+    """(B, T) document numbers -> (B, 1, T, T): True at each token itself and earlier ones of its document."""
+    length = segments.shape[1]
+    same = segments.unsqueeze(2) == segments.unsqueeze(1)  # (B, T, T)
+    earlier = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    return (same & earlier).unsqueeze(1)
+
+
+def document_positions(segments: Tensor) -> Tensor:
+    """(B, T) document numbers -> (B, T) int64 positions, which start again at 0 with each document."""
+    index = torch.arange(segments.shape[1], device=segments.device).expand(segments.shape)
+    begins = torch.ones_like(segments, dtype=torch.bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    start = torch.where(begins, index, 0).cummax(dim=1).values
+    return index - start

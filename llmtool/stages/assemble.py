@@ -1,0 +1,249 @@
+"""Puts dataset, model and task together: from an experiment, or from a checkpoint directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import nn
+
+from llmtool.core import checkpoint, files, seeds
+from llmtool.core.contracts import OutputSpec, Task, Tokens
+from llmtool.core.devices import Precision, resolve_device, resolve_precision, set_determinism
+from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.data.batches import Batches, open_batches
+from llmtool.data.store import Dataset
+from llmtool.experiment import Experiment
+from llmtool.models import adapters, pretrained
+from llmtool.tasks import TaskConfig, default_task
+
+CARD_FILE = "llmtool.json"  # what a checkpoint says of its data and task, beside the model's own files
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+TASKS: TypeAdapter[TaskConfig] = TypeAdapter(TaskConfig)
+
+
+@dataclass
+class Start:
+    """A model read from a checkpoint, with what that checkpoint says of its data and its task."""
+
+    directory: Path
+    model: nn.Module
+    card: dict[str, Any]  # of the data it learned from: encoding, inputs, targets, encoder
+    task: TaskConfig
+    dataset: dict[str, str]  # path and fingerprint of that data
+    hash: str  # of the whole directory
+    is_adapter: bool
+
+    @property
+    def outputs(self) -> OutputSpec:
+        return self.task.outputs(self.card["targets"])
+
+
+@dataclass
+class Assembled:
+    """Everything that training and scoring need.
+
+    targets: what the model's outputs mean. They are the dataset's, except in a regression that was started from
+    another model, whose head goes on speaking in the units of its own mean and scale.
+    adapter, base: how a start is being adapted, and where the weights under a LoRA adapter lie.
+    """
+
+    model: nn.Module
+    task_config: TaskConfig
+    task: Task
+    dataset: Dataset
+    targets: dict[str, Any]
+    seed: int
+    device: torch.device
+    precision: Precision
+    adapter: adapters.AdapterMethod | None = None
+    base: Path | None = None
+
+    def batches(self, split: str) -> Batches:
+        """The rows of a split; language models see windows as long as their context."""
+        return open_batches(self.dataset, split, self.seed, context=getattr(self.model, "context", None))
+
+    def save(self, directory: Path) -> None:
+        """Write the model (or its adapter), the tokenizer and our card of it into `directory`."""
+        base = None
+        if self.base is not None:
+            assert isinstance(self.adapter, adapters.LoRAConfig)
+            adapters.save_adapter(self.model, directory, self.adapter, base=str(self.base))
+            base = {"path": str(self.base), "hash": fingerprint(self.base)}
+        else:
+            pretrained.save(self.model, directory)
+        for name in TOKENIZER_FILES:
+            if (self.dataset.directory / name).is_file():
+                files.write_bytes(directory / name, (self.dataset.directory / name).read_bytes())
+        card = {key: self.dataset.card[key] for key in ("encoding", "inputs", "encoder")}
+        about = {
+            "format": 1,
+            "task": self.task_config.model_dump(mode="json", by_alias=True),
+            "dataset": {"path": str(self.dataset.directory), "fingerprint": self.dataset.fingerprint},
+            "base": base,
+            "card": card | {"targets": self.targets},
+        }
+        files.write_json(directory / CARD_FILE, about)
+
+    def restore(self, directory: Path) -> None:
+        """Take over, in place, the weights that `save` wrote into `directory`."""
+        if self.base is not None:
+            adapters.load_adapter(self.model, directory)
+        else:
+            self.model.load_state_dict(pretrained.load(directory).state_dict())
+
+
+def from_experiment(experiment: Experiment, dataset: Dataset) -> Assembled:
+    """A new model for a prepared dataset, initialised from the experiment's seed."""
+    assert experiment.model is not None
+    task_config = experiment.task or default_task(dataset.targets)
+    outputs = task_config.outputs(dataset.targets)
+    seeds.seed_torch(experiment.seed, "initialise")
+    model = experiment.model.build(dataset.inputs, outputs)
+    return _assembled(experiment, dataset, model, task_config, dataset.targets)
+
+
+def from_start(experiment: Experiment, dataset: Dataset, start: Start) -> tuple[Assembled, str | None]:
+    """The model of `start` with the experiment's data and task.
+
+    Returns the assembly and, where the data has other classes, a sentence on the head that was replaced.
+    Raises ConfigError when the data was encoded otherwise than the model learned it.
+    """
+    refuse_other_encoding(dataset, start)
+    usual = default_task(dataset.targets)
+    task_config = experiment.task or (start.task if start.task.kind == usual.kind else usual)
+    outputs, targets, said = task_config.outputs(dataset.targets), dataset.targets, None
+    if outputs != start.outputs or targets.get("names") != start.card["targets"].get("names"):
+        adapters.replace_head(start.model, outputs, experiment.seed)
+        said = f"the head is new: {_spoken(start.card['targets'])} became {_spoken(targets)}"
+    elif targets["kind"] == "values":
+        targets = start.card["targets"]
+    return _assembled(experiment, dataset, start.model, task_config, targets), said
+
+
+def adapt(assembled: Assembled, start: Start, method: adapters.AdapterMethod) -> None:
+    """Apply a fine-tuning method to the start's model, in place."""
+    if isinstance(method, adapters.LoRAConfig):
+        if start.is_adapter:
+            raise ConfigError(
+                f"{start.directory} is an adapter itself; start from its merged model (method.merge: true)"
+            )
+        assembled.base = start.directory
+    assembled.adapter = method
+    method.apply(assembled.model, assembled.seed)
+
+
+def as_scored(experiment: Experiment, dataset: Dataset, start: Start) -> Assembled:
+    """The model of a checkpoint, unchanged, with its own task, to be scored on a dataset of the same encoding.
+
+    Raises ConfigError when the dataset's targets are not those that the model gives.
+    """
+    refuse_other_encoding(dataset, start)
+    targets = start.card["targets"]
+    if dataset.targets["kind"] != targets["kind"] or dataset.targets.get("names") != targets.get("names"):
+        raise ConfigError(
+            f"{start.directory} gives {_spoken(targets)}; {dataset.directory} has {_spoken(dataset.targets)}"
+        )
+    return _assembled(experiment, dataset, start.model, start.task, targets)
+
+
+def save_merged(assembled: Assembled, parent: Path) -> Path:
+    """Merge the adapter into its base, in place, and write the whole model as the checkpoint `parent/merged`."""
+    adapters.merge(assembled.model)
+    assembled.base = assembled.adapter = None
+    return checkpoint.save(parent, "merged", assembled.save)
+
+
+def on(assembled: Assembled, dataset: Dataset) -> Assembled:
+    """The same model and task on another dataset of the same encoding and targets."""
+    return replace(assembled, dataset=dataset)
+
+
+def _assembled(
+    experiment: Experiment,
+    dataset: Dataset,
+    model: nn.Module,
+    task_config: TaskConfig,
+    targets: dict[str, Any],
+) -> Assembled:
+    device = resolve_device(experiment.device)
+    precision = resolve_precision(experiment.precision, device)
+    set_determinism(experiment.deterministic)
+    task = task_config.build({**dataset.card, "targets": targets})
+    return Assembled(
+        model.to(device), task_config, task, dataset, targets, experiment.seed, device, precision
+    )
+
+
+def refuse_other_encoding(dataset: Dataset, start: Start) -> None:
+    """ConfigError unless the dataset's rows mean to this model what its own training rows meant."""
+    if dataset.card["encoding"] != start.card["encoding"]:
+        raise ConfigError(
+            f"{start.directory} takes {start.card['encoding']}; "
+            f"this file's data is encoded as {dataset.card['encoding']}"
+        )
+    if _of_inputs(dataset.card["encoder"]) != _of_inputs(start.card["encoder"]):
+        what = "tokenizer" if isinstance(dataset.inputs, Tokens) else "encoder (columns, scaling, categories)"
+        raise ConfigError(
+            f"the data was prepared with another {what} than {start.directory} learned with; "
+            f"set data.encode.like: {start.dataset['path']}"
+        )
+
+
+def _of_inputs(encoder: dict[str, Any]) -> dict[str, Any]:
+    """An encoder's state without what concerns the target, whose classes may be other ones."""
+    return {key: value for key, value in encoder.items() if key not in ("target", "fitted_target")}
+
+
+def _spoken(targets: dict[str, Any]) -> str:
+    names = [str(name) for name in targets.get("names", [])]
+    listed = f" ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else ""
+    return f"{len(names) or ''} {targets['kind'].replace('_', ' ')}{listed}".strip()
+
+
+# --- checkpoints ---
+
+
+def find_checkpoint(path: str) -> Path:
+    """The checkpoint directory that a run, a stage of a run or a checkpoint directory stands for."""
+    for candidate in (Path(path), Path(path) / "best", Path(path) / "train" / "best"):
+        if (candidate / CARD_FILE).is_file():
+            found = candidate.resolve()
+            return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
+    raise ConfigError(f"{path}: no checkpoint here (no {CARD_FILE} in it, in best/ or in train/best/)")
+
+
+def fingerprint(directory: Path) -> str:
+    """One hash of every file of a checkpoint: that of its manifest, which holds theirs."""
+    return files.hash_file(directory / checkpoint.MANIFEST)
+
+
+def from_checkpoint(path: str) -> Start:
+    """The model of a checkpoint, every file checked against its manifest; an adapter is merged into its base.
+
+    Raises ConfigError where there is none, LlmtoolError where a file is missing or changed. Runs no code in it.
+    """
+    directory = find_checkpoint(path)
+    checkpoint.verify(directory)
+    about = files.read_json(directory / CARD_FILE)
+    try:
+        task, card, dataset, base = (about[key] for key in ("task", "card", "dataset", "base"))
+        config = TASKS.validate_python(task)
+        model = pretrained.load(directory if base is None else _base(directory, base))
+        if base is not None:
+            adapters.load_adapter(model, directory)
+            adapters.merge(model)
+    except (ValueError, KeyError, TypeError) as error:
+        raise LlmtoolError(f"{directory / CARD_FILE}: not a card of this version ({error})") from None
+    return Start(directory, model, card, config, dataset, fingerprint(directory), is_adapter=base is not None)
+
+
+def _base(directory: Path, base: dict[str, str]) -> Path:
+    path = Path(base["path"])
+    checkpoint.verify(path)
+    if fingerprint(path) != base["hash"]:
+        raise LlmtoolError(f"{directory}: an adapter of {path}, which has changed since")
+    return path

@@ -1,0 +1,417 @@
+"""What a model is and costs, whether the data suits it, and which families would: as data, table and card."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+from torch import nn
+
+from llmtool.core.config import Section
+from llmtool.core.contracts import Features, InputSpec, OutputSpec, Tokens
+from llmtool.data.store import Dataset
+from llmtool.models import ModelConfig
+from llmtool.models.accounting import Accounting, Component, OptimizerName, account
+
+CHARACTERS = 100  # letters, digits and signs of an English text; the estimate before the text has been read
+FAMILIES = typing.get_args(typing.get_args(ModelConfig)[0])
+TOKENS_PER_PARAMETER = 20
+CHINCHILLA = (
+    "rule of thumb for compute-optimal training from the start: about 20 tokens per parameter "
+    "(Hoffmann et al. 2022, https://arxiv.org/abs/2203.15556)"
+)
+REPEATED = (
+    "up to about 4 passes over the same tokens are worth nearly as much as new ones "
+    "(Muennighoff et al. 2023, https://arxiv.org/abs/2305.16264)"
+)
+TABLES = "no such rule holds for tables: more weights than rows is common, and the validation score decides"
+COUNTED = (
+    "one multiplication and one addition are 2 FLOPs; matrix products and attention (all T x T) are counted"
+)
+NOT_COUNTED = (
+    "not counted: the device's own workspace, results that live for a moment, the data itself and, for "
+    "the loss, anything but the usual one"
+)
+GUIDE = [
+    {
+        "problem": "a class or a number for each row of a table",
+        "choice": "mlp; compare with gradient-boosted trees, which often win on up to some 10,000 rows "
+        "(https://arxiv.org/abs/2207.08815)",
+    },
+    {
+        "problem": "text or another sequence to go on with, many tokens",
+        "choice": "transformer, trained from the start; llama unless a checkpoint asks for another",
+    },
+    {
+        "problem": "the same, few tokens",
+        "choice": "finetune an existing checkpoint: lora when memory is short, full otherwise",
+    },
+    {
+        "problem": "rows as before, other classes",
+        "choice": "finetune: head or freeze with few rows, full with many",
+    },
+    {"problem": "classes of texts; pictures; sound", "choice": "no family of this version takes them"},
+]
+
+
+@dataclass
+class Subject:
+    """What is to be described: a model that may be still to come, its data, and how it would be trained."""
+
+    name: str  # a run or a checkpoint directory
+    config: Section  # a member of ModelConfig
+    model: nn.Module | None  # on any device; None where its inputs or outputs are not known yet
+    card: dict[str, Any] | None  # of the prepared data; None before `prepare`
+    rows: int  # of one forward pass
+    precision: str
+    optimizer: OptimizerName
+    device: str = "cpu"
+    device_bytes: int | None = None  # memory of the device; None: not known
+    assumed: list[str] = field(default_factory=list)  # what was guessed because the data is not prepared
+
+
+def expected_inputs(encode: Any) -> tuple[InputSpec | None, str]:
+    """What an `encode:` section will give, before `prepare`, and a note where that is a guess or unknown."""
+    if encode.like is not None:
+        return Dataset.open(encode.like).inputs, ""
+    if encode.as_ != "tokens":
+        return None, "the number of features, and with it every size, is known after `llmtool prepare`"
+    tokenizer = encode.tokenizer
+    if tokenizer.kind == "characters":
+        return Tokens(CHARACTERS), f"a vocabulary of {CHARACTERS} characters, until `llmtool prepare`"
+    if tokenizer.kind == "bpe":
+        return Tokens(
+            tokenizer.vocabulary
+        ), "the vocabulary is the configured one; a short text may give less"
+    return Tokens(tokenizer.fit(lambda: iter(())).vocabulary), ""  # bytes and files read no text
+
+
+def describe(subject: Subject) -> dict[str, Any]:
+    """The description as plain data, ready for JSON; parts that need prepared data are None and named."""
+    model: Any = subject.model
+    missing = []
+    if model is None:
+        missing.append(
+            "structure, sizes, FLOPs, memory: the number of inputs is known after `llmtool prepare`"
+        )
+    if subject.card is None:
+        missing.append("rows and tokens available: known after `llmtool prepare`")
+    figures = None
+    if model is not None:
+        figures = account(
+            model,
+            subject.rows,
+            getattr(model, "context", 1),
+            subject.precision,
+            subject.optimizer,
+            subject.device,
+            packed=_packed(subject.card),
+        )
+    return {
+        "format": 1,
+        "name": subject.name,
+        "family": getattr(subject.config, "family", ""),
+        "config": subject.config.model_dump(mode="json", by_alias=True),
+        "inputs": None if model is None else _spec(model.inputs),
+        "outputs": None if model is None else _spec(model.outputs),
+        "needs_prepare": missing,
+        "assumed": list(subject.assumed),
+        "structure": None if figures is None else asdict(figures.tree),
+        "parameters": None
+        if figures is None
+        else {"total": figures.parameters, "trainable": figures.trainable},
+        "flops": None if figures is None else _flops(figures),
+        "memory": None if figures is None else _memory(figures, subject),
+        "data": None if subject.card is None else _data(subject.card, figures),
+        "families": _families(subject),
+        "guide": GUIDE,
+    }
+
+
+def _packed(card: dict[str, Any] | None) -> bool:
+    """Whether rows can hold several documents, which a mask keeps apart."""
+    return card is not None and card["splits"].get("train", {}).get("documents", 1) > 1
+
+
+def _spec(spec: InputSpec | OutputSpec) -> dict[str, Any]:
+    kinds = {"Features": "features", "Tokens": "tokens", "Classes": "classes", "Values": "values"}
+    return {"kind": kinds.get(type(spec).__name__, "next_token"), **asdict(spec)}
+
+
+def _flops(figures: Accounting) -> dict[str, Any]:
+    return {
+        "unit": "token" if figures.tokens > 1 else "row",
+        "forward": figures.flops_forward // figures.tokens,
+        "backward": figures.flops_backward // figures.tokens,
+        "row_forward": figures.flops_forward,
+        "row_backward": figures.flops_backward,
+        "tokens_per_row": figures.tokens,
+        "note": COUNTED,
+    }
+
+
+def _memory(figures: Accounting, subject: Subject) -> dict[str, Any]:
+    parts = figures.memory
+    fits = None if subject.device_bytes is None else parts.fits(subject.device_bytes)
+    return {
+        "training": {
+            "rows": figures.rows,
+            "tokens_per_row": figures.tokens,
+            "precision": subject.precision,
+            "optimizer": subject.optimizer,
+            "device": subject.device,
+        },
+        **asdict(parts),
+        "total": parts.total,
+        "device_bytes": subject.device_bytes,
+        "fits": fits,
+        "note": NOT_COUNTED,
+    }
+
+
+def _data(card: dict[str, Any], figures: Accounting | None) -> dict[str, Any]:
+    splits = {
+        name: {key: meta[key] for key in ("rows", "tokens", "documents") if key in meta}
+        for name, meta in card["splits"].items()
+    }
+    unit = "tokens" if card["encoding"] == "tokens" else "rows"
+    available = splits.get("train", {}).get(unit, 0)
+    result = {"encoding": card["encoding"], "splits": splits, "unit": unit, "available": available}
+    result |= {"targets": _targets(card["targets"]), "notes": list(card.get("notes", []))}
+    if figures is None:
+        return result | {"per_parameter": None, "verdict": None, "rule": None}
+    ratio = available / max(figures.parameters, 1)
+    tokens = unit == "tokens"
+    verdict = _verdict(available, figures.parameters) if tokens else None
+    rule = CHINCHILLA if tokens else TABLES
+    return result | {"per_parameter": round(ratio, 4), "verdict": verdict, "rule": rule}
+
+
+def _targets(targets: dict[str, Any]) -> dict[str, Any]:
+    return {key: targets[key] for key in ("kind", "names", "counts", "mean", "scale") if key in targets}
+
+
+def _verdict(tokens: int, parameters: int) -> str:
+    wanted = TOKENS_PER_PARAMETER * parameters
+    if tokens >= wanted:
+        return f"{number(tokens)} tokens are enough for one pass over {number(wanted)}, what this size wants"
+    passes = wanted / max(tokens, 1)
+    if passes <= 4:
+        return f"{number(tokens)} tokens, {passes:.1f} passes for the {number(wanted)} it wants; {REPEATED}"
+    fitting = max(tokens * 4 // TOKENS_PER_PARAMETER, 1)
+    return (
+        f"{number(tokens)} tokens, {passes:.0f} passes for the {number(wanted)} wanted; {REPEATED}. Beyond, "
+        "it may learn the text by heart: watch the validation score, finetune, or take some "
+        f"{number(fitting)} parameters"
+    )
+
+
+def _families(subject: Subject) -> list[dict[str, Any]]:
+    own = getattr(subject.config, "family", "")
+    model: Any = subject.model
+    inputs: type | None = None if model is None else type(model.inputs)
+    if inputs is None and subject.card is not None:
+        inputs = Tokens if subject.card["encoding"] == "tokens" else Features
+    accepted = (inputs,) if inputs else type(subject.config).accepts  # type: ignore[attr-defined]
+    return [
+        {
+            "family": member.model_fields["family"].default,
+            "takes": [spec.__name__.lower() for spec in member.accepts],
+            "gives": [
+                "next token" if s.__name__ == "NextToken" else s.__name__.lower() for s in member.gives
+            ],
+            "suits": member.suits,
+            "accepts_these_inputs": any(spec in member.accepts for spec in accepted),
+            "chosen": member.model_fields["family"].default == own,
+        }
+        for member in FAMILIES
+    ]
+
+
+# --- for people -------------------------------------------------------------------------------------
+
+
+def number(value: float) -> str:
+    """1234567 -> "1.23 M"."""
+    for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:g}"
+
+
+def size(count: float) -> str:
+    """1536 -> "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def show(description: dict[str, Any]) -> Group:
+    """The description as rich renderables, for a terminal or a plain log."""
+    parts: list[RenderableType] = [f"[bold]{escape(description['name'])}[/bold]: {description['family']}"]
+    parts += [f"assumed: {escape(note)}" for note in description["assumed"]]
+    parts += [f"not known yet: {escape(note)}" for note in description["needs_prepare"]]
+    if description["structure"]:
+        root = Tree(_line(description["structure"], "", rich=True))
+        _grow(root, description["structure"])
+        parts += [root, _costs(description)]
+    parts += [f"[bold]data[/bold] {escape(line)}" for line in _data_lines(description)]
+    families = Table("family", "takes", "for these inputs", "suits", title="families", title_justify="left")
+    for family in description["families"]:
+        fits = "chosen" if family["chosen"] else "yes" if family["accepts_these_inputs"] else "no"
+        families.add_row(family["family"], ", ".join(family["takes"]), fits, family["suits"])
+    guide = Table("problem", "choice", title="which model for what", title_justify="left")
+    for row in description["guide"]:
+        guide.add_row(row["problem"], row["choice"])
+    return Group(*parts, families, guide)
+
+
+def _costs(description: dict[str, Any]) -> Table:
+    table = Table("", "", show_header=False, title="costs", title_justify="left")
+    for name, value in _cost_rows(description):
+        table.add_row(name, value)
+    return table
+
+
+def _cost_rows(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    parameters, flops, memory = (description[key] for key in ("parameters", "flops", "memory"))
+    yield "parameters", f"{number(parameters['total'])}, {number(parameters['trainable'])} of them trained"
+    unit = flops["unit"]
+    yield f"FLOPs per {unit}", f"{number(flops['forward'])} forward, {number(flops['backward'])} backward"
+    training = memory["training"]
+    rows = f"{training['rows']} rows"
+    rows += f" of {training['tokens_per_row']} tokens" if training["tokens_per_row"] > 1 else ""
+    yield "memory to train", f"{rows} at once, {training['precision']}, {training['optimizer']}"
+    for part in ("weights", "gradients", "optimizer", "activations", "total"):
+        yield f"  {part}", size(memory[part])
+    if memory["fits"] is not None:
+        answer = "fits" if memory["fits"] else "does not fit"
+        yield "  device", f"{answer} in {size(memory['device_bytes'])} (a tenth kept free)"
+
+
+def _grow(tree: Tree, component: dict[str, Any]) -> None:
+    for part, alike in _grouped(component["parts"]):
+        branch = tree.add(_line(part, alike, rich=True))
+        _grow(branch, part)
+
+
+def _grouped(parts: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Parts with their names; a run of equal ones as one ("0 to 11")."""
+    runs: list[list[dict[str, Any]]] = []
+    for part in parts:
+        if runs and _without_names(runs[-1][0]) == _without_names(part):
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    for run in runs:
+        first, last = run[0]["name"], run[-1]["name"]
+        yield run[0], first if len(run) == 1 else f"{first} to {last} ({len(run)} alike)"
+
+
+def _without_names(part: dict[str, Any]) -> dict[str, Any]:
+    """Equal for blocks of equal make: their own name is their number, their parts' names count."""
+    return {key: value for key, value in part.items() if key != "name" or not value.isdigit()}
+
+
+def _line(part: dict[str, Any], name: str, rich: bool) -> str:
+    kind = part["kind"]
+    title = f"{name}: {kind}" if name else kind
+    facts = [part["does"]]
+    if part["parameters"]:
+        frozen = part["parameters"] - part["trainable"]
+        facts.append(
+            f"{number(part['parameters'])} parameters" + (f", {number(frozen)} frozen" if frozen else "")
+        )
+    if part["shape"]:
+        facts.append(" x ".join(map(str, part["shape"])))
+    text = "; ".join(facts)
+    return f"[bold]{escape(title)}[/bold]  [dim]{escape(text)}[/dim]" if rich else f"**{title}**: {text}"
+
+
+def _data_lines(description: dict[str, Any]) -> Iterator[str]:
+    data = description["data"]
+    if data is None:
+        return
+    for name, counts in data["splits"].items():
+        yield f"{name}: " + ", ".join(f"{value:,} {key}" for key, value in counts.items())
+    if data["per_parameter"] is not None:
+        yield f"train {data['unit']} per parameter: {data['per_parameter']:.3g}"
+    for key in ("verdict", "rule"):
+        if data[key]:
+            yield data[key]
+
+
+# --- the model card -------------------------------------------------------------------------------------
+
+
+def model_card(description: dict[str, Any]) -> str:
+    """The description as a Markdown document."""
+    lines = [f"# {_plain(description['name'])}", "", f"A model of the family `{description['family']}`.", ""]
+    lines += [f"- Assumed: {note}" for note in description["assumed"]]
+    lines += [f"- Not known yet: {note}" for note in description["needs_prepare"]]
+    own = next((f for f in description["families"] if f["chosen"]), None)
+    if own:
+        lines += ["", "## What it is for", "", f"Suits {own['suits']}.", ""]
+    if description["inputs"]:
+        lines += [f"Takes {_words(description['inputs'])}; gives {_words(description['outputs'])}.", ""]
+    targets = (description["data"] or {}).get("targets") or {}
+    if targets.get("names"):
+        names = [_plain(str(name)) for name in targets["names"]]
+        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+        lines += [f"Targets: {', '.join(names[:20])}{more}.", ""]
+    lines += _card_data(description)
+    if description["structure"]:
+        lines += ["## Costs", "", "| | |", "|---|---|"]
+        lines += [f"| {name.strip()} | {value} |" for name, value in _cost_rows(description)]
+        lines += ["", f"{description['flops']['note']}. Memory: {description['memory']['note']}.", ""]
+        lines += ["## Structure", "", *_card_tree(description["structure"], description["family"], 0), ""]
+    settings = [f"| `{key}` | `{_code(str(value))}` |" for key, value in description["config"].items()]
+    lines += ["## Configuration", "", "| key | value |", "|---|---|", *settings, ""]
+    lines += ["## Limits", "", "What it says is only as good as the data it learned from. It is scored by "]
+    lines[-1] += "`llmtool evaluate`; a figure that does not stand in its report was not measured."
+    return "\n".join(lines) + "\n"
+
+
+def _card_data(description: dict[str, Any]) -> list[str]:
+    if description["data"] is None:
+        return []
+    lines = ["## Data", "", *(f"- {_plain(line)}" for line in _data_lines(description))]
+    return [*lines, *(f"- {_plain(note)}" for note in description["data"]["notes"]), ""]
+
+
+def _card_tree(part: dict[str, Any], name: str, depth: int) -> list[str]:
+    lines = [f"{'  ' * depth}- {_line(part, name, rich=False)}"]
+    for child, alike in _grouped(part["parts"]):
+        lines += _card_tree(child, alike, depth + 1)
+    return lines
+
+
+def _words(spec: dict[str, Any]) -> str:
+    return {
+        "features": lambda: f"rows of {spec['width']} numbers",
+        "tokens": lambda: f"tokens of a vocabulary of {spec['vocabulary']:,}",
+        "classes": lambda: f"one of {spec['n']} classes",
+        "values": lambda: f"{spec['n']} number{'s' if spec['n'] > 1 else ''}",
+        "next_token": lambda: "the next token at every position",
+    }[spec["kind"]]()
+
+
+def _plain(text: str) -> str:
+    """Text of others (names of classes and columns) on one line, without Markdown's own signs."""
+    return " ".join(text.split()).translate({ord(sign): f"\\{sign}" for sign in "|<>`*[]"})
+
+
+def _code(text: str) -> str:
+    """Text between backticks in a table."""
+    return " ".join(text.split()).replace("|", "\\|").replace("`", "'")
+
+
+__all__ = ["Component", "Subject", "describe", "expected_inputs", "model_card", "show"]

@@ -1,0 +1,380 @@
+"""Prepares data: source, clean, split, encode, with an account of what became of every row."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llmtool.core import files
+from llmtool.core.errors import DataError
+from llmtool.data import DataConfig
+from llmtool.data.cleaning import Masks, clean, contents
+from llmtool.data.encoding import Encoder
+from llmtool.data.readers import BadRow
+from llmtool.data.sources import SPLITS, Chunk
+from llmtool.data.splitting import DROPPED, Assigned, RowTable, labels
+from llmtool.data.store import CARD, make_card
+
+LEDGER = "ledger.json"
+QUARANTINE = "quarantine.jsonl"
+HOPELESS = 10_000  # bad rows after which reading stops, if most rows are bad
+
+Progress = Callable[[str, int], None]  # what is being done, and how many rows so far
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """card: what card.json holds. ledger: read = kept + dropped + quarantined. notes: for a person."""
+
+    card: dict[str, Any]
+    ledger: dict[str, Any]
+    notes: list[str]
+
+
+def prepare(
+    data: DataConfig, seed: int, directory: Path, progress: Progress = lambda step, rows: None
+) -> PrepareResult:
+    """Read, clean, split and encode into `directory`, which exists; card.json is written last.
+
+    The source is read two or three times, and memory grows by about 100 bytes a row only. Raises DataError
+    when too many rows are bad, nothing is left, or the source changes meanwhile; ConfigError for columns
+    that do not exist.
+    """
+    before = _stamps(data)
+    encoder: Encoder = data.encode.build(seed)
+    columns = _columns(data)
+    _sweep(directory)
+    scan = _scan(data, encoder, columns, directory / QUARANTINE, progress)
+    code, assigned = _split(data, scan, seed)
+    reading = _Reading(data, columns, code, before, progress)
+    encoder.fit(lambda: reading.rows("fitting", code == 0))
+    kept, refused, splits = _write(encoder, reading, directory)
+    ledger = _ledger(scan, assigned, kept, refused)
+    notes = [*assigned.notes, *encoder.notes]
+    names = [str(path) for path in data.source.files()]
+    card = make_card(data.encode.as_, encoder.inputs, encoder.targets, encoder.state(), splits, notes, names)
+    files.write_json(directory / LEDGER, ledger)
+    for path in _written(directory):
+        files.sync(path)
+    files.write_json(directory / CARD, card)
+    return PrepareResult(card, ledger, notes)
+
+
+def _written(directory: Path) -> list[Path]:
+    """The files of an encoded dataset."""
+    patterns = [*(f"{split}.*.bin" for split in SPLITS), "tokenizer*.json"]
+    return [path for pattern in patterns for path in sorted(directory.glob(pattern)) if not path.is_dir()]
+
+
+def _sweep(directory: Path) -> None:
+    """Take away what an earlier run left, the card first: without it, nothing here counts as a dataset."""
+    with files.disk_errors(directory):
+        for path in [directory / CARD, directory / LEDGER, directory / QUARANTINE, *_written(directory)]:
+            if path.is_file() or path.is_symlink():
+                files.fs.unlink(path)
+
+
+def _stamps(data: DataConfig) -> list[tuple[str, int, int]]:
+    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in data.source.files()]
+
+
+def _columns(data: DataConfig) -> list[str]:
+    """All columns of the source. JSON lines may bring new ones anywhere: they are read to the end."""
+    columns: list[str] = []
+    for chunk in data.source.read():
+        columns = list(chunk.frame.columns)
+        if data.source.format != "jsonl":
+            break
+    return columns
+
+
+def _complete(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """The frame with every column of the source, those that did not come up yet empty."""
+    if list(frame.columns) == columns:
+        return frame
+    missing = {name: pd.Series([None] * len(frame), index=frame.index, dtype=object)
+               for name in columns if name not in frame.columns}  # fmt: skip
+    return frame.assign(**missing)[columns]
+
+
+# --- first reading: what becomes of each row --------------------------------------------------------------
+
+
+@dataclass
+class _Scan:
+    """The fate of every row, and what the split needs to know of those that are left."""
+
+    quarantine: Path
+    read: int = 0
+    fates: list[np.ndarray] = field(
+        default_factory=list
+    )  # per chunk (rows,) int16: 0 is left, else reasons[fate - 1]
+    reasons: list[tuple[str, str]] = field(default_factory=list)  # ("dropped" or "quarantined", why)
+    unread: Counter[str] = field(
+        default_factory=Counter
+    )  # rows that no reader could make sense of, by reason
+    places: list[BadRow] = field(default_factory=list)  # the first bad rows
+    bad: int = 0
+    parts: list[dict[str, np.ndarray]] = field(default_factory=list)  # per chunk, of the rows left
+    keys: dict[int, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
+    names: dict[str, int] = field(default_factory=dict)
+
+    def fate(self, kind: str, reason: str) -> int:
+        """The number of a reason."""
+        if (kind, reason) not in self.reasons:
+            self.reasons.append((kind, reason))
+        return self.reasons.index((kind, reason)) + 1
+
+    def note_bad(self, rows: list[BadRow]) -> None:
+        """Count bad rows and write them down."""
+        if rows:
+            self.bad += len(rows)
+            self.places += rows[: 3 - len(self.places)]
+            lines = [json.dumps(asdict(row), ensure_ascii=False) for row in rows]
+            files.append_line(self.quarantine, "\n".join(lines))
+
+
+def _scan(
+    data: DataConfig, encoder: Encoder, columns: list[str], quarantine: Path, progress: Progress
+) -> _Scan:
+    content = encoder.columns(columns)
+    paths = [str(path) for path in data.source.files()]
+    scan = _Scan(quarantine)
+    files.write_bytes(quarantine, b"")
+    for chunk in data.source.read():
+        scan.read += len(chunk) + len(chunk.bad)
+        scan.unread.update(row.reason for row in chunk.bad)
+        scan.note_bad(chunk.bad)
+        chunk.frame = _complete(chunk.frame, columns)
+        _look(data, encoder, content, paths, chunk, scan)
+        progress("reading", scan.read)
+        if scan.bad > HOPELESS and scan.bad > scan.read / 2 and scan.bad > data.max_bad * scan.read:
+            break
+    _duplicates(scan)
+    _refuse_bad(data, scan)
+    return scan
+
+
+def _look(
+    data: DataConfig, encoder: Encoder, content: list[str], paths: list[str], chunk: Chunk, scan: _Scan
+) -> None:
+    """Clean one chunk; note the fate of its rows and what the split needs of those that are left."""
+    fates = np.zeros(len(chunk), np.int16)
+    start = int(chunk.frame.index[0]) if len(chunk) else 0
+    cleaned = clean(data.clean, chunk.frame)
+    for position, keys in cleaned.keys.items():
+        scan.keys.setdefault(position, []).append(keys)
+    for kind, found in (("dropped", cleaned.dropped), ("quarantined", cleaned.bad)):
+        for reason, ordinals in found.items():
+            fates[ordinals - start] = scan.fate(kind, reason)
+    frame = cleaned.frame
+    seen = data.split.observe(frame, encoder, scan.names)
+    here = frame.index.to_numpy() - start
+    masks: tuple[tuple[str, Masks], ...] = (
+        ("dropped", encoder.refuse(frame)), ("dropped", seen.dropped), ("quarantined", seen.bad)
+    )  # fmt: skip
+    for kind, found in masks:
+        for reason, mask in found.items():
+            rows = here[mask]
+            rows = rows[fates[rows] == 0]
+            if len(rows):
+                fates[rows] = scan.fate(kind, reason)
+    left = fates[here] == 0
+    frame, rows = frame.loc[left], here[left]
+    part = {"content": contents(frame, content), "ordinal": rows + start}
+    if data.source.one_unit_a_file:
+        part["unit"] = chunk.unit[rows]
+    if data.split.by == "order" and data.source.format == "text":
+        part["size"] = np.array([len(text.encode()) for text in frame["text"].tolist()], np.int64)
+    if chunk.split is not None:
+        part["given"] = np.array([SPLITS.index(name) for name in chunk.split[rows]], np.int8)
+    if seen.value is not None:
+        part["value"] = seen.value[left]
+    scan.parts.append(part)
+    scan.fates.append(fates)
+    _quarantine(scan, chunk, fates, paths)
+
+
+def _quarantine(scan: _Scan, chunk: Chunk, fates: np.ndarray, paths: list[str]) -> None:
+    """Write down the rows of this chunk that cleaning or splitting found bad."""
+    if not fates.any():
+        return
+    bad = []
+    for row in np.flatnonzero(fates):
+        kind, reason = scan.reasons[fates[row] - 1]
+        if kind == "quarantined":
+            cells = {name: value for name, value in chunk.frame.iloc[row].items() if value is not None}
+            text = json.dumps(cells, ensure_ascii=False, default=str)
+            bad.append(BadRow(paths[chunk.file[row]], int(chunk.line[row]), reason, text))
+    scan.note_bad(bad)
+
+
+def _duplicates(scan: _Scan) -> None:
+    """Resolve `drop_duplicates` over the whole source: of equal rows that reach the step, the first stays."""
+    if not scan.keys:
+        return
+    fates = np.concatenate([*scan.fates, np.zeros(0, np.int16)])
+    gone = np.zeros(len(fates), bool)
+    dropped = np.array(
+        [True, *(kind == "dropped" for kind, _ in scan.reasons)]
+    )  # the bad ones stay where they are
+    for position in sorted(scan.keys):
+        ordinals = np.concatenate([ordinals for ordinals, _ in scan.keys[position]])
+        keys = np.concatenate([keys for _, keys in scan.keys[position]])
+        ordinals, keys = ordinals[~gone[ordinals]], keys[~gone[ordinals]]
+        again = np.ones(len(ordinals), bool)
+        again[np.unique(labels(keys), return_index=True)[1]] = False
+        again = ordinals[again]
+        gone[again] = True
+        again = again[dropped[fates[again]]]
+        if len(again):
+            fates[again] = scan.fate("dropped", "duplicate")
+    scan.fates, scan.keys = [fates], {}
+
+
+def _refuse_bad(data: DataConfig, scan: _Scan) -> None:
+    if scan.bad <= data.max_bad * scan.read:
+        return
+    places = "; ".join(f"{row.file}, line {row.line}: {row.reason}" for row in scan.places)
+    share = 100 * scan.bad / scan.read
+    raise DataError(
+        f"{scan.bad:,} of {scan.read:,} rows are bad "
+        f"({share:.3g} %; data.max_bad allows {100 * data.max_bad:.3g} %): "
+        f"{places}{'; ...' if scan.bad > len(scan.places) else ''} (all of them: {scan.quarantine})"
+    )
+
+
+# --- split, and the later readings ------------------------------------------------------------------------
+
+
+def _split(data: DataConfig, scan: _Scan, seed: int) -> tuple[np.ndarray, Assigned]:
+    """(parsed rows,) int8 split code of every row, DROPPED for those that left; and what splitting says."""
+    fates = np.concatenate([*scan.fates, np.zeros(0, np.int16)])
+    scan.fates = [fates]
+
+    def gather(name: str) -> np.ndarray | None:
+        parts = [part.pop(name) for part in scan.parts if name in part]
+        whole = np.concatenate(parts) if parts else None
+        return whole if whole is None or left.all() else whole[left]
+
+    ordinals = np.concatenate([part.pop("ordinal") for part in scan.parts])
+    left = fates[ordinals] == 0
+    ordinals = ordinals[left]
+    if not len(ordinals):
+        raise DataError(
+            f"no row is left of {scan.read:,}: {_listed(_counts_of(scan, fates)) or 'none was read'}"
+        )
+    content, size = gather("content"), gather("size")
+    assert content is not None
+    size = np.broadcast_to(np.int64(1), len(content)) if size is None else size
+    rows = RowTable(content, gather("unit"), size, gather("given"), gather("value"), list(scan.names))
+    assigned = data.split.assign(rows, seed)
+    assert all((assigned.split[mask] == DROPPED).all() for mask in assigned.dropped.values())
+    code = np.full(len(fates), DROPPED, np.int8)
+    code[ordinals] = assigned.split
+    return code, assigned
+
+
+@dataclass
+class _Reading:
+    """Reads the rows that are kept again, cleaned, and makes sure that the source is still the same."""
+
+    data: DataConfig
+    columns: list[str]
+    code: np.ndarray
+    stamps: list[tuple[str, int, int]]
+    progress: Progress
+
+    def rows(self, step: str, wanted: np.ndarray) -> Iterator[Chunk]:
+        """The rows where `wanted` (parsed rows,) holds."""
+        self._unchanged()
+        count = 0
+        for chunk in self.data.source.read():
+            ordinals = chunk.frame.index.to_numpy()
+            count += len(ordinals)
+            if count > len(wanted):
+                self._changed("more rows")
+            part = chunk.take(wanted[ordinals])
+            if len(part):
+                part.frame = clean(self.data.clean, _complete(part.frame, self.columns)).frame
+                if len(part.frame) != len(part.unit):
+                    self._changed("other rows")
+                yield part
+            self.progress(step, count)
+        if count < len(wanted):
+            self._changed("fewer rows")
+        self._unchanged()
+
+    def _unchanged(self) -> None:
+        now = _stamps(self.data)
+        for then, found in zip(self.stamps, now, strict=False):
+            if then != found:
+                self._changed("another size or time of change", then[0])
+        if len(now) != len(self.stamps):
+            self._changed("another number of files")
+
+    def _changed(self, what: str, file: str = "the source") -> None:
+        raise DataError(f"{file} changed while it was being prepared ({what}); prepare it again")
+
+
+def _write(
+    encoder: Encoder, reading: _Reading, directory: Path
+) -> tuple[Counter[str], Counter[str], dict[str, dict[str, Any]]]:
+    """Encode every split; returns rows kept by split, rows refused by reason, and the meta of each split."""
+    kept: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
+    present = [code for code in range(len(SPLITS)) if (reading.code == code).any()]
+    writers = {code: encoder.writer(directory, SPLITS[code]) for code in present}
+    for chunk in reading.rows("encoding", reading.code >= 0):
+        codes = reading.code[chunk.frame.index.to_numpy()]
+        for code in present:
+            mask = codes == code
+            if mask.any():
+                reasons = writers[code].add(chunk.take(mask))
+                kept[SPLITS[code]] += int(mask.sum()) - len(reasons)
+                refused.update(reasons.values())
+    splits = {SPLITS[code]: writer.close() for code, writer in writers.items()}
+    for name in splits:
+        if not kept[name]:
+            raise DataError(f"nothing is left for {name}: {_listed(refused)}")
+    return kept, refused, splits
+
+
+# --- the account ------------------------------------------------------------------------------------------
+
+
+def _counts_of(scan: _Scan, fates: np.ndarray, only: str | None = None) -> Counter[str]:
+    counts = np.bincount(fates, minlength=len(scan.reasons) + 1)[1:]
+    found: Counter[str] = Counter()
+    for (kind, reason), count in zip(scan.reasons, counts, strict=True):
+        if count and only in (None, kind):
+            found[reason] += int(count)
+    return found
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common(5))
+
+
+def _ledger(scan: _Scan, assigned: Assigned, kept: Counter[str], refused: Counter[str]) -> dict[str, Any]:
+    """Rows read = kept + dropped + quarantined."""
+    fates = scan.fates[0]
+    dropped = _counts_of(scan, fates, "dropped") + refused
+    dropped.update({reason: int(mask.sum()) for reason, mask in assigned.dropped.items() if mask.any()})
+    quarantined = _counts_of(scan, fates, "quarantined") + scan.unread
+    total = kept.total() + dropped.total() + quarantined.total()
+    assert total == scan.read, f"the ledger does not balance: {scan.read} read, {total} accounted for"
+    assert quarantined.total() == scan.bad
+    return {
+        "read": scan.read,
+        "kept": {name: kept.get(name, 0) for name in SPLITS},
+        "dropped": dict(dropped.most_common()),
+        "quarantined": dict(quarantined.most_common()),
+    }

@@ -1,0 +1,178 @@
+"""Scores an assembled model: which splits, their evidence, where their rows came from, texts it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import torch
+
+from llmtool.core import seeds
+from llmtool.core.contracts import NextToken, Tally, Tokens
+from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
+from llmtool.data.store import Dataset, Split
+from llmtool.data.tokenizers import FittedTokenizer
+from llmtool.evaluation import EvaluateConfig, SamplesConfig
+from llmtool.evaluation.loop import evaluate
+from llmtool.metrics.language import LanguageTally
+from llmtool.models.generation import generate
+from llmtool.models.transformer import Transformer
+
+if TYPE_CHECKING:
+    from llmtool.stages.assemble import Assembled
+
+FEATURE_ROWS = 8192  # rows scored at once when `batch` is auto
+LOGIT_BYTES = {"cpu": 2**27, "cuda": 2**31}  # what the float32 logits of one batch of text may take up
+TOKEN_ROWS = 1024
+
+
+def score(
+    assembled: Assembled, splits: Sequence[str], batch: int | Literal["auto"] = "auto"
+) -> dict[str, Tally]:
+    """The evidence of each split, in the order given. DataError names a split without rows.
+
+    With `batch: auto` a batch that does not fit into the device's memory is halved; MemoryLimitError when a
+    number was asked for, or one row does not fit.
+    """
+    return {split: _scored(assembled, split, batch) for split in splits}
+
+
+def _scored(assembled: Assembled, split: str, batch: int | Literal["auto"]) -> Tally:
+    data = assembled.dataset.split(split)
+    batches = assembled.batches(split)
+    size = auto_batch(assembled, batches.tokens_per_row) if batch == "auto" else batch
+    precision, device = assembled.precision, assembled.device
+    while True:
+        try:
+            tally = evaluate(
+                assembled.task,
+                assembled.model,
+                batches.in_order(size),
+                device,
+                lambda: precision.autocast(device),
+            )
+            break
+        except torch.OutOfMemoryError:
+            if batch != "auto" or size == 1:
+                raise MemoryLimitError(
+                    f"scoring {split}: {size} rows at once do not fit; lower `batch`"
+                ) from None
+        except DataError as error:
+            raise DataError(f"{split}: {error}") from None
+        torch.cuda.empty_cache()
+        size = max(1, size // 2)
+    with_bytes(tally, data)
+    return tally
+
+
+def auto_batch(assembled: Assembled, tokens_per_row: int) -> int:
+    """Rows scored at once: as many as keep the logits of a text small, a fixed number of a table's."""
+    inputs = assembled.dataset.inputs
+    if not isinstance(inputs, Tokens):
+        return FEATURE_ROWS
+    row = tokens_per_row * inputs.vocabulary * 4  # bytes of float32 logits
+    return max(1, min(TOKEN_ROWS, LOGIT_BYTES["cuda" if assembled.device.type == "cuda" else "cpu"] // row))
+
+
+def with_bytes(tally: Tally, data: Split) -> None:
+    """Give a language tally the length of the text it scored.
+
+    That is the split's UTF-8 length times the share of its tokens that were scored: all but the first of each
+    document. End-of-text tokens count in that share and have no bytes of their own: bits per byte carries the
+    cost of saying where documents end, as it should.
+    """
+    if isinstance(tally, LanguageTally) and data.meta.get("bytes") and data.meta.get("tokens"):
+        tally.bytes = data.meta["bytes"] * tally.tokens / data.meta["tokens"]
+
+
+def splits_to_score(config: EvaluateConfig, dataset: Dataset) -> list[str]:
+    """The splits asked for; else validation and test, where they exist, and those that `require` names.
+
+    Raises ConfigError for a split that the dataset does not have.
+    """
+    has = dataset.splits
+    required = [name.partition(".")[0] for name in config.require]
+    wanted: list[str] = list(config.splits or [split for split in ("validation", "test") if split in has])
+    wanted += [split for split in dict.fromkeys(required) if split not in wanted]
+    if missing := [split for split in wanted if split not in has]:
+        key = "evaluate.splits" if config.splits else "evaluate.require"
+        raise ConfigError(f"{key}: the dataset has no split {missing[0]!r} (it has: {', '.join(has)})")
+    if not wanted:
+        raise ConfigError(
+            f"evaluate: the dataset has neither validation nor test (it has: {', '.join(has)}); "
+            "name what to score in evaluate.splits"
+        )
+    return wanted
+
+
+def origin(dataset: Dataset, splits: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Split -> the columns `file` and `line` of each row, in the source; no columns where it is not known."""
+    result: dict[str, dict[str, np.ndarray]] = {}
+    for name in splits:
+        split = dataset.split(name)
+        if "origin" in split.arrays:
+            places = np.asarray(split.arrays["origin"])  # (n, 2)
+            files = np.asarray(split.sources, dtype=object)
+            result[name] = {"file": files[places[:, 0]], "line": places[:, 1]}
+    return result
+
+
+def model_and_data(assembled: Assembled, directory: str, weights: str) -> dict[str, dict[str, Any]]:
+    """What a report says of the model (where it lies, the hash of its files) and of the dataset."""
+    dataset = assembled.dataset
+    return {
+        "model": {"path": directory, "hash": weights},
+        "dataset": {"path": str(dataset.directory), "fingerprint": dataset.fingerprint},
+    }
+
+
+def samples(assembled: Assembled, config: SamplesConfig) -> list[dict[str, Any]]:
+    """Continuations of the prompts, each a function of the run's seed and the numbers of prompt and text.
+
+    ConfigError where the model does not write text.
+    """
+    if not isinstance(assembled.task_config.outputs(assembled.dataset.card["targets"]), NextToken):
+        raise ConfigError("evaluate.samples: is for language models; this model writes no text")
+    dataset = assembled.dataset
+    tokenizer = FittedTokenizer.from_state(dataset.card["encoder"]["tokenizer"], dataset.directory)
+    return [
+        {"prompt": prompt, "text": _text(assembled, config, tokenizer, prompt, (at, copy))}
+        for at, prompt in enumerate(config.prompts)
+        for copy in range(config.count)
+    ]
+
+
+def _text(
+    assembled: Assembled,
+    config: SamplesConfig,
+    tokenizer: FittedTokenizer,
+    prompt: str,
+    number: tuple[int, int],
+) -> str:
+    """The prompt and its continuation, without the end-of-text token."""
+    ids = tokenizer.ids(tokenizer.encode([prompt]))[0].tolist()
+    with assembled.precision.autocast(assembled.device):
+        ids = generate(
+            cast(Transformer, assembled.model),
+            ids or [first_token(assembled.dataset, seeds.derive(assembled.seed, "document", *number))],
+            config.tokens,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            seed=seeds.derive(assembled.seed, "sample", *number),
+            stop=() if tokenizer.end is None else (tokenizer.end,),
+        )
+    if tokenizer.end is not None and ids[-1] == tokenizer.end:
+        ids = ids[:-1]
+    return tokenizer.decode(ids)
+
+
+def first_token(dataset: Dataset, seed: int) -> int:
+    """The first token of one of the train documents.
+
+    Documents are kept apart in training, so a model never learns what follows an end-of-text token.
+    """
+    train = dataset.split("train")
+    ends = train.arrays["documents"]  # (d,)
+    document = seed % len(ends)
+    return int(train.arrays["tokens"][0 if document == 0 else ends[document - 1]])

@@ -1,0 +1,76 @@
+"""What `describe` describes: the model an experiment would build, or the one in a checkpoint, on the meta device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmtool.core import files
+from llmtool.core.contracts import InputSpec, NextToken, OutputSpec, Tokens
+from llmtool.core.devices import memory_bytes, resolve_device, resolve_precision
+from llmtool.core.errors import ConfigError
+from llmtool.data.store import input_spec
+from llmtool.experiment import Experiment
+from llmtool.models import pretrained
+from llmtool.stages.assemble import CARD_FILE
+from llmtool.stages.describe import Subject, expected_inputs
+from llmtool.tasks import default_task
+
+ROWS = 32  # of a forward pass, where the file leaves the batch to `auto` and the data is not known
+
+
+def of_experiment(experiment: Experiment, card: dict[str, Any] | None) -> Subject:
+    """The model that `train` (or, without a `model:` section, `finetune`) would work on; card: of the data, if prepared."""
+    device = resolve_device(experiment.device)
+    precision = resolve_precision(experiment.precision, device)
+    fit = experiment.train or experiment.finetune
+    config, assumed = experiment.model, []
+    if config is None:
+        raise ConfigError("describe needs the section `model:` (or give it a checkpoint directory)")
+    if card is not None:
+        inputs: InputSpec | None = input_spec(card["inputs"])
+        outputs: OutputSpec | None = (experiment.task or default_task(card["targets"])).outputs(
+            card["targets"]
+        )
+    else:
+        inputs, note = expected_inputs(experiment.data.encode)
+        assumed = [note] if note else []
+        outputs = NextToken(inputs.vocabulary) if isinstance(inputs, Tokens) else None
+    model: nn.Module | None = None
+    if inputs is not None and outputs is not None:
+        with torch.device("meta"):
+            model = config.build(inputs, outputs)
+    batch = next((b for b in (fit.micro_batch, fit.batch) if b != "auto"), ROWS) if fit else ROWS
+    return Subject(
+        name=experiment.run,
+        config=config,
+        model=model,
+        card=card,
+        rows=batch,
+        precision=precision.name,
+        optimizer=fit.optimizer.name if fit else "adamw",
+        device=device.type,
+        device_bytes=memory_bytes(device),
+        assumed=assumed,
+    )
+
+
+def of_checkpoint(directory: Path) -> Subject:
+    """The model of a checkpoint directory, from its two cards alone: no weights are read."""
+    about = files.read_json(directory / CARD_FILE)
+    model: Any = pretrained.skeleton(Path(about["base"]["path"]) if about.get("base") else directory)
+    device = resolve_device("auto")
+    return Subject(
+        name=str(directory),
+        config=model.config,
+        model=model,
+        card=about["card"] | {"splits": {}, "notes": []},
+        rows=ROWS,
+        precision=resolve_precision("auto", device).name,
+        optimizer="adamw",
+        device=device.type,
+        device_bytes=memory_bytes(device),
+    )

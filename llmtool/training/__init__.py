@@ -1,0 +1,67 @@
+"""The `train:` section: budget, batch, optimizer, schedule and what happens when; generic over the task."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from llmtool.core.config import Section
+from llmtool.training.budget import Budget
+from llmtool.training.optimizers import AdamWConfig, OptimizerConfig
+from llmtool.training.schedules import CosineSchedule, ScheduleConfig
+
+Count = Annotated[int, Field(gt=0)] | Literal["auto"]
+
+
+class Select(Section):
+    """Which validation figure makes a checkpoint the best one."""
+
+    metric: str = Field(description="a figure of the validation scores, such as f1 or loss")
+    mode: Literal["min", "max"] = Field(description="whether less (min) or more (max) of it is better")
+
+
+class Stop(Section):
+    """When training ends before its budget."""
+
+    patience: int = Field(gt=0, description="validations in a row without a new best")
+
+
+class TrainConfig(Section):
+    """How a model is trained."""
+
+    budget: Budget = Field(default=Budget(epochs=10), description="how long: steps, epochs, tokens or time")
+    batch: Count = Field(default="auto", description="rows of one optimizer step")
+    micro_batch: Count = Field(
+        default="auto", description="rows that go through the model at once; the result does not depend on it"
+    )
+    optimizer: OptimizerConfig = Field(default=AdamWConfig(name="adamw"), description="the update rule")
+    schedule: ScheduleConfig = Field(
+        default=CosineSchedule(name="cosine"), description="how the learning rate moves over the run"
+    )
+    clip: float | None = Field(default=1.0, gt=0, description="longest gradient (its norm); null: no limit")
+    compile: bool | Literal["auto"] = Field(
+        default="auto",
+        description="torch.compile; auto: on CUDA, and on a CPU where the run is long enough to pay",
+    )
+    log_every: Count = Field(default="auto", description="steps between two lines of metrics.jsonl")
+    validate_every: Count = Field(default="auto", description="steps between two validations")
+    checkpoint_every: Count = Field(default="auto", description="steps between two checkpoints")
+    keep: int = Field(default=2, gt=0, description="newest checkpoints kept, beside the best one")
+    select: Select | None = Field(
+        default=None, description="what makes a checkpoint the best; default: the task's figure"
+    )
+    stop: Stop | None = Field(default=None, description="early stopping")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if (
+            isinstance(self.batch, int)
+            and isinstance(self.micro_batch, int)
+            and self.batch % self.micro_batch
+        ):
+            raise ValueError(f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch})")
+        return self
+
+
+__all__ = ["Budget", "OptimizerConfig", "ScheduleConfig", "Select", "Stop", "TrainConfig"]

@@ -1,0 +1,334 @@
+"""The training loop on one screen, and what keeps it exact: accumulation, guard, signals, clock."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from llmtool.core.contracts import Batch, Loss
+from llmtool.core.errors import Cancelled, DivergedError, Interrupted
+from llmtool.core.seeds import derive
+from llmtool.training.optimizers import Optimizers
+from llmtool.training.schedules import Schedule
+from llmtool.training.throughput import Meter
+
+FP16_SCALE, FP16_GROW = 65536.0, 2000  # first factor of the fp16 loss; good steps before it doubles
+TINY = 1e-12  # a batch in which nothing is scored has count 0 and gradient 0: it changes nothing
+
+
+class Batches(Protocol):
+    """The endless training order, as data.batches gives it: a pure function of the index."""
+
+    rows: int
+    tokens_per_row: int
+
+    def batch(self, start: int, count: int) -> Batch:
+        """Rows start..start+count of the order."""
+
+    def where(self, start: int, count: int) -> list[str]:
+        """The same rows by name, for messages."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the loop decides by, as plain numbers; `steps` or `seconds` ends a run, `session` pauses it.
+
+    An `_every` of None is every tenth of the run.
+    """
+
+    batch: int
+    micro_batch: int
+    steps: int | None = None
+    seconds: float | None = None
+    session: float | None = None
+    clip: float | None = 1.0
+    log_every: int = 10
+    validate_every: int | None = None
+    checkpoint_every: int | None = None
+    mode: str = "min"
+    patience: int | None = None
+    seed: int = 0
+    fp16: bool = False
+
+
+@dataclass
+class State:
+    """Where a run stands; with weights and optimizer state, everything that a resumed run needs."""
+
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    since: int = 0  # validations since the best one
+    total: float = 0.0  # loss and targets summed since the last line of metrics
+    count: float = 0.0
+    scale: float = FP16_SCALE
+    good: int = 0  # fp16 steps since the scale last changed
+    seconds: float = 0.0  # of all sessions
+
+
+@dataclass
+class Verbs:
+    """What the loop asks of its caller."""
+
+    validate: Callable[[], tuple[dict[str, float], float | None]] | None  # figures, and the one that selects
+    record: Callable[[dict[str, Any]], None]  # a row of metrics
+    save: Callable[[State, bool], None]  # a checkpoint; True: it is the best so far
+
+
+@dataclass
+class Loop:
+    """The parts of a run that do not change while it runs."""
+
+    model: nn.Module
+    loss: Callable[[Batch], Loss]
+    compiled: Callable[[Batch], Loss] | None  # the same through torch.compile
+    batches: Batches
+    optimizers: Optimizers
+    schedule: Schedule
+    plan: Plan
+    device: torch.device
+    meter: Meter
+    verbs: Verbs
+    sums: Tensor = field(init=False)  # (2,) float64: loss and count since the last line
+    bad: Tensor = field(init=False)  # CUDA: first step whose gradient was not finite, or -1
+    waits: bool = field(init=False)  # whether reading a number from the device costs nothing (a CPU)
+    work: float = 0.0  # seconds of the current step inside forward, backward and optimizer
+
+    def __post_init__(self) -> None:
+        self.waits = self.device.type != "cuda"
+
+    def run(self, state: State) -> str:
+        """Train until the budget is spent ("budget") or patience is at its end ("patience"); returns which.
+
+        Raises DivergedError, and after a checkpoint Interrupted (SIGTERM, time limit) or Cancelled (Ctrl-C).
+        """
+        plan, verbs, began, before = self.plan, self.verbs, time.monotonic(), state.seconds
+        self.sums = torch.tensor([state.total, state.count], dtype=torch.float64, device=self.device)
+        self.bad = torch.tensor(-1, device=self.device)
+        self.model.train()
+        with caught_signals() as received:
+            while (reason := _finished(plan, state)) is None:
+                progress = _progress(plan, state)
+                rate = self.optimizers.set_rate(self.schedule.factor(state.step, plan.steps, progress))
+                norm = self._update(state)
+                self.meter.step(self.work)
+                state.step += 1
+                state.seconds = before + time.monotonic() - began
+                tenth = int(10 * _progress(plan, state) + 1e-9) > int(10 * progress + 1e-9)
+                last = _finished(plan, state) is not None
+                better = False
+                if last or state.step % plan.log_every == 0:
+                    verbs.record(self._line(state, norm, rate))
+                if verbs.validate and (last or _due(plan.validate_every, state.step, tenth)):
+                    better = self._validate(state, verbs.validate)
+                    last = last or _finished(plan, state) is not None
+                stop = self._interruption(received, began)
+                if better or last or stop or _due(plan.checkpoint_every, state.step, tenth):
+                    self._save(state, better)
+                if stop and not last:
+                    raise stop
+        return reason
+
+    def _update(self, state: State) -> Tensor:
+        """One optimizer step; returns the gradient's norm. A step that is not finite changes nothing."""
+        total, count = self._accumulate(state)
+        divisor = count.clamp(min=TINY) * (state.scale if self.plan.fp16 else 1.0)
+        norm = torch.nn.utils.get_total_norm(self.optimizers.gradients()) / divisor
+        divide = divisor
+        if self.plan.clip is not None:
+            divide = divisor * ((norm + 1e-6) / self.plan.clip).clamp(min=1.0)
+        divide = divide.float()
+        if self.plan.fp16:
+            if self._fits_fp16(
+                state, total, norm
+            ):  # waits for the device: fp16 alone needs the answer every step
+                self._step(divide)
+        elif self.waits:
+            if not math.isfinite(norm.item()) or not math.isfinite(total.item()):
+                raise self._diverged(state.step, (total / count).item(), norm.item())
+            self._step(divide)
+        else:
+            bad = ~(torch.isfinite(norm) & torch.isfinite(total))
+            self.bad = torch.where((self.bad < 0) & bad, state.step, self.bad)
+            self._step(divide, self.bad >= 0)
+        self.sums += torch.stack((total, count))
+        self.optimizers.zero_grad()
+        return norm
+
+    def _accumulate(self, state: State) -> tuple[Tensor, Tensor]:
+        """Gradients of the summed loss of the batch, part by part; returns the sum and its count."""
+        plan, compute = self.plan, self.compiled or self.loss
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self.work = 0.0
+        for index, start in enumerate(range(0, plan.batch, plan.micro_batch)):
+            rows = min(plan.micro_batch, plan.batch - start)
+            batch = self._batch(state.step * plan.batch + start, rows)
+            self._seed(derive(plan.seed, "step", state.step, index))
+            started = time.perf_counter()
+            loss = compute(batch)
+            (loss.total * state.scale if plan.fp16 else loss.total).backward()
+            self.work += time.perf_counter() - started
+            totals += torch.stack((loss.total.detach().double(), loss.count.double()))
+        return totals[0], totals[1]
+
+    def _seed(self, seed: int) -> None:
+        """What torch.manual_seed does, for the device in use alone: the whole of it takes half a millisecond."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _step(self, divisor: Tensor, skip: Tensor | None = None) -> None:
+        started = time.perf_counter()
+        self.optimizers.step(divisor, skip)
+        self.work += time.perf_counter() - started
+
+    def _batch(self, start: int, count: int) -> Batch:
+        batch = self.batches.batch(start, count)
+        if self.device.type != "cuda":
+            return batch
+        pinned = [
+            None if t is None else t.pin_memory() for t in (batch.inputs, batch.targets, batch.segments)
+        ]
+        return Batch(*pinned).to(self.device)  # type: ignore[arg-type]
+
+    def _fits_fp16(self, state: State, total: Tensor, norm: Tensor) -> bool:
+        """Whether the scaled gradient is finite; moves the scale. A loss that is not finite diverged."""
+        finite = math.isfinite(norm.item())
+        if not math.isfinite(total.item()) or (not finite and state.scale < 1e-3):
+            raise self._diverged(state.step, total.item(), norm.item())
+        state.good = state.good + 1 if finite else 0
+        if not finite:
+            state.scale /= 2
+        elif state.good == FP16_GROW:
+            state.scale, state.good = state.scale * 2, 0
+        return finite
+
+    def _line(self, state: State, norm: Tensor, rate: float) -> dict[str, Any]:
+        """The row of metrics since the last line; here the device is waited for."""
+        self._check()
+        total, count = self.sums.tolist()
+        self.sums.zero_()
+        epoch = state.step * self.plan.batch / self.batches.rows
+        row = {
+            "step": state.step,
+            "epoch": epoch,
+            "loss": total / max(count, TINY),
+            "norm": norm.item(),
+            "lr": rate,
+        }
+        return row | {"time": {"seconds": state.seconds, "left": self._left(state), **self.meter.line()}}
+
+    def _left(self, state: State) -> float | None:
+        if self.plan.steps is None:
+            return max(0.0, (self.plan.seconds or 0.0) - state.seconds)
+        return self.meter.left(self.plan.steps - state.step)
+
+    def _validate(self, state: State, validate: Callable[[], tuple[dict[str, float], float | None]]) -> bool:
+        """Score, write the figures down, and say whether they are the best so far."""
+        self._check()
+        with self.meter.aside():
+            metrics, value = validate()
+        better = value is not None and math.isfinite(value)
+        if better and state.best is not None:
+            assert value is not None
+            better = value < state.best if self.plan.mode == "min" else value > state.best
+        if better:
+            state.best, state.best_step, state.since = value, state.step, 0
+        else:
+            state.since += 1
+        row: dict[str, Any] = {"step": state.step, "validation": metrics, "best": better}
+        self.verbs.record(row | {"time": {"seconds": state.seconds}})
+        return better
+
+    def _save(self, state: State, better: bool) -> None:
+        self._check()
+        state.total, state.count = self.sums.tolist()
+        with self.meter.aside():
+            self.verbs.save(state, better)
+
+    def _check(self) -> None:
+        """Read the device's flag: whatever is written or scored next must not come after a bad step."""
+        if not self.waits and (step := int(self.bad.item())) >= 0:
+            raise self._diverged(step, math.nan, math.nan)
+
+    @torch.no_grad()
+    def _diverged(self, step: int, loss: float, norm: float) -> DivergedError:
+        """The error that names the rows whose own loss is not finite, found by trying them one by one."""
+        first, guilty = step * self.plan.batch, []
+        self.model.eval()
+        for index in range(first, first + self.plan.batch):
+            if not math.isfinite(self.loss(self._batch(index, 1)).total.item()):
+                guilty.append(index)
+        names = [name for index in guilty[:5] for name in self.batches.where(index, 1)]
+        more = f" and {len(guilty) - 5} more" if len(guilty) > 5 else ""
+        if not guilty or len(guilty) == self.plan.batch:
+            ends = [*self.batches.where(first, 1), *self.batches.where(first + self.plan.batch - 1, 1)]
+            rows = " to ".join(dict.fromkeys(ends))
+            blame = f"no single row is to blame ({rows}); a lower lr or a longer warmup may help"
+        else:
+            blame = f"the loss is not finite at {', '.join(names)}{more}"
+        figures = (
+            f"loss {loss:g}, gradient norm {norm:g}"
+            if not math.isnan(loss + norm)
+            else "loss or gradient not finite"
+        )
+        return DivergedError(f"step {step + 1}: {figures}: {blame}; this update was not made")
+
+    def _interruption(self, received: list[int], began: float) -> Interrupted | Cancelled | None:
+        if signal.SIGINT in received:
+            return Cancelled("cancelled; the same command goes on from the checkpoint")
+        if signal.SIGTERM in received:
+            return Interrupted("interrupted by SIGTERM; the same command goes on from the checkpoint")
+        if self.plan.session is not None and time.monotonic() - began >= self.plan.session:
+            return Interrupted("time limit reached; run again to go on")
+        return None
+
+
+def _due(every: int | None, step: int, tenth: bool) -> bool:
+    return tenth if every is None else step % every == 0
+
+
+def _progress(plan: Plan, state: State) -> float:
+    """The share of the budget that is used up."""
+    if plan.steps is not None:
+        return min(1.0, state.step / plan.steps)
+    assert plan.seconds is not None
+    return min(1.0, state.seconds / plan.seconds)
+
+
+def _finished(plan: Plan, state: State) -> str | None:
+    if plan.patience is not None and state.since >= plan.patience:
+        return "patience"
+    return "budget" if _progress(plan, state) >= 1.0 else None
+
+
+@contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """SIGTERM and SIGINT only leave their number in the list; a second Ctrl-C aborts at once."""
+    received: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and signal.SIGINT in received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for which in (signal.SIGTERM, signal.SIGINT):
+            before[which] = signal.signal(which, remember)
+    except ValueError:  # not the main thread: signals are not ours to catch
+        pass
+    try:
+        yield received
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler if handler is not None else signal.SIG_DFL)

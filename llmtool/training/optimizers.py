@@ -1,0 +1,248 @@
+"""The update rules, and one small holder that steps them, names their state and writes it down exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from llmtool.core.config import Section
+from llmtool.core.errors import ConfigError, LlmtoolError
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+LR = "learning rate at the schedule's full height"
+DECAY = "decoupled weight decay of matrices (vectors, such as biases and norms, are never decayed)"
+
+Named = list[tuple[str, nn.Parameter]]
+
+
+class AdamWConfig(Section):
+    """AdamW (https://arxiv.org/abs/1711.05101); with weight_decay 0 it is plain Adam."""
+
+    name: Literal["adamw"] = Field(description="AdamW; with weight_decay 0 it is Adam")
+    lr: float = Field(default=1e-3, gt=0, description=LR)
+    betas: list[Beta] = Field(
+        default=[0.9, 0.99], min_length=2, max_length=2, description="memory of the mean and of the squares"
+    )
+    epsilon: float = Field(default=1e-8, gt=0, description="added to the root of the squares")
+    weight_decay: float = Field(default=0.01, ge=0, description=DECAY)
+
+    def build(self, model: nn.Module) -> Optimizers:
+        """The optimizer of the model's trainable parameters."""
+        named = trainable(model)
+        first, second = self.betas
+        return Optimizers(
+            {"adamw": _adamw(named, self.lr, (first, second), self.epsilon, self.weight_decay)}, named
+        )
+
+
+class SGDConfig(Section):
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"] = Field(description="stochastic gradient descent")
+    lr: float = Field(default=0.1, gt=0, description=LR)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="share of the last update that goes on")
+    nesterov: bool = Field(default=False, description="Nesterov's form of momentum")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="L2 decay of matrices, as part of the gradient"
+    )
+
+    def build(self, model: nn.Module) -> Optimizers:
+        """The optimizer of the model's trainable parameters."""
+        if self.nesterov and not self.momentum:
+            raise ConfigError("optimizer.nesterov needs a momentum above 0")
+        named = trainable(model)
+        part = torch.optim.SGD(
+            _by_decay(named, self.weight_decay),
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            fused=_fusable(named),
+        )
+        return Optimizers({"sgd": part}, named)
+
+
+class MuonConfig(Section):
+    """Muon for the hidden matrices (https://kellerjordan.github.io/posts/muon/), AdamW for the rest."""
+
+    name: Literal["muon"] = Field(
+        description="orthogonalised momentum for hidden matrices, AdamW for the rest"
+    )
+    lr: float = Field(default=0.02, gt=0, description="learning rate of the hidden matrices, at full height")
+    momentum: float = Field(default=0.95, ge=0, lt=1, description="memory of the gradient")
+    nesterov: bool = Field(default=True, description="Nesterov's form of momentum")
+    ns_steps: int = Field(
+        default=5, gt=0, lt=100, description="Newton-Schulz steps that orthogonalise an update"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description=DECAY)
+    adamw_lr: float = Field(default=3e-3, gt=0, description="learning rate of embeddings, head and vectors")
+    betas: list[Beta] = Field(
+        default=[0.9, 0.95],
+        min_length=2,
+        max_length=2,
+        description="AdamW's memory of the mean and of the squares",
+    )
+    epsilon: float = Field(default=1e-8, gt=0, description="AdamW's epsilon")
+
+    def build(self, model: nn.Module) -> Optimizers:
+        """The optimizer of the model's trainable parameters. ConfigError when none is a hidden matrix."""
+        named, outer = trainable(model), outer_parameters(model)
+        hidden = [(name, p) for name, p in named if p.ndim == 2 and id(p) not in outer]
+        chosen = {id(p) for _, p in hidden}
+        rest = [(name, p) for name, p in named if id(p) not in chosen]
+        if not hidden:
+            raise ConfigError("optimizer muon: this model trains no hidden matrix; use adamw")
+        parts: dict[str, torch.optim.Optimizer] = {
+            "muon": torch.optim.Muon(
+                [{"params": [p for _, p in hidden]}],
+                lr=self.lr,
+                weight_decay=self.weight_decay,
+                momentum=self.momentum,
+                nesterov=self.nesterov,
+                ns_steps=self.ns_steps,
+            )
+        }
+        if rest:
+            first, second = self.betas
+            parts["adamw"] = _adamw(rest, self.adamw_lr, (first, second), self.epsilon, self.weight_decay)
+        return Optimizers(parts, named)
+
+
+OptimizerConfig = Annotated[AdamWConfig | SGDConfig | MuonConfig, Field(discriminator="name")]
+
+
+class Optimizers:
+    """Torch optimizers that step together; their state exists from the start, named by parameter."""
+
+    def __init__(self, parts: dict[str, torch.optim.Optimizer], named: Named) -> None:
+        self.parts = parts
+        self.parameters = [p for _, p in named]
+        self._names = {id(p): name for name, p in named}
+        for group in self.groups():
+            group["initial_lr"] = group["lr"]
+        for part in parts.values():
+            _begin(part)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """All parameter groups."""
+        return [group for part in self.parts.values() for group in part.param_groups]
+
+    def set_rate(self, factor: float) -> float:
+        """Every group's rate becomes `factor` of its full rate; returns the first group's."""
+        for group in self.groups():
+            group["lr"] = group["initial_lr"] * factor
+        return float(self.groups()[0]["lr"])
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients there are."""
+        return [p.grad for p in self.parameters if p.grad is not None]
+
+    def step(self, divisor: Tensor | None = None, skip: Tensor | None = None) -> None:
+        """Update the parameters with the gradients over `divisor`, a scalar on the device.
+
+        skip: a flag on the device; where it is set, nothing changes. Muon knows no such flag: its gradients
+        become 0, so its matrices stay finite but drift by their momentum.
+        """
+        for part in self.parts.values():
+            if part.defaults.get(
+                "fused"
+            ):  # torch's own protocol: the kernel divides and skips, without a pass more
+                part.grad_scale = divisor  # type: ignore[attr-defined]
+                part.found_inf = None if skip is None else skip.float()  # type: ignore[attr-defined]
+            else:
+                gradients = [p.grad for g in part.param_groups for p in g["params"] if p.grad is not None]
+                if divisor is not None:
+                    torch._foreach_div_(gradients, divisor)
+                if skip is not None:
+                    for gradient in gradients:
+                        gradient.masked_fill_(skip, 0.0)
+            part.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """The live state tensors by "optimizer/parameter/what": everything a resumed run needs, exactly."""
+        return {
+            f"{kind}/{self._names[id(parameter)]}/{key}": value
+            for kind, part in self.parts.items()
+            for parameter, entries in part.state.items()
+            for key, value in entries.items()
+        }
+
+    @torch.no_grad()
+    def restore(self, saved: dict[str, Tensor]) -> None:
+        """Take over a saved `state`, bit by bit. LlmtoolError when it is of another model or optimizer."""
+        own = self.state()
+        if own.keys() != saved.keys():
+            other = sorted(own.keys() ^ saved.keys())[0]
+            raise LlmtoolError(
+                f"the saved optimizer state is of another model or optimizer (differs in {other})"
+            )
+        for name, value in own.items():
+            if value.shape != saved[name].shape or value.dtype != saved[name].dtype:
+                raise LlmtoolError(
+                    f"the saved optimizer state is of another model: {name} is {tuple(saved[name].shape)}, "
+                    f"not {tuple(value.shape)}"
+                )
+            value.copy_(saved[name])
+
+
+def trainable(model: nn.Module) -> Named:
+    """Names and parameters that receive gradients, shared ones once. ConfigError when there are none."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not named:
+        raise ConfigError("nothing to train: every parameter of the model is frozen")
+    return named
+
+
+def outer_parameters(model: nn.Module) -> set[int]:
+    """Ids of the parameters at the model's two ends: embeddings, and the output layer.
+
+    Our families name their output layer (`head_name`); in any other model it is the last Linear.
+    """
+    ends: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    if name := getattr(model, "head_name", None):
+        ends.append(model.get_submodule(name))
+    elif linears := [module for module in model.modules() if isinstance(module, nn.Linear)]:
+        ends.append(linears[-1])
+    return {id(parameter) for module in ends for parameter in module.parameters()}
+
+
+def _adamw(
+    named: Named, lr: float, betas: tuple[float, float], epsilon: float, weight_decay: float
+) -> torch.optim.AdamW:
+    groups = _by_decay(named, weight_decay)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=epsilon, fused=_fusable(named))
+
+
+def _by_decay(named: Sequence[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: matrices (and higher) with decay, vectors without."""
+    groups = [
+        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _fusable(named: Named) -> bool:
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for _, p in named)
+
+
+def _begin(part: torch.optim.Optimizer) -> None:
+    """Make now the state that torch would make at the first step: saving and restoring know one form only."""
+    for group in part.param_groups:
+        for parameter in group["params"]:
+            entries = part.state[parameter]
+            if isinstance(part, torch.optim.AdamW):
+                device = parameter.device if group["fused"] else torch.device("cpu")
+                entries["step"] = torch.zeros((), dtype=torch.float32, device=device)
+                entries["exp_avg"] = torch.zeros_like(parameter)
+                entries["exp_avg_sq"] = torch.zeros_like(parameter)
+            elif group["momentum"]:
+                entries["momentum_buffer"] = torch.zeros_like(parameter)

@@ -1,0 +1,76 @@
+"""How fast training goes: rows or tokens per second, share of the peak, time left, the loop's overhead."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+SKIP = 3  # first steps of a session that are not counted: compilation, allocation, cold caches
+
+
+@dataclass
+class Meter:
+    """Clocks of one session. Validation and saving stand aside and are not counted.
+
+    rows: of one optimizer step. tokens_per_row: 1 for tables. flops_per_row: forward and backward, if known.
+    peak: FLOP/s that the device can reach, if known.
+    """
+
+    rows: int
+    tokens_per_row: int = 1
+    flops_per_row: float | None = None
+    peak: float | None = None
+    steps: int = 0  # counted ones
+    seconds: float = 0.0  # of the counted steps
+    work: float = 0.0  # of these, inside forward, backward and optimizer
+    _seen: int = 0
+    _last: tuple[int, float] = (0, 0.0)  # steps and seconds at the last line
+    _mark: float = field(default_factory=time.perf_counter)
+
+    def step(self, work: float) -> None:
+        """A step is done; `work` seconds of it went into forward, backward and optimizer."""
+        now = time.perf_counter()
+        self._seen += 1
+        if self._seen > SKIP:
+            self.steps += 1
+            self.seconds += now - self._mark
+            self.work += work
+        self._mark = now
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Time in here is not training time."""
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._mark += time.perf_counter() - before
+
+    def line(self) -> dict[str, float]:
+        """Figures since the last call: rows_per_second (or tokens_per_second), peak_share where known."""
+        steps, seconds = self.steps - self._last[0], self.seconds - self._last[1]
+        self._last = (self.steps, self.seconds)
+        return self._figures(steps, seconds)
+
+    def summary(self) -> dict[str, float]:
+        """The same over the session, with `overhead`: the share of time outside the model's own work."""
+        figures = self._figures(self.steps, self.seconds)
+        if self.seconds > 0:
+            figures["overhead"] = max(0.0, 1 - self.work / self.seconds)
+        return figures
+
+    def left(self, steps: int) -> float | None:
+        """Seconds that `steps` more steps will take at the pace so far."""
+        return self.seconds / self.steps * steps if self.steps else None
+
+    def _figures(self, steps: int, seconds: float) -> dict[str, float]:
+        if not steps or seconds <= 0:
+            return {}
+        rows = steps * self.rows / seconds
+        name = "rows_per_second" if self.tokens_per_row == 1 else "tokens_per_second"
+        figures = {name: rows * self.tokens_per_row}
+        if self.flops_per_row and self.peak:
+            figures["peak_share"] = rows * self.flops_per_row / self.peak
+        return figures

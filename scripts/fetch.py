@@ -1,0 +1,126 @@
+"""Puts data sets that are not in the repository into data/<name>/, copied from ../shared/data and checked.
+
+    python scripts/fetch.py                            list what there is
+    python scripts/fetch.py california_housing         copy one into data/california_housing/
+
+Where ../shared/data is missing, it says which file of which public repository to put there; it downloads
+nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+UCI = "UCI Machine Learning Repository data, CC BY 4.0 there"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file: its SHA-256 here, and where it was found."""
+
+    file: str
+    sha256: str
+    repository: str
+    commit: str
+    path: str
+    licence: str
+    how: str = "as it is"
+
+
+JBROWNLEE = ("github.com/jbrownlee/Datasets", "d20fcb6402ae34e653d4513b00f39257bb37ed7f")
+SETS: dict[str, list[Source]] = {
+    "adult": [
+        Source(
+            "adult-train.csv.gz",
+            "fb9b6b419c38dd70d75d31f014b7f0905bf76e9625473c593455e31679a93184",
+            *JBROWNLEE,
+            "adult-train.csv",
+            UCI,
+            "packed with gzip",
+        ),
+        Source(
+            "adult-test.csv.gz",
+            "d16c978b95fe8ecec94dec57782a85ed9720c507d93a4608e8f182a8e6378d4a",
+            *JBROWNLEE,
+            "adult-test.csv",
+            UCI,
+            "packed with gzip",
+        ),
+    ],
+    "bank_marketing": [
+        Source(
+            "bank-additional.csv",
+            "e71826c3e6d8bd64097ca3ff6230bf60eec5d4b1eb157607a8d54958220854e8",
+            "github.com/justmarkham/DAT8",
+            "ff04af83e8ac1409cd86f3cb3524e4141644c5a1",
+            "data/bank-additional.csv",
+            UCI,
+        )
+    ],
+    "california_housing": [
+        Source(
+            "housing.csv",
+            "8a3727f4cf54ac1a327f69b1d5b4db54c5834ea81c6e4efc0d163300022a685e",
+            "github.com/ageron/handson-ml2",
+            "1e2115277b50f6c584cd668fa30e3af309a5b136",
+            "datasets/housing/housing.csv",
+            "Apache-2.0",
+        )
+    ],
+    "letter_recognition": [
+        Source(
+            "LetterRecognition.csv",
+            "b63c465dbba15552b15f1932b259704e5547c1b5a7a39fd9a15ef94c2ba99114",
+            "github.com/selva86/datasets",
+            "c943fa8851270387c44d26efb0f9c0aac1559e11",
+            "LetterRecognition.csv",
+            UCI,
+        )
+    ],
+}
+
+
+def fetch(name: str) -> Path:
+    """Make sure that data/<name>/ holds the right files; returns it. SystemExit says what is missing."""
+    folder = ROOT / "data" / name
+    missing = [problem for source in SETS[name] if (problem := _fetch_one(source, name, folder))]
+    if missing:
+        raise SystemExit("\n".join(missing))
+    return folder
+
+
+def _fetch_one(source: Source, name: str, folder: Path) -> str | None:
+    """What is wrong with one file after trying, or None."""
+    target, shared = folder / source.file, SHARED / name / source.file
+    if not target.exists() and shared.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(shared, target)
+    if not target.exists():
+        return (
+            f"{target.relative_to(ROOT)} is missing: take {source.path} from {source.repository} at commit "
+            f"{source.commit} ({source.how}; licence: {source.licence})"
+        )
+    found = hashlib.sha256(target.read_bytes()).hexdigest()
+    if found != source.sha256:
+        return f"{target.relative_to(ROOT)}: SHA-256 is {found}, expected {source.sha256}"
+    return None
+
+
+def main(names: list[str]) -> None:
+    """Fetch the named sets, or list them all."""
+    if not names:
+        print("\n".join(f"{name}: {', '.join(s.file for s in sources)}" for name, sources in SETS.items()))
+    for name in names:
+        if name not in SETS:
+            raise SystemExit(f"unknown data set {name!r} (known: {', '.join(SETS)})")
+        print(f"{fetch(name).relative_to(ROOT)}: ready")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

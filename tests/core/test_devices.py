@@ -1,0 +1,207 @@
+"""Device and precision choice, peaks and memory of core/devices.py."""
+
+import os
+import warnings
+
+import pytest
+import torch
+
+from llmtool.core import devices
+from llmtool.core.devices import PRECISIONS, resolve_device, resolve_precision
+from llmtool.core.errors import ConfigError
+
+CPU = torch.device("cpu")
+without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU that is only claimed: (name, compute capability)."""
+
+    def claim(name, capability):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+        return torch.device("cuda", 0)
+
+    return claim
+
+
+@without_cuda
+def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused(monkeypatch):
+    assert resolve_device("auto") == resolve_device("cpu") == CPU
+    with pytest.raises(ConfigError, match="device: cuda was asked for, but"):
+        resolve_device("cuda")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES=''"):
+        resolve_device("cuda")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+
+    def old_driver():
+        warnings.warn("CUDA initialization: the driver is\n too old", stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", old_driver)
+    assert resolve_device("auto") == CPU
+    with pytest.raises(ConfigError, match="but CUDA initialization: the driver is too old"):
+        resolve_device("cuda")
+
+
+def test_auto_takes_the_gpu_and_its_best_precision(gpu):
+    device = gpu("NVIDIA H200", (9, 0))
+    assert resolve_device("auto") == resolve_device("cuda") == device
+    assert resolve_precision("auto", device).name == "bf16"
+    assert resolve_precision("fp16", device).scaler
+    old = gpu("Tesla T4", (7, 5))
+    assert resolve_precision("auto", old).name == "fp32"
+    assert resolve_precision("fp16", old).dtype == torch.float16
+    for name in ("bf16", "tf32"):
+        with pytest.raises(ConfigError, match=rf"precision: {name} needs .* Tesla T4 has 7\.5"):
+            resolve_precision(name, old)
+
+
+def test_precisions_of_the_cpu(monkeypatch):
+    assert resolve_precision("auto", CPU) == resolve_precision("fp32", CPU) == PRECISIONS["fp32"]
+    with pytest.raises(ConfigError, match="tf32 is a format of NVIDIA GPUs"):
+        resolve_precision("tf32", CPU)
+    a = torch.ones(4, 4)
+    with resolve_precision("fp32", CPU).autocast(CPU):
+        assert (a @ a).dtype == torch.float32
+    with resolve_precision("bf16", CPU).autocast(CPU):
+        assert (a @ a).dtype == torch.bfloat16
+    monkeypatch.setattr(devices, "_cpu_computes_in", lambda dtype: False)
+    with pytest.raises(ConfigError, match="has no fp16 on the CPU"):
+        resolve_precision("fp16", CPU)
+
+
+def test_support_on_the_cpu_is_found_by_trying():
+    assert devices._cpu_computes_in(torch.bfloat16)
+    assert not devices._cpu_computes_in(torch.int8)
+
+
+def test_apply_sets_float32_products():
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        PRECISIONS["tf32"].apply()
+        assert torch.get_float32_matmul_precision() == "high"
+        PRECISIONS["fp32"].apply()
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "teraflops"),
+    [
+        ("NVIDIA H200", "bf16", 989.4),
+        ("NVIDIA H100 80GB HBM3", "tf32", 494.7),
+        ("NVIDIA H100 PCIe", "bf16", 756.5),
+        ("NVIDIA H100 NVL", "bf16", 835.5),
+        ("NVIDIA A100-SXM4-80GB", "bf16", 312.0),
+        ("NVIDIA A100 80GB PCIe", "fp32", 19.5),
+        ("A100-SXM4-40GB", "tf32", 156.0),
+        ("NVIDIA L4", "bf16", 121.0),
+        ("NVIDIA L40S", "bf16", 362.0),
+        ("NVIDIA GeForce RTX 4090", "bf16", 165.2),
+        ("NVIDIA GeForce RTX 3090", "fp32", 35.6),
+        ("Tesla T4", "fp16", 65.0),
+        ("Tesla T4", "bf16", None),
+        ("Tesla V100-SXM2-16GB", "fp16", 125.0),
+        ("NVIDIA H200 MIG 1g.18gb", "bf16", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16", None),
+        ("NVIDIA GeForce RTX 4090 D", "bf16", None),
+        ("NVIDIA L40", "bf16", None),
+        ("AMD Instinct MI300X", "bf16", None),
+    ],
+)
+def test_published_peaks_go_by_the_whole_name(name, precision, teraflops):
+    found = devices.published_peak(name, precision)
+    assert found == (None if teraflops is None else pytest.approx(teraflops * 1e12))
+
+
+def test_the_peak_of_a_known_gpu_is_published_and_of_the_cpu_measured(gpu):
+    flops, source = devices.peak_flops(gpu("NVIDIA H200", (9, 0)), PRECISIONS["bf16"])
+    assert (flops, source) == (pytest.approx(989.4e12), "NVIDIA's dense bf16 peak of NVIDIA H200")
+    state = torch.get_rng_state()
+    flops, source = devices.peak_flops(CPU, PRECISIONS["fp32"])
+    assert 1e8 < flops < 1e15
+    assert source == "measured here with a matrix product in fp32"
+    assert devices.peak_flops(CPU, PRECISIONS["fp32"])[0] == flops, "measured once"
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_memory_of_the_cpu(monkeypatch, tmp_path):
+    total = devices.memory_bytes(CPU)
+    assert 2**28 < total < 2**46
+    limit = tmp_path / "limit"
+    monkeypatch.setattr(devices, "Path", lambda name: limit)
+    limit.write_text("1000000\n")
+    assert devices.memory_bytes(CPU) == 1_000_000
+    limit.write_text("max\n")
+    assert devices.memory_bytes(CPU) >= total
+
+
+def test_determinism_is_set_and_unset(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        devices.set_determinism(True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        devices.set_determinism(False)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_out_of_memory_is_recognised_in_all_its_forms():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert devices.is_out_of_memory(caught.value)
+    assert devices.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert devices.is_out_of_memory(MemoryError())
+    assert devices.is_out_of_memory(
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")
+    )
+    assert not devices.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not devices.is_out_of_memory(ValueError("out of memory"))
+
+
+def test_words_for_the_device():
+    assert devices.describe(CPU) == f"CPU ({torch.get_num_threads()} threads)"
+    devices.synchronize(CPU)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_real_gpu():
+    device = resolve_device("auto")
+    assert device.type == "cuda"
+    a = torch.randn(1024, 1024, device=device)
+    exact = a.double() @ a.double()
+
+    def error():
+        return ((a @ a).double() - exact).abs().max().item()
+
+    before = torch.get_float32_matmul_precision()
+    try:
+        PRECISIONS["fp32"].apply()
+        full = error()
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            resolve_precision("tf32", device).apply()
+            assert error() > 10 * full
+            with resolve_precision("bf16", device).autocast(device):
+                assert (a @ a).dtype == torch.bfloat16
+    finally:
+        torch.set_float32_matmul_precision(before)
+    measured = devices._measured_peak(device, PRECISIONS["fp32"])
+    assert measured > 1e12
+    published, _ = devices.peak_flops(device, PRECISIONS["fp32"])
+    assert measured < 1.1 * published
+    assert devices.memory_bytes(device) > 2**30
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2 * devices.memory_bytes(device), dtype=torch.uint8, device=device)
+    assert devices.is_out_of_memory(caught.value)

@@ -1,0 +1,231 @@
+"""Batches: a pure function of the position, every row once an epoch, and no target across documents."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmtool.core.contracts import IGNORE
+from llmtool.core.errors import DataError
+from llmtool.data.batches import FeatureBatches, TokenBatches, open_batches
+from llmtool.data.store import ArrayWriter, Dataset, Split, make_card
+
+
+def table(rows: int, seed: int = 0) -> FeatureBatches:
+    arrays = {
+        "inputs": np.arange(rows * 2, dtype=np.float32).reshape(rows, 2),
+        "targets": np.arange(rows),
+        "origin": np.stack([np.arange(rows) % 2, np.arange(rows) + 2], axis=1),
+    }
+    return FeatureBatches(Split("train", rows, arrays, {}, ["data/a.csv", "b.csv"]), seed)
+
+
+def stream(lengths: list[int], context: int, seed: int = 0) -> TokenBatches:
+    """Token i of the stream is i + 1000, so that a batch shows where it was taken."""
+    ends = np.cumsum(lengths).astype(np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    origin = np.stack([np.zeros(len(ends), dtype=np.int64), np.arange(len(ends)) * 10 + 1], axis=1)
+    arrays = {"tokens": np.arange(1000, 1000 + total).astype(np.uint16), "documents": ends, "origin": origin}
+    return TokenBatches(Split("train", len(ends), arrays, {}, ["data/play.txt"]), context, seed)
+
+
+LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=12)
+
+
+# --- tables ---
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 64])
+def test_every_epoch_is_a_permutation(rows: int) -> None:
+    batches = table(rows)
+    for epoch in range(3):
+        assert sorted(batches.batch(epoch * rows, rows).targets.tolist()) == list(range(rows))
+    if rows == 64:
+        orders = {tuple(batches.batch(epoch * rows, rows).targets.tolist()) for epoch in range(3)}
+        assert len(orders) == 3
+
+
+def test_a_batch_is_a_pure_function_of_its_place() -> None:
+    one, two = table(10), table(10)
+    places = [(95, 4), (0, 3), (8, 4), (3, 30), (95, 4)]
+    forward = [one.batch(*place).inputs for place in places]
+    for place, expected in reversed(list(zip(places, forward, strict=True))):
+        assert torch.equal(two.batch(*place).inputs, expected)
+    assert not torch.equal(table(64).batch(0, 64).inputs, table(64, seed=1).batch(0, 64).inputs)
+
+
+@given(st.integers(1, 20), st.integers(0, 100), st.lists(st.integers(1, 9), min_size=1, max_size=6))
+def test_micro_batches_are_the_whole(rows: int, start: int, sizes: list[int]) -> None:
+    batches = table(rows)
+    whole = batches.batch(start, sum(sizes))
+    parts, at = [], start
+    for size in sizes:
+        parts.append(batches.batch(at, size))
+        at += size
+    assert torch.equal(torch.cat([part.inputs for part in parts]), whole.inputs)
+    assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
+    assert len(whole) == sum(sizes)
+
+
+def test_tables_in_order() -> None:
+    found = list(table(10).in_order(4))
+    assert [len(batch) for batch in found] == [4, 4, 2]
+    assert torch.cat([batch.targets for batch in found]).tolist() == list(range(10))
+    assert found[0].inputs.dtype == torch.float32
+    assert found[0].targets.dtype == torch.int64
+    assert found[0].segments is None
+    assert list(table(0).in_order(4)) == []
+
+
+def test_rows_of_a_table_are_named() -> None:
+    batches = table(10)
+    names = batches.where(7, 6)
+    rows = batches.batch(7, 6).targets.tolist()
+    assert names == [f"{['a.csv', 'b.csv'][row % 2]}:{row + 2} (row {row + 1} of train)" for row in rows]
+    plain = Split("test", 1, {"inputs": np.zeros((1, 1), np.float32), "targets": np.zeros(1)}, {}, [])
+    assert FeatureBatches(plain, 0).where(0, 1) == ["row 1 of test"]
+
+
+def test_no_rows_are_an_error_only_for_training() -> None:
+    with pytest.raises(DataError, match="train has no rows to train on"):
+        table(0).batch(0, 1)
+
+
+# --- tokens ---
+
+
+@settings(max_examples=60, deadline=None)
+@given(LENGTHS, st.integers(1, 12), st.integers(0, 40), st.integers(1, 9))
+def test_windows_targets_and_segments(lengths: list[int], context: int, start: int, count: int) -> None:
+    batches = stream(lengths, context)
+    if batches.rows == 0:
+        return
+    ends = np.cumsum(lengths)
+    document = np.searchsorted(ends, np.arange(ends[-1]), side="right")
+    batch = batches.batch(start, count)
+    assert batch.inputs.shape == batch.targets.shape == (count, context)
+    assert batch.inputs.dtype == batch.targets.dtype == torch.int64
+    assert (batch.segments is None) == (len(lengths) == 1)
+    for row in range(count):
+        at = batch.inputs[row].numpy() - 1000
+        assert (np.diff(at) == 1).all()
+        following = np.where(document[at + 1] == document[at], at + 1001, IGNORE)
+        assert batch.targets[row].tolist() == following.tolist()
+        if batch.segments is not None:
+            assert batch.segments[row].tolist() == (document[at] - document[at[0]] + 1).tolist()
+            assert batch.segments.dtype == torch.int32
+
+
+@pytest.mark.parametrize(("total", "context"), [(1000, 7), (50, 24), (50, 49), (9, 4), (2, 1)])
+def test_an_epoch_has_every_window_of_its_grid_once(total: int, context: int) -> None:
+    batches = stream([total], context)
+    assert batches.rows >= 1
+    assert batches.tokens_per_row == context
+    offsets = set()
+    for epoch in range(20):
+        firsts = np.sort(batches.batch(epoch * batches.rows, batches.rows).inputs[:, 0].numpy()) - 1000
+        assert (np.diff(firsts) == context).all()
+        assert firsts[-1] + context + 1 <= total
+        offsets.add(int(firsts[0]))
+    if total == 1000:
+        assert len(offsets) > 4
+
+
+def test_windows_are_a_pure_function_of_their_place() -> None:
+    one, two = stream([300, 200], 16), stream([300, 200], 16)
+    places = [(400, 8), (0, 3), (20, 40), (399, 2)]
+    expected = [one.batch(*place) for place in places]
+    for place, batch in reversed(list(zip(places, expected, strict=True))):
+        again = two.batch(*place)
+        assert torch.equal(again.inputs, batch.inputs)
+        assert torch.equal(again.targets, batch.targets)
+        assert torch.equal(again.segments, batch.segments)
+    whole = one.batch(5, 60)
+    halves = [one.batch(5, 30), one.batch(35, 30)]
+    assert torch.equal(torch.cat([half.targets for half in halves]), whole.targets)
+
+
+@settings(max_examples=80, deadline=None)
+@given(LENGTHS, st.integers(1, 12), st.integers(1, 5))
+def test_in_order_scores_every_token_but_the_first_of_a_document_once(
+    lengths: list[int], context: int, size: int
+) -> None:
+    batches = stream(lengths, context)
+    ends = np.cumsum(lengths)
+    document = np.searchsorted(ends, np.arange(ends[-1]), side="right")
+    scored: list[int] = []
+    for batch in batches.in_order(size):
+        assert 1 <= len(batch) <= size
+        assert batch.inputs.shape == (len(batch), context)
+        for row in range(len(batch)):
+            used = batch.targets[row] != IGNORE
+            at = batch.inputs[row][used].numpy() - 1000
+            targets = batch.targets[row][used].numpy() - 1000
+            assert (targets == at + 1).all()
+            assert (document[targets] == document[at]).all()
+            scored += targets.tolist()
+            if batch.segments is not None:
+                segments = batch.segments[row][used].numpy()
+                assert ((batch.segments[row] == 0) == ~used).all()
+                for number in set(segments.tolist()):
+                    assert len(set(document[at[segments == number]].tolist())) == 1
+                    assert (np.diff(at[segments == number]) == 1).all()
+    firsts = {0, *ends[:-1].tolist()}
+    assert scored == [i for i in range(int(ends[-1])) if i not in firsts]
+
+
+def test_in_order_fills_rows_with_short_documents() -> None:
+    rows = sum(len(batch) for batch in stream([5] * 100, 64).in_order(8))
+    assert rows == 7  # 4 targets each, 16 documents to a row
+
+
+def test_short_splits_can_be_scored_but_not_trained_on() -> None:
+    batches = stream([20], 64)
+    assert batches.rows == 0
+    [batch] = batches.in_order(4)
+    assert (batch.targets != IGNORE).sum() == 19
+    message = r"train has 20 tokens; a window of context 64 needs 65: lower model.context or give more text"
+    with pytest.raises(DataError, match=message):
+        batches.batch(0, 1)
+    with pytest.raises(DataError, match=message):
+        batches.where(0, 1)
+    empty = stream([], 4)
+    assert list(empty.in_order(2)) == []
+    assert empty.rows == 0
+
+
+def test_windows_are_named() -> None:
+    batches = stream([40, 60], 10)
+    for name, row in zip(batches.where(3, 8), batches.batch(3, 8).inputs, strict=True):
+        at = int(row[0]) - 1000
+        document = 1 + (at >= 40)
+        place = f"play.txt:{1 if document == 1 else 11}"
+        assert name == f"tokens {at}..{at + 10} of train (document {document}, which begins at {place})"
+
+
+def test_large_ids_survive() -> None:
+    tokens = np.array([70_000, 4_000_000_000, 5], dtype=np.uint32)
+    split = Split("train", 1, {"tokens": tokens, "documents": np.array([3])}, {}, [])
+    batch = TokenBatches(split, 2, 0).batch(0, 1)
+    assert batch.inputs.tolist() == [[70_000, 4_000_000_000]]
+    assert TokenBatches(split, 2, 0).where(0, 1) == ["tokens 0..2 of train (document 1)"]
+
+
+def test_from_the_disk(tmp_path: Path) -> None:
+    arrays = {
+        "tokens": ArrayWriter(tmp_path / "t.bin", "<u2"),
+        "documents": ArrayWriter(tmp_path / "d.bin", "<i8"),
+    }
+    arrays["tokens"].append(np.arange(100))
+    arrays["documents"].append(np.array([100]))
+    meta = {"rows": 1, "arrays": {name: writer.close() for name, writer in arrays.items()}}
+    spec = {"kind": "tokens", "vocabulary": 100}
+    card = make_card("tokens", spec, {"kind": "next_token"}, {"as": "tokens"}, {"train": meta}, [], [])
+    batches = open_batches(Dataset(tmp_path, card, card["fingerprint"]), "train", seed=3, context=8)
+    first = batches.batch(0, 5)
+    assert (first.targets - first.inputs == 1).all()
+    first.inputs[:] = 0  # a batch is a copy: what is on the disk stays
+    assert (batches.batch(0, 5).inputs > 0).any()

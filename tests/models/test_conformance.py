@@ -1,0 +1,207 @@
+"""What holds for every model family; a new member of the union is tested here and needs its cases only."""
+
+import itertools
+import typing
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from llmtool.core.contracts import Classes, Features, NextToken, Tokens, Values
+from llmtool.core.errors import ConfigError
+from llmtool.models import ModelConfig, pretrained
+from llmtool.models.accounting import account
+from llmtool.models.mlp import MLPConfig
+from llmtool.models.transformer import TransformerConfig
+
+MEMBERS = typing.get_args(typing.get_args(ModelConfig)[0])
+ADAPTER = TypeAdapter(ModelConfig)
+TOKENS = (Tokens(17), NextToken(17))
+ROWS = {"family": "mlp", "hidden": [8]}
+SMALL = {"family": "transformer", "depth": 2, "heads": 4, "width": 16, "context": 12}
+
+CASES = {
+    "mlp": ({"family": "mlp", "hidden": [8, 6]}, Features(5), Classes(3)),
+    "mlp linear": ({"family": "mlp", "hidden": []}, Features(5), Values(2)),
+    "mlp norm, gelu": (ROWS | {"normalization": "layer", "activation": "gelu"}, Features(5), Classes(2)),
+    "mlp dropout, silu": (ROWS | {"dropout": 0.3, "activation": "silu"}, Features(1), Values(1)),
+    "gpt2": (SMALL | {"architecture": "gpt2", "dropout": 0.1}, *TOKENS),
+    "gpt2 untied": (SMALL | {"architecture": "gpt2", "tie_embeddings": False, "feed_forward": 10}, *TOKENS),
+    "llama": (SMALL | {"architecture": "llama", "dropout": 0.1}, *TOKENS),
+    "llama shared keys": (SMALL | {"key_value_heads": 2, "tie_embeddings": False}, *TOKENS),
+    "qwen3": (SMALL | {"architecture": "qwen3", "key_value_heads": 1, "head_width": 6}, *TOKENS),
+}
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+TOKEN_CASES = {name: case for name, case in CASES.items() if isinstance(case[1], Tokens)}
+token_cases = pytest.mark.parametrize("case", TOKEN_CASES.values(), ids=TOKEN_CASES)
+
+
+def build(case, seed=0):
+    keys, inputs, outputs = case
+    torch.manual_seed(seed)
+    return ADAPTER.validate_python(keys).build(inputs, outputs)
+
+
+def some_inputs(spec, rows=3, length=12):
+    generator = torch.Generator().manual_seed(5)
+    if isinstance(spec, Features):
+        return torch.randn(rows, spec.width, generator=generator)
+    return torch.randint(spec.vocabulary, (rows, length), generator=generator)
+
+
+def test_every_family_and_option_has_a_case():
+    assert {keys["family"] for keys, _, _ in CASES.values()} == {
+        m.model_fields["family"].default for m in MEMBERS
+    }
+    used = [keys.get("architecture") for keys, _, _ in CASES.values()]
+    assert set(typing.get_args(TransformerConfig.model_fields["architecture"].annotation)) <= set(used)
+    for member in MEMBERS:
+        assert member.suits
+        assert member.accepts
+        assert member.gives
+
+
+@every_case
+def test_output_shape(case):
+    _, inputs, outputs = case
+    result = build(case)(some_inputs(inputs))
+    assert result.shape == ((3, 12, 17) if isinstance(inputs, Tokens) else (3, outputs.n))
+    assert result.dtype == torch.float32
+    assert bool(torch.isfinite(result).all())
+
+
+@every_case
+def test_every_parameter_gets_a_gradient(case):
+    model = build(case)
+    model(some_inputs(case[1], rows=32)).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().sum()) > 0, name
+
+
+@every_case
+def test_the_same_seed_builds_the_same_model(case):
+    first, again, other = build(case), build(case), build(case, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
+@every_case
+def test_builds_on_the_meta_device(case):
+    with torch.device("meta"):
+        model = build(case)
+    assert {n: p.shape for n, p in model.named_parameters()} == {
+        n: p.shape for n, p in build(case).named_parameters()
+    }
+    assert all(p.is_meta for p in model.parameters())
+
+
+@every_case
+def test_a_config_survives_being_written_down(case):
+    config = ADAPTER.validate_python(case[0])
+    assert ADAPTER.validate_python(config.model_dump(mode="json", by_alias=True)) == config
+
+
+@every_case
+def test_save_and_load_give_the_same_outputs(case, tmp_path):
+    model = build(case).eval()
+    pretrained.save(model, tmp_path)
+    inputs = some_inputs(case[1])
+    assert torch.equal(pretrained.load(tmp_path).eval()(inputs), model(inputs))
+
+
+@every_case
+def test_counted_parameters_and_flops_are_the_closed_form(case):
+    _, inputs, outputs = case
+    model = build(case)
+    figures = account(model, rows=4, tokens=12 if isinstance(inputs, Tokens) else 1)
+    parameters, forward, backward = closed_form(model.config, inputs, outputs, tokens=12)
+    assert figures.parameters == figures.trainable == sum(p.numel() for p in model.parameters()) == parameters
+    assert figures.flops_forward == forward
+    assert figures.flops_backward == backward
+
+
+def closed_form(config, inputs, outputs, tokens):
+    """Parameters, and FLOPs of a row forward and backward: 2 a weight and token, and attention."""
+    if isinstance(config, MLPConfig):
+        widths = [inputs.width, *config.hidden, outputs.n]
+        matrices = [a * b for a, b in itertools.pairwise(widths)]
+        norms = 2 * sum(config.hidden) if config.normalization == "layer" else 0
+        # the first layer's inputs need no gradient
+        return sum(matrices) + sum(widths[1:]) + norms, 2 * sum(matrices), 4 * sum(matrices) - 2 * matrices[0]
+    d, f, v = config.width, config.feed_forward, inputs.vocabulary
+    h, kv = config.heads * config.head_width, config.key_value_heads * config.head_width
+    if config.architecture == "gpt2":
+        matrices = 4 * d * d + 2 * d * f
+        vectors = 4 * d + (3 * d + d) + (f + d)
+        outside = v * d + config.context * d + 2 * d
+    else:
+        matrices = d * (h + 2 * kv) + h * d + 3 * d * f
+        vectors = 2 * d + (2 * config.head_width if config.architecture == "qwen3" else 0)
+        outside = v * d + d
+    parameters = config.depth * (matrices + vectors) + outside + (0 if config.tie_embeddings else v * d)
+    attention = 2 * 2 * tokens * tokens * h  # scores and their weighted sum
+    forward = config.depth * (2 * tokens * matrices + attention) + 2 * tokens * d * v
+    return parameters, forward, 2 * forward
+
+
+@token_cases
+@torch.no_grad()
+def test_no_token_sees_the_future(case):
+    model = build(case).eval()
+    inputs = some_inputs(case[1])
+    changed = inputs.clone()
+    changed[:, 7:] = (changed[:, 7:] + 1) % 17
+    for segments in (None, torch.ones(3, 12, dtype=torch.int32)):
+        before, after = model(inputs, segments), model(changed, segments)
+        torch.testing.assert_close(before[:, :7], after[:, :7], atol=1e-6, rtol=0)
+        assert not torch.allclose(before[:, 7:], after[:, 7:])
+
+
+@token_cases
+@torch.no_grad()
+def test_packed_documents_are_as_if_alone(case):
+    model = build(case).eval()
+    inputs = some_inputs(case[1], rows=2)
+    segments = torch.tensor([[1] * 5 + [2] * 4 + [3] * 2 + [0], [1] * 12], dtype=torch.int32)
+    packed = model(inputs, segments)
+    assert bool(torch.isfinite(packed).all())
+    for row, begin, end in ((0, 0, 5), (0, 5, 9), (0, 9, 11), (1, 0, 12)):
+        alone = model(inputs[row : row + 1, begin:end])
+        torch.testing.assert_close(packed[row : row + 1, begin:end], alone, atol=1e-5, rtol=0)
+    other = inputs.clone()
+    other[0, :5] = (other[0, :5] + 1) % 17
+    assert torch.equal(model(other, segments)[0, 5:], packed[0, 5:])
+
+
+@pytest.mark.parametrize("case", [CASES[name] for name in ("mlp", "gpt2", "llama shared keys", "qwen3")])
+def test_one_graph_for_the_compiler(case):
+    model = build(case)
+    model.eval()
+    torch.compiler.reset()
+    inputs = some_inputs(case[1])
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(inputs), model(inputs))
+    if isinstance(case[1], Tokens):
+        segments = torch.tensor([[1] * 5 + [2] * 7] * 3, dtype=torch.int32)
+        torch.testing.assert_close(compiled(inputs, segments), model(inputs, segments))
+
+
+@every_case
+def test_bfloat16_autocast_stays_near(case):
+    model = build(case).eval()
+    inputs = some_inputs(case[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        lower = model(inputs)
+    torch.testing.assert_close(lower.float(), model(inputs), atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.__name__)
+def test_unsuitable_specs_are_refused_in_one_line(member):
+    wrong = {Features: (Tokens(9), Classes(2)), Tokens: (Features(3), Classes(2))}[member.accepts[0]]
+    with pytest.raises(ConfigError, match="takes"):
+        member().build(*wrong)
+    inputs = member.accepts[0](9)
+    outputs = Classes(2) if NextToken in member.gives else NextToken(9)
+    with pytest.raises(ConfigError, match=r"model\.family"):
+        member().build(inputs, outputs)

@@ -1,0 +1,291 @@
+"""Models on disk: the same logits as transformers both ways, and a clear refusal of everything else."""
+
+import json
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from llmtool.core.contracts import Classes, Features, NextToken, Tokens, Values
+from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.models import pretrained
+from llmtool.models.mlp import MLPConfig
+from llmtool.models.transformer import TransformerConfig
+
+transformers = pytest.importorskip("transformers")
+
+VOCABULARY, CONTEXT = 61, 24
+SIZES = {"depth": 2, "heads": 4, "width": 32, "context": CONTEXT}
+VARIANTS = {
+    "gpt2": {"architecture": "gpt2"},
+    "gpt2 untied": {"architecture": "gpt2", "tie_embeddings": False, "feed_forward": 48},
+    "llama": {"architecture": "llama"},
+    "llama untied, shared keys": {"architecture": "llama", "key_value_heads": 2, "tie_embeddings": False},
+    "qwen3 shared keys": {"architecture": "qwen3", "key_value_heads": 1, "rope_theta": 1e6},
+    "qwen3 wide heads, untied": {"architecture": "qwen3", "head_width": 12, "tie_embeddings": False},
+}
+
+
+def transformer(seed=0, **keys):
+    torch.manual_seed(seed)
+    model = TransformerConfig(**SIZES | keys).build(Tokens(VOCABULARY), NextToken(VOCABULARY))
+    with torch.no_grad():  # no parameter at a value where an error would not show
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def ids(rows=3, length=CONTEXT, seed=1):
+    return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS)
+@torch.no_grad()
+def test_transformers_loads_ours(keys, tmp_path):
+    ours = transformer(**keys)
+    pretrained.save(ours, tmp_path)
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert not info["mismatched_keys"]
+    assert theirs.dtype == torch.float32
+    torch.testing.assert_close(ours(ids()), theirs.eval()(ids()).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS)
+@torch.no_grad()
+def test_ours_loads_transformers(keys, tmp_path):
+    form = pretrained._hugging_face_form(transformer(**keys))
+    torch.manual_seed(3)
+    theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**form)).eval()
+    for parameter in theirs.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.1)
+    theirs.save_pretrained(tmp_path)
+    ours = pretrained.load(tmp_path).eval()
+    torch.testing.assert_close(ours(ids()), theirs(ids()).logits, atol=1e-5, rtol=0)
+    assert ours.config == transformer(**keys).config
+
+
+@pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS)
+@torch.no_grad()
+def test_padding_agrees_with_an_attention_mask(keys, tmp_path):
+    ours = transformer(**keys)
+    pretrained.save(ours, tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    real = torch.ones(3, CONTEXT, dtype=torch.int32)
+    real[0, 10:], real[2, 1:] = 0, 0
+    kept = real.bool()
+    expected = theirs(ids(), attention_mask=real.long()).logits
+    torch.testing.assert_close(ours(ids(), real)[kept], expected[kept], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(transformer(**keys) for keys in VARIANTS.values()),
+        MLPConfig(hidden=[7], dropout=0.5, normalization="layer").build(Features(5), Classes(3)),
+        MLPConfig(hidden=[]).build(Features(5), Values(2)),
+    ],
+)
+def test_save_and_load_is_exact(model, tmp_path):
+    pretrained.save(model, tmp_path)
+    loaded = pretrained.load(tmp_path)
+    assert (loaded.config, loaded.inputs, loaded.outputs) == (model.config, model.inputs, model.outputs)
+    assert list(loaded.state_dict()) == list(model.state_dict())
+    assert [name for name, _ in loaded.named_parameters()] == [name for name, _ in model.named_parameters()]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(loaded.get_buffer(name), buffer)
+    assert all(p.requires_grad and p.device.type == "cpu" for p in loaded.parameters())
+    meta = pretrained.skeleton(tmp_path)
+    assert all(p.is_meta for p in meta.parameters())
+
+
+def test_saved_files_are_the_same_bytes_each_time(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        pretrained.save(transformer(), tmp_path / name)
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_tied_weights_are_stored_once(tmp_path):
+    pretrained.save(transformer(), tmp_path)
+    tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    assert "lm_head.weight" not in tensors
+    loaded = pretrained.load(tmp_path)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
+    pretrained.load(tmp_path)
+    tensors["lm_head.weight"][0, 0] += 1
+    safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(LlmtoolError, match=r"lm_head\.weight differs from the embedding"):
+        pretrained.load(tmp_path)
+
+
+@torch.no_grad()
+def test_openai_names_of_gpt2_and_half_precision(tmp_path):
+    model = transformer(architecture="gpt2")
+    pretrained.save(model, tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = {
+        k.removeprefix("transformer."): v.bfloat16() for k, v in safetensors.torch.load_file(path).items()
+    }
+    tensors["h.0.attn.bias"] = torch.ones(1, 1, CONTEXT, CONTEXT)
+    safetensors.torch.save_file(tensors, path)
+    loaded = pretrained.load(tmp_path)
+    assert torch.equal(loaded.transformer.wte.weight, model.transformer.wte.weight.bfloat16().float())
+
+
+# --- refusals ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    pretrained.save(transformer(), tmp_path)
+    return tmp_path
+
+
+def edit_config(directory, **keys):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+def edit_weights(directory, change):
+    path = directory / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    change(tensors)
+    safetensors.torch.save_file(tensors, path)
+
+
+def refused(directory, error=LlmtoolError):
+    with pytest.raises(error) as caught:
+        pretrained.load(directory)
+    assert "\n" not in str(caught.value)
+    assert str(directory) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"model_type": "lama"}, 'did you mean "llama"'),
+        ({"model_type": None}, "known: gpt2, llama, qwen3, llmtool_mlp"),
+        ({"model_type": ["llama"]}, "known: gpt2"),
+        ({"num_hidden_layers": 10**9}, "depth: Input should be less than or equal to 512"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers: expected a whole number"),
+        ({"num_hidden_layers": 10**400}, "a far larger number"),
+        ({"hidden_size": 33}, "not a multiple of heads"),
+        ({"hidden_size": "32"}, "hidden_size: expected a whole number"),
+        ({"vocab_size": 10**12}, "vocab_size"),
+        ({"vocab_size": True}, "vocab_size"),
+        ({"max_position_embeddings": 262_144, "head_dim": 65_536}, "rotary tables"),
+        ({"rms_norm_eps": "small"}, "norm_epsilon"),
+        ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map is not supported"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is not supported"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "only LlamaForCausalLM"),
+        ({"hidden_act": "gelu"}, "hidden_act: 'gelu' is not supported"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rotary positions"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),
+        ({"rope_parameters": [1]}, "rotary positions"),
+        ({"rope_parameters": {}, "rope_theta": "x"}, "rope_theta"),
+        ({"layer_types": ["sliding_attention"]}, "full_attention"),
+        ({"tie_word_embeddings": 1}, "tie_embeddings"),
+    ],
+)
+def test_configuration_refused(saved, keys, message):
+    edit_config(saved, **keys)
+    assert message in refused(saved, ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not a JSON file"),
+        ("[1]", "expected a mapping"),
+        ("[" * 100_000, "not a JSON file"),
+        ("\xff", "not a JSON file"),
+        ('{"a": "' + "x" * 10_000_001 + '"}', "at most"),
+    ],
+    ids=["torn", "list", "deep", "latin-1", "large"],
+)
+def test_broken_json_refused(saved, text, message):
+    (saved / "config.json").write_bytes(text.encode("latin-1"))
+    assert message in refused(saved)
+
+
+def test_broken_mlp_configuration_refused(tmp_path):
+    pretrained.save(MLPConfig(hidden=[3]).build(Features(5), Classes(2)), tmp_path)
+    good = json.loads((tmp_path / "config.json").read_text())
+    for keys in (
+        {"inputs": {"kind": "images"}},
+        {"inputs": None},
+        {"outputs": {"kind": "classes", "n": -1}},
+        {"inputs": {"kind": "features", "width": 10**10}},
+        {"model": {"family": "mlp", "hidden": [10**9]}},
+        {"model": {"family": "mlp", "surprise": 1}},
+        {"model": None},
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(good | keys))
+        refused(tmp_path, ConfigError)
+    (tmp_path / "config.json").write_text(
+        json.dumps(good | {"inputs": {"kind": "features", "width": 2**31 - 1}})
+    )
+    assert "shape" in refused(tmp_path)  # the file's own header is asked before memory is taken
+
+
+def test_broken_tensors_refused(saved):
+    original = (saved / "model.safetensors").read_bytes()
+
+    def attempt(change, message):
+        edit_weights(saved, change)
+        assert message in refused(saved)
+        (saved / "model.safetensors").write_bytes(original)
+
+    norm = "model.norm.weight"
+    attempt(lambda t: t.pop(norm), f"lacks {norm}")
+    attempt(lambda t: t.update(extra=torch.ones(1)), "has the unexpected extra")
+    attempt(lambda t: t.update({norm: torch.ones(31)}), "has the shape (31,)")
+    attempt(lambda t: t.update({norm: torch.ones(32, dtype=torch.float64)}), "is F64")
+    attempt(lambda t: t.update({norm: torch.ones(32, dtype=torch.int8)}), "is I8")
+    attempt(lambda t: t[norm].fill_(float("nan")), f"{norm} contains NaN or infinity")
+    attempt(lambda t: t[norm].fill_(float("inf")), "contains NaN or infinity")
+    attempt(lambda t: t.clear(), "lacks")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 8, 100, -1])
+def test_torn_weights_refused(saved, keep):
+    path = saved / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert "not a whole safetensors file" in refused(saved)
+
+
+def test_header_of_absurd_length_refused(saved):
+    (saved / "model.safetensors").write_bytes(b"\xff" * 8 + b"{}")
+    assert "not a whole safetensors file" in refused(saved)
+
+
+def test_pickles_are_not_opened(saved, tmp_path_factory):
+    class Trap(nn.Module):
+        def __reduce__(self):
+            return (pytest.fail, ("a pickle was run",))
+
+    (saved / "model.safetensors").unlink()
+    (saved / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
+    assert "a pickle can run code" in refused(saved)
+    (saved / "model.safetensors").write_bytes(pickle.dumps(Trap()))
+    assert "not a whole safetensors file" in refused(saved)
+
+
+def test_missing_files_named(saved):
+    (saved / "model.safetensors").unlink()
+    assert "model.safetensors: no such file" in refused(saved)
+    (saved / "model.safetensors.index.json").write_text("{}")
+    assert "weights in several files" in refused(saved)
+    (saved / "config.json").unlink()
+    assert "config.json: No such file" in refused(saved)

@@ -1,0 +1,323 @@
+"""The loop: exact accumulation, the guard, validation, early stopping, signals and clocks."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llmtool.core.contracts import Batch, Loss
+from llmtool.core.errors import Cancelled, DivergedError, Interrupted
+from llmtool.training import loop as loop_module
+from llmtool.training.loop import Loop, Plan, State, Verbs, caught_signals
+from llmtool.training.optimizers import AdamWConfig, MuonConfig, SGDConfig
+from llmtool.training.schedules import ConstantSchedule
+from llmtool.training.throughput import Meter
+from tests.training.toys import ToyBatches, ToyMLP, ToyTask, ToyTransformer, table, tokens
+
+
+class Notes:
+    """Verbs that remember."""
+
+    def __init__(
+        self, scores: list[float] | None = None, on_save: Callable[[State], None] | None = None
+    ) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.saves: list[tuple[int, bool]] = []
+        self.scores, self.on_save = list(scores or []), on_save
+
+    def validate(self) -> tuple[dict[str, float], float | None]:
+        value = self.scores.pop(0)
+        return {"loss": value}, value
+
+    def record(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    def save(self, state: State, better: bool) -> None:
+        self.saves.append((state.step, better))
+        if self.on_save:
+            self.on_save(state)
+
+
+def make(model: nn.Module, data: ToyBatches, notes: Notes, optimizer: Any = None, **plan: Any) -> Loop:
+    full = Plan(**{"batch": 8, "micro_batch": 8, "steps": 6, "log_every": 1, "checkpoint_every": 100, **plan})
+    return Loop(
+        model=model,
+        loss=lambda batch: ToyTask().loss(model, batch),
+        compiled=None,
+        batches=data,
+        optimizers=(optimizer or SGDConfig(name="sgd", lr=0.1)).build(model),
+        schedule=ConstantSchedule(name="constant"),
+        plan=full,
+        device=torch.device("cpu"),
+        meter=Meter(full.batch),
+        verbs=Verbs(notes.validate if notes.scores else None, notes.record, notes.save),
+    )
+
+
+@pytest.mark.parametrize(
+    "optimizer", [SGDConfig(name="sgd", lr=0.1), AdamWConfig(name="adamw")], ids=lambda o: o.name
+)
+@pytest.mark.parametrize("micro", [4, 3, 2, 1])
+def test_micro_batches_are_exact(micro: int, optimizer: Any) -> None:
+    """8x1, 4x2, 2x4, 1x8 (and 3+3+2) with ragged masks: the same loss, norm and weights."""
+    torch.manual_seed(0)
+    whole, parts = ToyTransformer(), ToyTransformer()
+    parts.load_state_dict(whole.state_dict())
+    one, other = Notes(), Notes()
+    make(whole, tokens(), one, optimizer, steps=4).run(State())
+    make(parts, tokens(), other, optimizer, steps=4, micro_batch=micro).run(State())
+    for a, b in zip(one.rows, other.rows, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
+        assert a["norm"] == pytest.approx(b["norm"], abs=1e-6)
+    if optimizer.name == "adamw":  # divides by the gradient's own size: what is 0 but for rounding differs
+        return
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_gradient_is_the_clipped_mean_over_all_targets(clip: float | None) -> None:
+    """One step of plain SGD against the mean loss of the whole batch, differentiated and clipped by torch."""
+    torch.manual_seed(0)
+    ours = ToyTransformer()
+    theirs = copy.deepcopy(ours)
+    notes = Notes()
+    sgd = SGDConfig(name="sgd", lr=1.0, momentum=0.0)
+    make(ours, tokens(), notes, sgd, steps=1, micro_batch=2, clip=clip).run(State())
+    loss = ToyTask().loss(theirs, tokens().batch(0, 8))
+    (loss.total / loss.count).backward()
+    norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip or 1e9)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert b.grad is not None
+        torch.testing.assert_close(a, b.detach() - b.grad, rtol=0, atol=1e-6)
+    assert notes.rows[0]["norm"] == pytest.approx(norm.item(), abs=1e-5)
+    assert notes.rows[0]["loss"] == pytest.approx((loss.total / loss.count).item(), abs=1e-6)
+
+
+def test_a_batch_without_targets_changes_nothing() -> None:
+    data = tokens()
+    data.targets.fill_(-100)
+    model = ToyTransformer()
+    before = copy.deepcopy(model.state_dict())
+    notes = Notes()
+    make(model, data, notes, steps=2).run(State())
+    assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
+    assert [row["loss"] for row in notes.rows] == [0.0, 0.0]
+
+
+def test_logged_loss_is_the_mean_since_the_last_line() -> None:
+    model, twin = ToyMLP(), ToyMLP()
+    twin.load_state_dict(model.state_dict())
+    fine, coarse = Notes(), Notes()
+    make(model, table(), fine, steps=7).run(State())
+    make(twin, table(), coarse, steps=7, log_every=3).run(State())
+    assert [row["step"] for row in coarse.rows] == [3, 6, 7]
+    losses = [row["loss"] for row in fine.rows]
+    assert coarse.rows[1]["loss"] == pytest.approx(sum(losses[3:6]) / 3)
+    assert coarse.rows[2]["loss"] == pytest.approx(losses[6])
+
+
+# --- the guard ---
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "optimizer", [SGDConfig(name="sgd"), AdamWConfig(name="adamw"), MuonConfig(name="muon")]
+)
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_bad_row_is_named_and_never_learned_from(poison: float, optimizer: Any) -> None:
+    data = table()
+    culprit = data._index(8 * 2 + 5, 1)[0]  # the third step meets it
+    data.inputs[culprit, 1] = poison
+    model, notes = ToyMLP(), Notes()
+    loop = make(model, data, notes, optimizer, micro_batch=4)
+    seen: list[dict[str, Tensor]] = []
+    loop.verbs.record = lambda row: seen.append(weights(model))
+    with pytest.raises(
+        DivergedError, match=rf"^step 3: .*not finite at row {culprit} of train; this update"
+    ) as error:
+        loop.run(State())
+    assert error.value.exit_code == 5
+    assert len(seen) == 2
+    assert all(torch.equal(p, seen[-1][n]) for n, p in model.state_dict().items())
+    assert all(torch.isfinite(t).all() for t in loop.optimizers.state().values())
+    assert not notes.saves
+
+
+def test_many_bad_rows_are_counted() -> None:
+    data = table()
+    for place in range(8, 15):
+        data.inputs[data._index(place, 1)[0]] = math.nan
+    with pytest.raises(DivergedError, match=r"^step 2: .* and 2 more; "):
+        make(ToyMLP(), data, Notes()).run(State())
+
+
+def test_a_bad_gradient_behind_a_finite_loss() -> None:
+    model = ToyMLP()
+    model.layers[0].weight.register_hook(lambda g: g * math.inf)
+    before = weights(model)
+    with pytest.raises(DivergedError, match="no single row is to blame"):
+        make(model, table(), Notes()).run(State())
+    assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
+
+
+def test_spoiled_weights_blame_no_row() -> None:
+    model = ToyMLP()
+    with torch.no_grad():
+        model.layers[0].bias[0] = math.nan
+    with pytest.raises(DivergedError, match="no single row is to blame"):
+        make(model, table(), Notes()).run(State())
+
+
+def test_cuda_guard_latches() -> None:
+    """The way of CUDA (a flag on the device, read at lines and saves), walked on the CPU."""
+    data = table()
+    data.inputs[data._index(8 * 2 + 5, 1)[0]] = math.nan
+    model, notes = ToyMLP(), Notes()
+    loop = make(model, data, notes, AdamWConfig(name="adamw"), log_every=5)
+    loop.waits = False
+    reference = copy.deepcopy(model)
+    make(reference, data, Notes(), AdamWConfig(name="adamw"), steps=2).run(State())
+    with pytest.raises(DivergedError, match=r"^step 3: .*not finite at row"):
+        loop.run(State())
+    assert not notes.rows
+    assert not notes.saves
+    assert all(torch.equal(p, reference.state_dict()[n]) for n, p in model.state_dict().items())
+
+
+def test_fp16_scale_halves_until_it_fits_and_grows_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "FP16_GROW", 3)
+    model, notes, state = ToyMLP(), Notes(), State(scale=8.0)
+    before = weights(model)
+    moved: list[bool] = []
+    model.layers[0].weight.register_hook(lambda g: g * math.inf if state.scale > 2 else g)
+    loop = make(model, table(), notes, steps=6, fp16=True, clip=None)
+    loop.verbs.record = lambda row: moved.append(
+        not torch.equal(model.layers[0].weight, before["layers.0.weight"])
+    )
+    loop.run(state)
+    assert moved == [False, False, True, True, True, True]
+    assert (state.scale, state.good) == (2.0, 0)  # 8, 4: too large; 2 for three steps; 4: too large again
+
+
+def test_fp16_gives_the_unscaled_step() -> None:
+    plain, scaled = ToyMLP(), ToyMLP()
+    scaled.load_state_dict(plain.state_dict())
+    make(plain, table(), Notes(), steps=3).run(State())
+    make(scaled, table(), Notes(), steps=3, fp16=True).run(State())
+    for a, b in zip(plain.parameters(), scaled.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_fp16_loss_that_is_not_finite_diverges() -> None:
+    data = table()
+    data.inputs[data._index(3, 1)[0]] = math.nan
+    with pytest.raises(DivergedError, match="not finite at row"):
+        make(ToyMLP(), data, Notes(), fp16=True).run(State())
+
+
+# --- validation, best, early stopping ---
+
+
+def test_best_and_patience() -> None:
+    notes, state = Notes([3.0, 2.0, 2.5, 2.0, 1.0]), State()
+    assert make(ToyMLP(), table(), notes, steps=20, validate_every=2, patience=2).run(state) == "patience"
+    assert (state.step, state.best, state.best_step) == (8, 2.0, 4)
+    assert notes.saves == [(2, True), (4, True), (8, False)]
+    assert [row["best"] for row in notes.rows if "validation" in row] == [True, True, False, False]
+
+
+def test_more_is_better_and_undefined_never_is() -> None:
+    notes, state = Notes([0.5, math.nan, 0.6, math.inf, 0.4]), State()
+    assert make(ToyMLP(), table(), notes, steps=5, validate_every=1, mode="max").run(state) == "budget"
+    assert (state.best, state.best_step, state.since) == (0.6, 3, 2)
+    assert notes.saves[-1] == (5, False)
+
+
+def test_every_tenth_and_the_end() -> None:
+    notes = Notes([1.0] * 20)
+    make(ToyMLP(), table(), notes, steps=25, checkpoint_every=None, validate_every=None, log_every=100).run(
+        State()
+    )
+    tenths = [3, 5, 8, 10, 13, 15, 18, 20, 23, 25]
+    assert [row["step"] for row in notes.rows if "validation" in row] == tenths
+    assert [step for step, _ in notes.saves] == tenths
+    assert [row["step"] for row in notes.rows if "loss" in row] == [25]
+
+
+def test_a_finished_run_does_nothing() -> None:
+    notes = Notes()
+    assert make(ToyMLP(), table(), notes, steps=6).run(State(step=6)) == "budget"
+    assert make(ToyMLP(), table(), notes, steps=6, patience=2).run(State(step=3, since=2)) == "patience"
+    assert not notes.rows
+    assert not notes.saves
+
+
+# --- signals and clocks ---
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "code"), [(signal.SIGTERM, Interrupted, 75), (signal.SIGINT, Cancelled, 130)]
+)
+def test_signals_finish_the_step_and_save(number: int, error: type[Exception], code: int) -> None:
+    model, notes = ToyMLP(), Notes()
+    loop = make(model, table(), notes)
+    loop.verbs.record = lambda row: os.kill(os.getpid(), number) if row["step"] == 3 else None
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(error) as raised:
+        loop.run(State())
+    assert raised.value.exit_code == code  # type: ignore[attr-defined]
+    assert notes.saves == [(3, False)]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_signal_at_the_very_end_lets_the_run_finish() -> None:
+    notes = Notes()
+    loop = make(ToyMLP(), table(), notes, steps=3)
+    original = loop.loss
+
+    def last(batch: Batch) -> Loss:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(batch)
+
+    state = State(step=2)
+    loop.loss = last
+    assert loop.run(state) == "budget"
+    assert notes.saves == [(3, False)]
+
+
+def test_second_ctrl_c_aborts_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), caught_signals() as received:  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGINT)
+        assert received == [signal.SIGINT]
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_session_limit_saves_and_interrupts() -> None:
+    notes = Notes()
+    with pytest.raises(Interrupted, match="time limit reached; run again to go on"):
+        make(ToyMLP(), table(), notes, session=1e-9).run(State())
+    assert notes.saves == [(1, False)]
+
+
+def test_time_as_the_budget_is_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(loop_module.time, "monotonic", lambda: float(next(clock)))
+    notes, state = Notes([1.0] * 50), State(seconds=4.0)
+    assert (
+        make(ToyMLP(), table(), notes, steps=None, seconds=10.0, validate_every=None).run(state) == "budget"
+    )
+    assert state.seconds >= 10.0
+    assert notes.saves[-1][0] == state.step
+    assert notes.rows[-1]["step"] == state.step

@@ -1,0 +1,167 @@
+"""Optimizers: groups, parity with torch, and a state that goes to disk and back without a changed bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.training.optimizers import AdamWConfig, MuonConfig, OptimizerConfig, Optimizers, SGDConfig
+from tests.training.toys import ToyMLP, ToyTask, ToyTransformer, table, tokens
+
+CONFIGS: list[AdamWConfig | SGDConfig | MuonConfig] = [
+    AdamWConfig(name="adamw"),
+    SGDConfig(name="sgd", nesterov=True, weight_decay=0.1),
+    MuonConfig(name="muon", weight_decay=0.1),
+]
+
+
+def train(model: nn.Module, optimizers: Optimizers | torch.optim.Optimizer, steps: range) -> None:
+    data = tokens() if isinstance(model, ToyTransformer) else table()
+    for step in steps:
+        loss = ToyTask().loss(model, data.batch(step * 8, 8))
+        (loss.total / loss.count).backward()
+        optimizers.step()
+        optimizers.zero_grad()
+
+
+def model_of(kind: type[nn.Module], **keys: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return kind(**keys)
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+@pytest.mark.parametrize("kind", [ToyMLP, ToyTransformer])
+def test_state_goes_round_bit_by_bit(config: Any, kind: type[nn.Module], tmp_path: Path) -> None:
+    straight = model_of(kind)
+    optimizers = config.build(straight)
+    train(straight, optimizers, range(5))
+    save_file(optimizers.state(), tmp_path / "optimizer.safetensors")
+    weights = {name: p.detach().clone() for name, p in straight.state_dict().items()}
+    train(straight, optimizers, range(5, 9))
+
+    resumed = model_of(kind)
+    resumed.load_state_dict(weights)
+    fresh = config.build(resumed)
+    fresh.restore(load_file(tmp_path / "optimizer.safetensors"))
+    train(resumed, fresh, range(5, 9))
+    assert same(straight.state_dict(), resumed.state_dict())
+    assert same(optimizers.state(), fresh.state())
+
+
+def test_state_begun_early_changes_nothing() -> None:
+    """Our zero state from the start against torch's own lazy first step."""
+    ours, theirs = model_of(ToyMLP), model_of(ToyMLP)
+    config = SGDConfig(name="sgd", lr=0.1, momentum=0.9)
+    train(ours, config.build(ours), range(4))
+    train(theirs, torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, fused=True), range(4))
+    assert same(ours.state_dict(), theirs.state_dict())
+
+    ours, theirs = model_of(ToyMLP), model_of(ToyMLP)
+    train(ours, AdamWConfig(name="adamw", weight_decay=0.0).build(ours), range(4))
+    adam = torch.optim.Adam(theirs.parameters(), lr=1e-3, betas=(0.9, 0.99))
+    train(theirs, adam, range(4))
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_only_matrices_decay() -> None:
+    groups = AdamWConfig(name="adamw", weight_decay=0.5).build(ToyTransformer()).groups()
+    assert [{p.ndim for p in group["params"]} for group in groups] == [{2}, {1}]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_muon_takes_the_hidden_matrices_only(tied: bool) -> None:
+    model = model_of(ToyTransformer, tied=tied)
+    optimizers = MuonConfig(name="muon").build(model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    muon = {names[id(p)] for p in optimizers.parts["muon"].param_groups[0]["params"]}
+    assert muon == {"qkv.weight", "up.weight", "down.weight"}
+    rest = {names[id(p)] for group in optimizers.parts["adamw"].param_groups for p in group["params"]}
+    assert muon | rest == set(names.values())
+    assert optimizers.groups()[0]["initial_lr"] == 0.02
+    assert optimizers.groups()[1]["initial_lr"] == 3e-3
+
+
+def test_muon_leaves_the_last_layer_of_a_plain_stack() -> None:
+    model = ToyMLP()
+    muon = MuonConfig(name="muon").build(model).parts["muon"].param_groups[0]["params"]
+    assert [id(p) for p in muon] == [id(model.layers[0].weight), id(model.layers[3].weight)]
+
+
+def test_frozen_parameters_stay_out() -> None:
+    model = ToyMLP()
+    for parameter in model.layers[0].parameters():
+        parameter.requires_grad_(False)
+    assert not any("layers.0." in name for name in AdamWConfig(name="adamw").build(model).state())
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(ConfigError, match="every parameter of the model is frozen"):
+        AdamWConfig(name="adamw").build(model)
+    model.layers[5].requires_grad_(True)
+    with pytest.raises(ConfigError, match="use adamw"):
+        MuonConfig(name="muon").build(model)
+
+
+def test_rate_moves_every_group() -> None:
+    optimizers = MuonConfig(name="muon").build(ToyTransformer())
+    assert optimizers.set_rate(0.5) == 0.01
+    assert [group["lr"] for group in optimizers.groups()] == [0.01, 1.5e-3, 1.5e-3]
+    assert optimizers.set_rate(1.0) == 0.02
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_skip_changes_nothing(config: Any) -> None:
+    """The flag that CUDA uses instead of a wait; Muon's own matrices are the documented exception."""
+    model = model_of(ToyTransformer)
+    optimizers = config.build(model)
+    train(model, optimizers, range(2))
+    before = {n: p.detach().clone() for n, p in model.state_dict().items()}
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    optimizers.step(skip=torch.tensor(True))
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    muon = {"qkv.weight", "up.weight", "down.weight"} if config.name == "muon" else set()
+    assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items() if n not in muon)
+
+
+def test_state_of_another_model_is_refused() -> None:
+    small, other = (
+        AdamWConfig(name="adamw").build(ToyMLP()),
+        AdamWConfig(name="adamw").build(ToyTransformer()),
+    )
+    with pytest.raises(LlmtoolError, match="another model or optimizer"):
+        small.restore(other.state())
+    wider = {name: torch.zeros(2, 2) for name in small.state()}
+    with pytest.raises(LlmtoolError, match=r"is \(2, 2\), not"):
+        small.restore(wider)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"name": "lion"},
+        {"lr": 0.0},
+        {"betas": [0.9]},
+        {"betas": [0.9, 1.0]},
+        {"momentum": 0.9},
+        {"lr": float("nan")},
+    ],
+)
+def test_refused(keys: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(OptimizerConfig).validate_python({"name": "adamw", **keys})
+
+
+def test_nesterov_needs_momentum() -> None:
+    with pytest.raises(ConfigError, match="nesterov"):
+        SGDConfig(name="sgd", momentum=0.0, nesterov=True).build(ToyMLP())
