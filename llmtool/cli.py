@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
 import traceback
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
 from llmtool import __version__
 from llmtool.commands import Options
-from llmtool.core.errors import LlmtoolError
+from llmtool.core.errors import Cancelled, Interrupted, LlmtoolError, Terminated
 
 app = typer.Typer(
     name="llmtool",
@@ -100,32 +102,53 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 def _run(command: str, options: Options, as_json: bool, debug: bool) -> None:
     """Run one command and end the process with its exit code; a traceback only if asked for."""
     status: dict[str, Any] = {"command": command, "status": "failed", "exit_code": 1}
+    before = _catch_sigterm()
     try:
         module = importlib.import_module(f"llmtool.commands.{command}")
         importlib.import_module("llmtool.core.console").configure(json=as_json)
         result = module.run(options)
         status = {"command": command, "status": "done", "exit_code": 0, **result}
     except LlmtoolError as error:
-        status = {
-            "command": command,
-            "status": error.status,
-            "exit_code": error.exit_code,
-            "error": str(error),
-        }
-        status |= getattr(error, "result", {})
+        status = _told(status, error, error.status, error.exit_code)
         _complain(str(error), debug)
-    except KeyboardInterrupt:
-        status |= {"status": "cancelled", "exit_code": 130, "error": "cancelled"}
-        _complain("cancelled", debug)
+    except KeyboardInterrupt as error:
+        ended = Interrupted if isinstance(error, Terminated) else Cancelled
+        status = _told(status, error, ended.status, ended.exit_code)
+        _complain(status["error"], debug)
     except BrokenPipeError:  # the reader of our stdout has gone (`llmtool ... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
+        status = _told(status, error, LlmtoolError.status, LlmtoolError.exit_code)
         status["error"] = f"{type(error).__name__}: {error}"
         _complain(f"internal error: {status['error']} (--debug shows where)", debug)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     if as_json:
         print(json.dumps(status, allow_nan=False, default=str))
     sys.stdout.flush()
     raise typer.Exit(status["exit_code"])
+
+
+def _told(status: dict[str, Any], error: BaseException, name: str, code: int) -> dict[str, Any]:
+    """The document of a command that `error` ended: that of its own result.json, where there is one."""
+    result: dict[str, Any] = getattr(error, "result", {})
+    if result.get("command") != status["command"]:
+        result = {}
+    said = str(error) or "cancelled"
+    return {**status, "status": name, "exit_code": code, "error": said, **result}
+
+
+def _catch_sigterm() -> Any:
+    """SIGTERM ends a command as Ctrl-C does, its record written; in training the loop's own handler saves."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated("interrupted by SIGTERM; run the same command again")
+
+    try:
+        return signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread: signals are not ours to catch
+        return None
 
 
 def _complain(message: str, debug: bool) -> None:
@@ -137,5 +160,15 @@ def _complain(message: str, debug: bool) -> None:
 
 
 def main() -> None:
-    """The entry point."""
-    app()
+    """The entry point. With `--json` a command line that is wrong prints its document too."""
+    try:
+        code = app(standalone_mode=False)
+    except Exception as error:  # click's own, wherever this version of typer keeps it
+        if not hasattr(error, "show") or not hasattr(error, "format_message"):
+            raise
+        error.show()
+        code = error.exit_code  # type: ignore[attr-defined]
+        if "--json" in sys.argv:
+            said = error.format_message()
+            print(json.dumps({"command": None, "status": "config_error", "exit_code": code, "error": said}))
+    sys.exit(code)

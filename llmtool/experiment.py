@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from llmtool.core import config
-from llmtool.core.config import Document, Section
+from llmtool.core.config import Document, Key, Section
 from llmtool.core.errors import ConfigError
 from llmtool.data import DataConfig
 from llmtool.evaluation import EvaluateConfig
@@ -61,7 +62,8 @@ class Experiment(Section):
         if self.model is not None and inputs not in self.model.accepts:
             takes = " or ".join(spec.__name__.lower() for spec in self.model.accepts)
             raise ValueError(
-                f"model.family {self.model.family!r} takes {takes}; data.encode gives {inputs.__name__.lower()}"
+                f"model.family: {self.model.family!r} takes {takes}; "
+                f"data.encode gives {inputs.__name__.lower()}"
             )
         return self
 
@@ -76,6 +78,23 @@ class Loaded:
     def slice(self, *sections: str) -> dict[str, Any]:
         """These sections as plain data with all defaults, for the freshness key of a stage."""
         return self.experiment.model_dump(mode="json", by_alias=True, include=set(sections))
+
+    def locate(self, message: str, section: str) -> str:
+        """The message, which begins with a key, with that key's place in the file in front.
+
+        section: the one that a key without its section (`select.metric`) belongs to. A message that begins
+        otherwise stays as it is.
+        """
+        match = re.match(r"([a-z_]+(?:\.[\w-]+)*)(:?) ", message)
+        if match is None:
+            return message
+        key, marks = match[1], self.document.marks
+        path: Key = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+        if (section, *path) in marks:
+            path = (section, *path)
+        elif path[:1] not in marks or not (match[2] or "." in key):
+            return message
+        return f"{self.document.place(path)}: {'.'.join(map(str, path))}{message[len(key) :]}"
 
     def need(self, section: str, command: str) -> None:
         """ConfigError unless the section is there."""
@@ -102,7 +121,48 @@ def run_of(path: str, overrides: Sequence[str] = ()) -> str | None:
 
 
 def resolved(experiment: Experiment) -> str:
-    """The experiment as YAML with every default written out."""
-    return yaml.safe_dump(
-        experiment.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True
-    )
+    """The experiment as YAML that gives it again, with every default written out that may stand there."""
+    return yaml.dump(_written_out(experiment), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML writes as YAML 1.1 is read; text that YAML 1.2 takes for a number (`1e5`, `08`) needs quotes."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    try:
+        plain = isinstance(config.scalar(text), str)
+    except ValueError:  # a number too long to be one
+        plain = False
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "'")
+
+
+_Dumper.add_representer(str, _text)
+
+
+def _written_out(value: Any) -> Any:
+    """Plain data of a section with its defaults, but for those that exclude a key which was given: `scale:
+    standard` has bins it does not read, and is refused with them."""
+    if isinstance(value, list | tuple):
+        return [_written_out(item) for item in value]
+    if not isinstance(value, Section):
+        return value
+    names = {name: field.alias or name for name, field in type(value).model_fields.items()}
+    whole = {written: _written_out(getattr(value, name)) for name, written in names.items()}
+    if _loads(type(value), whole):
+        return whole
+    kept = {names[name] for name in value.model_fields_set}
+    for written in whole:
+        if written not in kept and _loads(
+            type(value), {key: whole[key] for key in whole if key in kept | {written}}
+        ):
+            kept.add(written)
+    return {key: whole[key] for key in whole if key in kept}
+
+
+def _loads(section: type[Section], data: dict[str, Any]) -> bool:
+    try:
+        section.model_validate(data)
+    except ValidationError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""The two stories of the README, from raw files to evaluated models: `make demo`. Ends with what was learned."""
+"""The two stories of the README, from raw files to evaluated models: `make demo`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ladder of the house: imports go strictly down, the command line loads nothing heavy, files stay short."""
+"""The ladder of the house: imports go strictly down, `--help` loads nothing heavy, files stay short."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""llmtool evaluate: a model's figures on validation and test data, and whether they reach what is required."""
+"""llmtool evaluate: a model's figures on validation and test data, and whether they reach what is asked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from llmtool.commands import Options, session
 from llmtool.core import console, files
-from llmtool.core.errors import RequirementError
+from llmtool.core.errors import ConfigError, RequirementError
 from llmtool.core.run import Run
 from llmtool.data.store import Dataset
 from llmtool.evaluation import report, requirements
@@ -17,14 +17,16 @@ from llmtool.stages.assemble import Start
 
 def run(options: Options) -> dict[str, Any]:
     """Run the command; returns the content of result.json."""
-    loaded = session.load(options, "evaluate")
-    dataset = session.prepared(loaded, options)
-    start = assemble.from_checkpoint(session.model_to_score(loaded))
-    inputs = {"dataset": dataset.fingerprint, "weights": start.hash}
-    key = session.key(loaded, (*session.COMPUTE, "evaluate"), inputs)
-    with session.stage(loaded, "evaluate", key, options) as run:
-        if not run.fresh:
-            _evaluate(run, loaded, dataset, start)
+    with session.command(options, "evaluate") as loaded:
+        dataset = session.prepared(loaded, options)
+        start = assemble.from_checkpoint(session.model_to_score(loaded, dataset))
+        inputs = {"dataset": dataset.fingerprint, "weights": start.hash}
+        key = session.key(loaded, (*session.COMPUTE, "evaluate"), inputs)
+        with session.stage(loaded, "evaluate", key, options) as run:
+            if run.fresh:
+                console.show(report.show(files.read_json(run.directory / "report.json")))
+            else:
+                _evaluate(run, loaded, dataset, start)
     return run.result
 
 
@@ -47,5 +49,7 @@ def _evaluate(run: Run, loaded: Loaded, dataset: Dataset, start: Start) -> None:
     report.write_predictions(run.directory / "predictions.csv", tallies, score.origin(dataset, splits))
     run.finish(metrics=document["metrics"], requirements=document["requirements"], model=document["model"])
     console.show(report.show(document))
+    if unknown := [outcome for outcome in outcomes if outcome.unknown]:
+        raise ConfigError(f"evaluate.require: {unknown[0]}")
     if unmet := requirements.unmet(outcomes):
         raise RequirementError(unmet)

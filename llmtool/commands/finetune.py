@@ -20,16 +20,16 @@ Metrics = dict[str, dict[str, float]]
 
 def run(options: Options) -> dict[str, Any]:
     """Run the command; returns the content of result.json."""
-    loaded = session.load(options, "finetune", "finetune")
-    config = loaded.experiment.finetune
-    assert config is not None
-    dataset = session.prepared(loaded, options)
-    start = assemble.from_checkpoint(config.start)
-    inputs = {"dataset": dataset.fingerprint, "start": start.hash}
-    key = session.key(loaded, (*session.COMPUTE, "task", "finetune"), inputs)
-    with session.stage(loaded, "finetune", key, options, resumable=True) as run:
-        if not run.fresh:
-            _finetune(run, loaded, config, dataset, start, options)
+    with session.command(options, "finetune", "finetune") as loaded:
+        config = loaded.experiment.finetune
+        assert config is not None
+        directory = session.model_to_start(loaded)
+        dataset = session.prepared(loaded, options)
+        start = assemble.from_checkpoint(directory)
+        key = session.fit_key(loaded, "finetune", {"dataset": dataset.fingerprint, "start": start.hash})
+        with session.stage(loaded, "finetune", key, options, resumable=True) as run:
+            if not run.fresh:
+                _finetune(run, loaded, config, dataset, start, options)
     return run.result
 
 
@@ -60,6 +60,8 @@ def _finetune(
     if old and said:
         console.say(f"{start.dataset['path']} cannot be scored any more: its classes went with the old head")
     session.say_fit(result)
+    if merged:
+        console.say(f"merged model: {merged}")
 
 
 def _old_data(start: Start, dataset: Dataset) -> Dataset | None:

@@ -12,8 +12,10 @@ from llmtool.data.store import Dataset
 
 def run(options: Options) -> dict[str, Any]:
     """Run the command; returns the content of result.json."""
-    loaded = session.load(options, "prepare")
-    with session.stage(loaded, "prepare", session.prepare_key(loaded), options) as run:
+    with (
+        session.command(options, "prepare") as loaded,
+        session.stage(loaded, "prepare", session.prepare_key(loaded), options) as run,
+    ):
         if not run.fresh:
             session.prepare_into(run, loaded)
             show(Dataset.open(run.directory), run.directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +14,14 @@ from llmtool import experiment
 from llmtool.commands import Options
 from llmtool.core import console, files
 from llmtool.core.devices import peak_flops
-from llmtool.core.errors import DataError, LlmtoolError
+from llmtool.core.errors import ConfigError, DataError
 from llmtool.core.run import CODE_CHANGED, Run, code_version, failed_result
 from llmtool.data import data_files
-from llmtool.data.store import Dataset
+from llmtool.data.store import CARD, Dataset
 from llmtool.experiment import FinetuneConfig, Loaded
 from llmtool.experiment import resolved as experiment_yaml
 from llmtool.models.accounting import account
+from llmtool.stages import assemble
 from llmtool.stages import prepare as stages
 from llmtool.stages.assemble import Assembled, fingerprint
 from llmtool.stages.fit import FitResult
@@ -34,16 +36,37 @@ COMPUTE = (
 )  # what decides numbers beside a stage's own section
 
 
-def load(options: Options, command: str, *needs: str) -> Loaded:
-    """Read and check the file. A file that is wrong leaves its result.json too, where its run is known."""
+@contextmanager
+def command(options: Options, name: str, *needs: str) -> Iterator[Loaded]:
+    """Read and check the file, then do the work of the command.
+
+    Whatever ends it before its own stage is open (a wrong file, no data, no model to start from) is told of
+    in the stage's result.json too, where the run is known.
+    """
+    loaded = None
     try:
+        if options.force and options.resume:
+            raise ConfigError("--force begins anew and --resume goes on: give one of them")
         loaded = experiment.load(options.config, options.overrides)
         for section in needs:
-            loaded.need(section, command)
-        return loaded
-    except LlmtoolError as error:
-        if root := experiment.run_of(options.config, options.overrides):
-            failed_result(root, command, error)
+            loaded.need(section, name)
+        with located(loaded, name):
+            yield loaded
+    except BaseException as error:
+        if getattr(error, "result", {}).get("command") != name:
+            root = loaded.experiment.run if loaded else experiment.run_of(options.config, options.overrides)
+            if root:
+                failed_result(root, name, error)
+        raise
+
+
+@contextmanager
+def located(loaded: Loaded, section: str) -> Iterator[None]:
+    """Gives a ConfigError that begins with a key the key's place in the file."""
+    try:
+        yield
+    except ConfigError as error:
+        error.args = (loaded.locate(str(error), section),)
         raise
 
 
@@ -52,14 +75,52 @@ def key(loaded: Loaded, sections: tuple[str, ...], inputs: dict[str, str]) -> di
     return {"config": loaded.slice(*sections), "inputs": inputs, "code": code_version()}
 
 
-def model_to_score(loaded: Loaded) -> str:
-    """Where `evaluate` finds its model: what `of` names, else this run's finetune where there is one, else train."""
+def fit_key(loaded: Loaded, section: str, inputs: dict[str, str]) -> dict[str, Any]:
+    """The freshness key of `train` or `finetune`; inputs: the dataset, and what finetune starts from."""
+    sections = ("task", "finetune") if section == "finetune" else ("model", "task", "train")
+    return key(loaded, (*COMPUTE, *sections), inputs)
+
+
+def model_to_start(loaded: Loaded) -> str:
+    """The checkpoint that `finetune` starts from."""
+    assert loaded.experiment.finetune is not None
+    with named("finetune.start"):
+        return str(assemble.find_checkpoint(loaded.experiment.finetune.start))
+
+
+def model_to_score(loaded: Loaded, dataset: Dataset) -> str:
+    """The checkpoint that `evaluate` scores: of what `of` names, else of this run's finetune where there is
+    one, else of its train. Says so where that is not finished or not what the file asks for any more."""
     experiment = loaded.experiment
     if experiment.evaluate.of:
-        return experiment.evaluate.of
+        with named("evaluate.of"):
+            return str(assemble.find_checkpoint(experiment.evaluate.of))
     root = Path(experiment.run)
     tuned = experiment.finetune is not None and (root / "finetune" / "best").exists()
-    return str(root / ("finetune" if tuned else "train"))
+    stage = "finetune" if tuned else "train"
+    if not (root / stage / "best").exists():
+        verb = "finetune" if experiment.finetune and not experiment.train else "train"
+        raise ConfigError(
+            f"{root} has no trained model yet: run `llmtool {verb} {loaded.document.name}` first, "
+            "or name a model in evaluate.of"
+        )
+    inputs = {"dataset": dataset.fingerprint}
+    with contextlib.suppress(ConfigError):  # what it was tuned from may be gone: that changes nothing here
+        inputs |= {"start": fingerprint(Path(model_to_start(loaded)))} if tuned else {}
+    for change in Run.judge(root, stage, fit_key(loaded, stage, inputs)).changes[:5]:
+        if not change.startswith((CODE_CHANGED, "start: ")):
+            console.note(f"{root / stage}, which is scored as it is: {change}")
+    return str(assemble.find_checkpoint(str(root / stage)))
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Puts the key whose value is at fault in front of a ConfigError."""
+    try:
+        yield
+    except ConfigError as error:
+        error.args = (f"{key}: {error}",)
+        raise
 
 
 @contextmanager
@@ -76,21 +137,27 @@ def stage(
             if run.fresh:
                 console.say(f"{name}: nothing has changed; {run.directory} stands (--force runs it again)")
             elif run.state == "changed":
-                if resumable and options.resume and not options.force:
+                if resumable and options.resume:
                     run.keep()
                 else:
                     run.start_over()
                 for change in run.changes[:10]:
                     console.note(f"{name}: {change}")
-            yield run
-    except LlmtoolError as error:
-        error.result = run.result
+            with located(loaded, name):
+                yield run
+    except BaseException as error:
+        error.__dict__["result"] = run.result
         raise
 
 
 def prepare_key(loaded: Loaded) -> dict[str, Any]:
     """The freshness key of the prepare stage."""
-    inputs = {str(path): files.hash_file(path) for path in data_files(loaded.experiment.data)}
+    data = loaded.experiment.data
+    if (like := data.encode.like) is not None and not (Path(like) / CARD).is_file():
+        inner = Path(like) / "prepare"
+        hint = f"; did you mean {inner}?" if (inner / CARD).is_file() else ""
+        raise ConfigError(f"data.encode.like: {like}: no prepared dataset here (no {CARD} in it){hint}")
+    inputs = {str(path): files.hash_file(path) for path in data_files(data)}
     return key(loaded, ("seed", "data"), inputs)
 
 
@@ -102,19 +169,38 @@ def prepared(loaded: Loaded, options: Options) -> Dataset:
     wanted = prepare_key(loaded)
     judged = Run.judge(loaded.experiment.run, "prepare", wanted)
     directory = judged.directory
-    if judged.state == "changed" and (directory / "card.json").is_file():
-        others = [change for change in judged.changes if not change.startswith(CODE_CHANGED)]
-        if not others:  # another version made it from the same bytes and settings; the card's format is checked
-            return Dataset.open(directory)
-        changes = "; ".join(others[:3])
+    if not _stands(judged) and (directory / CARD).is_file():
+        changes = "; ".join(_others(judged)[:3])
         raise DataError(
-            f"{directory} is not the dataset of this file ({changes}): run `llmtool prepare` first"
+            f"{directory} is not the dataset of this file ({changes}): "
+            f"run `llmtool prepare {loaded.document.name}` first"
         )
-    if not judged.fresh:
+    if not _stands(judged):
         with stage(loaded, "prepare", wanted, replace(options, force=False)) as run:
             if not run.fresh:
                 prepare_into(run, loaded)
     return Dataset.open(directory)
+
+
+def card_if_prepared(loaded: Loaded) -> dict[str, Any] | None:
+    """The card of the run's dataset, where that is prepared from this very data."""
+    try:
+        judged = Run.judge(loaded.experiment.run, "prepare", prepare_key(loaded))
+    except DataError as error:  # a model can be described before its data is there
+        console.note(str(error))
+        return None
+    return files.read_json(judged.directory / CARD) if _stands(judged) else None
+
+
+def _stands(prepared: Run) -> bool:
+    """Whether the dataset is that of the file: perhaps another version of llmtool made it from the same bytes
+    and settings (the format of its card is checked where it is opened)."""
+    made = prepared.state == "changed" and (prepared.directory / CARD).is_file()
+    return prepared.fresh or (made and not _others(prepared))
+
+
+def _others(prepared: Run) -> list[str]:
+    return [change for change in prepared.changes if not change.startswith(CODE_CHANGED)]
 
 
 def prepare_into(run: Run, loaded: Loaded) -> stages.PrepareResult:
@@ -144,15 +230,21 @@ class Pace:
 
 
 class Watch:
-    """Shows a person how training goes: the rows of metrics.jsonl, at most a few a second."""
+    """Shows a person how training goes: the rows of metrics.jsonl, at most a few a second.
 
-    def __init__(self, display: console.ProgressDisplay) -> None:
-        self.display, self.last = display, 0.0
+    metric: the figure that selects; of each validation it stands first.
+    """
+
+    def __init__(self, display: console.ProgressDisplay, metric: str) -> None:
+        self.display, self.metric, self.last = display, metric, 0.0
 
     def row(self, row: dict[str, Any]) -> None:
         """A row of metrics.jsonl; validations are always shown."""
         if "validation" in row:
-            figures = {f"validation {name}": value for name, value in list(row["validation"].items())[:3]}
+            found = row["validation"]
+            names = [name for name in dict.fromkeys([self.metric, *found]) if name in found][:3]
+            figures = {f"validation {names[0]}": found[names[0]]} if names else {}
+            figures |= {name: found[name] for name in names[1:]}
             self.display.update(row["step"], **figures, best="*" if row["best"] else None)
         elif time.monotonic() - self.last > (0.2 if self.display.live else 5):
             self.last = time.monotonic()
@@ -181,12 +273,13 @@ def fit(run: Run, loaded: Loaded, assembled: Assembled, config: TrainConfig, opt
     peak, _ = peak_flops(assembled.device, assembled.precision)
     batch = rows.rows if config.batch == "auto" else config.batch
     total = config.budget.total_steps(rows.rows, min(batch, rows.rows), rows.tokens_per_row)
+    metric = config.select.metric if config.select else assembled.task.metric
     with console.progress(total if config.batch != "auto" else None, "step") as display:
         return stage_fit(
             assembled,
             config,
             run.directory,
-            progress=Watch(display),
+            progress=Watch(display, metric),
             resume=run.state == "unfinished" or options.resume,
             as_yaml=as_yaml,
             flops_per_row=float(figures.flops_forward + figures.flops_backward),
@@ -217,7 +310,8 @@ def finish_fit(
 def say_fit(result: FitResult) -> None:
     """The end of training in two lines."""
     rate = next((f"{console.count(value)} {name.removesuffix('_per_second')}/s"
-                 for name, value in result.throughput.items() if name.endswith("_per_second")), "")  # fmt: skip
+                 for name, value in result.throughput.items()
+                 if name.endswith("_per_second")), "")  # fmt: skip
     why = "" if result.reason == "budget" else f" (stopped early: {result.reason})"
     console.say(f"{result.step:,} steps in {console.seconds(result.seconds)}{why}  {rate}")
     value = "" if result.best_value is None else f": {result.metric} {console.number(result.best_value)}"

@@ -15,12 +15,12 @@ from llmtool.stages import assemble, score
 
 def run(options: Options) -> dict[str, Any]:
     """Run the command; returns the content of result.json."""
-    loaded = session.load(options, "train", "model", "train")
-    dataset = session.prepared(loaded, options)
-    key = session.key(loaded, (*session.COMPUTE, "model", "task", "train"), {"dataset": dataset.fingerprint})
-    with session.stage(loaded, "train", key, options, resumable=True) as run:
-        if not run.fresh:
-            _train(run, loaded, dataset, options)
+    with session.command(options, "train", "model", "train") as loaded:
+        dataset = session.prepared(loaded, options)
+        key = session.fit_key(loaded, "train", {"dataset": dataset.fingerprint})
+        with session.stage(loaded, "train", key, options, resumable=True) as run:
+            if not run.fresh:
+                _train(run, loaded, dataset, options)
     return run.result
 
 

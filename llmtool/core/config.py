@@ -1,8 +1,8 @@
 """Reads one YAML file into one frozen pydantic model: strict, all errors at once, each with its place.
 
-PyYAML alone reads `1e-4` as a string, `no` as False, lets duplicate keys pass, follows alias bombs and crashes
-on deep nesting. So: scan the events first (size, depth, tags, aliases), compose nodes with marks, read scalars as
-YAML 1.2's core schema does, and only then validate (https://yaml.org/spec/1.2.2/#103-core-schema).
+PyYAML alone reads `1e-4` as a string, `no` as False, lets duplicate keys pass, follows alias bombs and
+crashes on deep nesting. So: scan the events first (size, depth, tags, aliases), compose nodes with marks,
+read scalars as YAML 1.2's core schema does, and only then validate (https://yaml.org/spec/1.2.2/#103-core-schema).
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def parse(text: str, name: str) -> Document:
     return Document(name, data, marks)
 
 
-def _mark(name: str, mark: yaml.Mark) -> str:
+def _mark(name: str, mark: Any) -> str:
     return f"{name}:{mark.line + 1}:{mark.column + 1}"
 
 
@@ -128,8 +128,8 @@ def _compose(text: str, name: str) -> yaml.Node | None:
                 raise ConfigError(
                     f"{place}: anchors and aliases (& and *) are not supported; write the value out"
                 )
-            if getattr(event, "tag", None):
-                raise ConfigError(f"{place}: tags are not supported ({event.tag})")
+            if tag := getattr(event, "tag", None):
+                raise ConfigError(f"{place}: tags are not supported ({tag})")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 raise ConfigError(f"{place}: nested more than {MAX_DEPTH} deep")
@@ -203,19 +203,22 @@ def _override(document: Document, override: str) -> None:
     if not equals or not all(part != "" for part in path):
         raise ConfigError(f"{place}: expected section.key=value")
     where: Any = document.data
+    part: Any
     for depth, part in enumerate(path):
         at = _dotted(tuple(path[:depth]))
         if isinstance(where, list) and not (isinstance(part, int) and part < len(where)):
             raise ConfigError(f"{place}: {at} is a list of {len(where)}; {part} is no place in it")
         if not isinstance(where, list | dict):
             raise ConfigError(f"{place}: {at} is {where!r}, not a section")
-        part = part if isinstance(where, list) else str(part)
+        part = part if isinstance(where, list) else str(part)  # a key of digits is a key still
         if depth == len(path) - 1:
             where[part] = _override_value(value, place)
         elif isinstance(where, list) or isinstance(where.get(part), dict | list):
             where = where[part]
         else:  # a missing section, or a null one, is made
-            where[part] = {} if where.get(part) is None else where[part]
+            if where.get(part) is None:
+                where[part] = {}
+                document.marks[(*path[:depth], part)] = place
             where = where[part]
         path[depth] = part
     full = tuple(path)
@@ -254,7 +257,10 @@ def _explain(error: ValidationError, document: Document, model: type[BaseModel])
         path = _user_path(item["loc"], document.data, item["type"] == "missing")
         if item["type"] == "union_tag_invalid":
             path = (*path, _discriminator(item["ctx"]))
-        found.setdefault(path, []).append(_message(dict(item), path, document, model))
+        message = _message(dict(item), path, document, model)
+        if item["type"] == "value_error":
+            path, message = _to_the_key(path, message, document)
+        found.setdefault(path, []).append(message)
     lines = []
     for path, messages in found.items():
         wanted = [m.removeprefix("expected ") for m in messages if m.startswith("expected ")]
@@ -271,6 +277,17 @@ def _explain(error: ValidationError, document: Document, model: type[BaseModel])
     return sorted(lines, key=_file_order)
 
 
+def _to_the_key(path: Key, message: str, document: Document) -> tuple[Key, str]:
+    """A section's complaint that begins with the name of one of its keys stands at that key."""
+    word = re.match(r"[a-z_.]+", message)
+    whole = (*path, *word[0].rstrip(".").split(".")) if word else path
+    inner = whole
+    while len(inner) > len(path) and inner not in document.marks:
+        inner = inner[:-1]
+    said = f"{word[0]}: " if word and inner == whole else ""
+    return inner, message.removeprefix(said)
+
+
 def _file_order(line: str) -> tuple[int, int]:
     match = re.match(r"[^\n]*?:(\d+):(\d+): ", line)
     return (int(match[1]), int(match[2])) if match else (0, 0)
@@ -283,6 +300,7 @@ def _discriminator(context: dict[str, Any]) -> str:
 def _user_path(loc: tuple[int | str, ...], data: Any, missing: bool) -> Key:
     """pydantic's loc without the union tags it inserts: only the keys that stand in the file."""
     path: list[int | str] = []
+    part: Any
     for index, part in enumerate(loc):
         if (isinstance(data, dict) and part in data) or (
             isinstance(data, list) and isinstance(part, int) and part < len(data)
@@ -338,7 +356,9 @@ def _message(item: dict[str, Any], path: Key, document: Document, model: type[Ba
         tag = context.get("tag", value)
         return f"{tag!r} is not a choice{suggest(tag, choices)} (choices: {', '.join(choices)})"
     if kind == "union_tag_not_found":
-        return f"needs the key {_discriminator(context)!r}"
+        name = _discriminator(context)
+        choices = _tags(_candidates(model, path, document.data), name)
+        return f"needs the key {name!r} (choices: {', '.join(choices)})"
     if kind in _WANTED:
         return f"expected {_WANTED[kind]} (got {shown})"
     if kind == "value_error":
@@ -348,6 +368,29 @@ def _message(item: dict[str, Any], path: Key, document: Document, model: type[Ba
 
 def known_keys(model: Any, path: Key, data: Any) -> list[str]:
     """The keys that the section at `path` of this model knows, as they are written in YAML."""
+    names: dict[str, None] = {}
+    for candidate in _narrow(_candidates(model, path, data), _at(data, path)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            names.update(
+                dict.fromkeys(_written(name, field) for name, field in candidate.model_fields.items())
+            )
+    return list(names)
+
+
+def _tags(candidates: list[Any], key: str) -> list[str]:
+    """What may stand at the key that tells the members of a union apart."""
+    fields = [
+        field
+        for candidate in candidates
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel)
+        for name, field in candidate.model_fields.items()
+        if _written(name, field) == key
+    ]
+    return [str(tag) for field in fields for tag in typing.get_args(field.annotation)]
+
+
+def _candidates(model: Any, path: Key, data: Any) -> list[Any]:
+    """The sections that may stand at `path`, given the tags in the data above it."""
     candidates = _members(model)
     for part in path:
         candidates = _narrow(candidates, data)
@@ -359,13 +402,7 @@ def known_keys(model: Any, path: Key, data: Any) -> list[str]:
             elif isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 found += [f.annotation for n, f in candidate.model_fields.items() if _written(n, f) == part]
         candidates = [member for annotation in found for member in _members(annotation)]
-    names: dict[str, None] = {}
-    for candidate in _narrow(candidates, data):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            names.update(
-                dict.fromkeys(_written(name, field) for name, field in candidate.model_fields.items())
-            )
-    return list(names)
+    return candidates
 
 
 def _written(name: str, field: FieldInfo) -> str:

@@ -63,7 +63,7 @@ class Batch:
 
     inputs: (B, F) float32, or (B, T) int64 token ids.
     targets: (B,) int64 classes, (B, n) float32 values, or (B, T) int64 next tokens, IGNORE where unscored.
-    segments: (B, T) int32 document of each token, numbered from 1 in its row; 0 is padding. None: one document.
+    segments: (B, T) int32 document of each token, from 1 in its row; 0 is padding. None: one document.
     """
 
     inputs: Tensor

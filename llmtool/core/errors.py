@@ -75,6 +75,10 @@ class Interrupted(LlmtoolError):
     status = "interrupted"
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM outside of training, raised wherever the program stands; ends as Interrupted does."""
+
+
 class Cancelled(LlmtoolError):
     """Stopped by Ctrl-C; what was being trained has a checkpoint on disk."""
 

@@ -31,7 +31,7 @@ import xxhash
 
 import llmtool
 from llmtool.core import files
-from llmtool.core.errors import Cancelled, ConfigError, LlmtoolError
+from llmtool.core.errors import Cancelled, ConfigError, Interrupted, LlmtoolError, Terminated
 
 FORMAT = 1
 RECORD = ".record.json"
@@ -261,8 +261,8 @@ class Run:
 
 
 def failed_result(root: str | Path, stage: str, error: BaseException, **fields: Any) -> None:
-    """Write `result.json` for a command that failed before its Run was open (a bad config). Best effort,
-    never raises.
+    """Write `result.json` for a command that failed before its Run was open (a bad config, no data). Best
+    effort, never raises.
 
     Finished work stays good: the next command with the old config is a no-op again. Nothing is written into a
     run that another process works on, nor into a directory that is not ours.
@@ -306,6 +306,8 @@ def outcome(error: BaseException | None) -> tuple[str, int]:
         return "done", 0
     if isinstance(error, LlmtoolError):
         return error.status, error.exit_code
+    if isinstance(error, Terminated):
+        return Interrupted.status, Interrupted.exit_code
     if isinstance(error, KeyboardInterrupt):
         return Cancelled.status, Cancelled.exit_code
     return LlmtoolError.status, LlmtoolError.exit_code

@@ -39,10 +39,13 @@ def clean(steps: Sequence[Any], frame: pd.DataFrame) -> Cleaned:
     """Run the steps over a frame, in order. Raises ConfigError for a column that is not there."""
     result = Cleaned(frame)
     for position, step in enumerate(steps):
-        if isinstance(step, DropDuplicates):
-            result.keys[position] = (result.frame.index.to_numpy(), step.keys(result.frame))
-            continue
-        frame, dropped, bad = step.apply(result.frame)
+        try:
+            if isinstance(step, DropDuplicates):
+                result.keys[position] = (result.frame.index.to_numpy(), step.keys(result.frame))
+                continue
+            frame, dropped, bad = step.apply(result.frame)
+        except ConfigError as error:
+            raise ConfigError(f"data.clean.{position}: {error}") from None
         away = np.zeros(len(frame), bool)
         for found, masks in ((result.dropped, dropped), (result.bad, bad)):
             for reason, mask in masks.items():

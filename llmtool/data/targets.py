@@ -13,6 +13,7 @@ from llmtool.core.errors import DataError
 from llmtool.data.cells import BLANK, Cells
 from llmtool.data.statistics import ColumnStatistics
 
+NOT_IN_TRAIN = "target class not in train"
 MAX_CLASSES = 10_000
 FEW = 50  # whole numbers with at most this many different values are classes ...
 FEW_SHARE = 0.05  # ... when they are also at most this share of the rows
@@ -48,9 +49,7 @@ class ClassTarget:
         words = Cells(frame[self.column]).text
         classes = np.fromiter((numbers.get(word, -1) for word in words), dtype=np.int64, count=len(words))
         refused = {
-            int(row): f"{self.column} (target) is missing"
-            if words[row] in BLANK
-            else "target class not in train"
+            int(row): f"{self.column} (target) is missing" if words[row] in BLANK else NOT_IN_TRAIN
             for row in np.flatnonzero(classes < 0)
         }
         return classes, refused

@@ -14,39 +14,41 @@ class SamplesConfig(Section):
     """Texts that a language model writes, to be read beside its figures."""
 
     prompts: list[str] = Field(
-        [""], min_length=1, description="what each text begins with; empty: a document's start"
+        default=[""], min_length=1, description="what each text begins with; empty: a document's start"
     )
     tokens: int = Field(
-        200, gt=0, le=100_000, description="tokens written after each prompt, unless the text ends"
+        default=200, gt=0, le=100_000, description="tokens written after each prompt, unless the text ends"
     )
     temperature: float = Field(
-        0.8,
+        default=0.8,
         ge=0,
         allow_inf_nan=False,
         description="1: as the model learned; below: surer; 0: always the likeliest token",
     )
-    top_k: int | None = Field(None, gt=0, description="choose among this many likeliest tokens only")
-    count: int = Field(1, gt=0, le=1000, description="texts for each prompt")
+    top_k: int | None = Field(default=None, gt=0, description="choose among this many likeliest tokens only")
+    count: int = Field(default=1, gt=0, le=1000, description="texts for each prompt")
 
 
 class EvaluateConfig(Section):
     """Which model is scored on what, and what the figures must reach."""
 
     of: str | None = Field(
-        None,
+        default=None,
         description="a run, a stage of a run or a checkpoint directory; "
         "default: this run's finetune where there is one, else its train",
     )
     splits: list[SplitName] | None = Field(
-        None,
+        default=None,
         min_length=1,
         description="which splits are scored; default: validation and test, those that exist",
     )
     require: Requirements = Field(
-        {}, description='what a figure must reach, as in {test.f1: ">=0.85"}; unmet: exit 3'
+        default={}, description='what a figure must reach, as in {test.f1: ">=0.85"}; unmet: exit 3'
     )
-    batch: Literal["auto"] | Annotated[int, Field(gt=0)] = Field("auto", description="rows scored at once")
-    samples: SamplesConfig | None = Field(None, description="language models: continuations to read")
+    batch: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
+        default="auto", description="rows scored at once"
+    )
+    samples: SamplesConfig | None = Field(default=None, description="language models: continuations to read")
 
     @model_validator(mode="after")
     def _required_splits_are_scored(self) -> Self:

@@ -21,13 +21,17 @@ _BOUND = re.compile(r"\s*(>=|<=|==|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one requirement. value: the figure reached, None when there is none."""
+    """What became of one requirement.
+
+    value: the figure reached, None when there is none. unknown: whether the task has no such figure at all.
+    """
 
     name: str  # "test.f1"
     bound: str  # ">=0.85"
     value: float | None
     met: bool
     reason: str = ""  # why there is no figure
+    unknown: bool = False
 
     def __str__(self) -> str:
         if self.value is None:
@@ -126,9 +130,8 @@ def _outcome(
     if metric not in metrics[split]:
         known = list(metrics[split])
         hint = suggest(metric, known)
-        return Outcome(
-            name, bound, None, False, f"there is no figure {metric!r}{hint} (figures: {', '.join(known)})"
-        )
+        reason = f"there is no figure {metric!r}{hint} (figures: {', '.join(known)})"
+        return Outcome(name, bound, None, False, reason, unknown=True)
     value = float(metrics[split][metric])
     if not math.isfinite(value):
         return Outcome(name, bound, None, False, "the figure is not a finite number")

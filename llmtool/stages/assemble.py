@@ -46,7 +46,7 @@ class Start:
 class Assembled:
     """Everything that training and scoring need.
 
-    targets: what the model's outputs mean. They are the dataset's, except in a regression that was started from
+    targets: what the model's outputs mean. They are the dataset's, but for a regression that was started from
     another model, whose head goes on speaking in the units of its own mean and scale.
     adapter, base: how a start is being adapted, and where the weights under a LoRA adapter lie.
     """
@@ -137,7 +137,7 @@ def adapt(assembled: Assembled, start: Start, method: adapters.AdapterMethod) ->
 
 
 def as_scored(experiment: Experiment, dataset: Dataset, start: Start) -> Assembled:
-    """The model of a checkpoint, unchanged, with its own task, to be scored on a dataset of the same encoding.
+    """The model of a checkpoint with its own task, to be scored on a dataset of the same encoding.
 
     Raises ConfigError when the dataset's targets are not those that the model gives.
     """
@@ -151,7 +151,7 @@ def as_scored(experiment: Experiment, dataset: Dataset, start: Start) -> Assembl
 
 
 def save_merged(assembled: Assembled, parent: Path) -> Path:
-    """Merge the adapter into its base, in place, and write the whole model as the checkpoint `parent/merged`."""
+    """Merge the adapter into its base, in place, and write the whole model to `parent/merged`."""
     adapters.merge(assembled.model)
     assembled.base = assembled.adapter = None
     return checkpoint.save(parent, "merged", assembled.save)
@@ -224,7 +224,7 @@ def fingerprint(directory: Path) -> str:
 def from_checkpoint(path: str) -> Start:
     """The model of a checkpoint, every file checked against its manifest; an adapter is merged into its base.
 
-    Raises ConfigError where there is none, LlmtoolError where a file is missing or changed. Runs no code in it.
+    Raises ConfigError where there is none, LlmtoolError where a file is missing or changed.
     """
     directory = find_checkpoint(path)
     checkpoint.verify(directory)
@@ -243,7 +243,9 @@ def from_checkpoint(path: str) -> Start:
 
 def _base(directory: Path, base: dict[str, str]) -> Path:
     path = Path(base["path"])
+    if not path.is_dir():
+        raise LlmtoolError(f"{directory} is an adapter of {path}, which is not there any more")
     checkpoint.verify(path)
     if fingerprint(path) != base["hash"]:
-        raise LlmtoolError(f"{directory}: an adapter of {path}, which has changed since")
+        raise LlmtoolError(f"{directory} is an adapter of {path}, which has changed since")
     return path

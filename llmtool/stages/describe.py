@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rich import box
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 from torch import nn
 
@@ -256,26 +257,34 @@ def size(count: float) -> str:
 
 def show(description: dict[str, Any]) -> Group:
     """The description as rich renderables, for a terminal or a plain log."""
-    parts: list[RenderableType] = [f"[bold]{escape(description['name'])}[/bold]: {description['family']}"]
-    parts += [f"assumed: {escape(note)}" for note in description["assumed"]]
-    parts += [f"not known yet: {escape(note)}" for note in description["needs_prepare"]]
+    parts: list[RenderableType] = [Text(f"{description['name']}: {description['family']}", style="bold")]
+    parts += [Text(f"assumed: {note}") for note in description["assumed"]]
+    parts += [Text(f"not known yet: {note}") for note in description["needs_prepare"]]
     if description["structure"]:
-        root = Tree(_line(description["structure"], "", rich=True))
+        root = Tree(_label(description["structure"], ""))
         _grow(root, description["structure"])
-        parts += [root, _costs(description)]
-    parts += [f"[bold]data[/bold] {escape(line)}" for line in _data_lines(description)]
-    families = Table("family", "takes", "for these inputs", "suits", title="families", title_justify="left")
+        parts += [Text(), root, _costs(description)]
+    parts += [Text(f"data: {line}") for line in _data_lines(description)]
+    families = _table("which families take these inputs", "family", "takes", "here", "suits")
     for family in description["families"]:
         fits = "chosen" if family["chosen"] else "yes" if family["accepts_these_inputs"] else "no"
         families.add_row(family["family"], ", ".join(family["takes"]), fits, family["suits"])
-    guide = Table("problem", "choice", title="which model for what", title_justify="left")
+    guide = _table("which model for which problem", "problem", "choice")
     for row in description["guide"]:
         guide.add_row(row["problem"], row["choice"])
     return Group(*parts, families, guide)
 
 
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, max_width=72, overflow="fold")
+    return table
+
+
 def _costs(description: dict[str, Any]) -> Table:
-    table = Table("", "", show_header=False, title="costs", title_justify="left")
+    table = _table("costs", "", "")
+    table.show_header = False
     for name, value in _cost_rows(description):
         table.add_row(name, value)
     return table
@@ -299,7 +308,7 @@ def _cost_rows(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _grow(tree: Tree, component: dict[str, Any]) -> None:
     for part, alike in _grouped(component["parts"]):
-        branch = tree.add(_line(part, alike, rich=True))
+        branch = tree.add(_label(part, alike))
         _grow(branch, part)
 
 
@@ -321,9 +330,15 @@ def _without_names(part: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in part.items() if key != "name" or not value.isdigit()}
 
 
-def _line(part: dict[str, Any], name: str, rich: bool) -> str:
-    kind = part["kind"]
-    title = f"{name}: {kind}" if name else kind
+def _label(part: dict[str, Any], name: str) -> Text:
+    return Text.assemble((_title(part, name), "bold"), "  ", (_facts(part), "dim"))
+
+
+def _title(part: dict[str, Any], name: str) -> str:
+    return f"{name}: {part['kind']}" if name else str(part["kind"])
+
+
+def _facts(part: dict[str, Any]) -> str:
     facts = [part["does"]]
     if part["parameters"]:
         frozen = part["parameters"] - part["trainable"]
@@ -332,8 +347,7 @@ def _line(part: dict[str, Any], name: str, rich: bool) -> str:
         )
     if part["shape"]:
         facts.append(" x ".join(map(str, part["shape"])))
-    text = "; ".join(facts)
-    return f"[bold]{escape(title)}[/bold]  [dim]{escape(text)}[/dim]" if rich else f"**{title}**: {text}"
+    return "; ".join(facts)
 
 
 def _data_lines(description: dict[str, Any]) -> Iterator[str]:
@@ -388,7 +402,7 @@ def _card_data(description: dict[str, Any]) -> list[str]:
 
 
 def _card_tree(part: dict[str, Any], name: str, depth: int) -> list[str]:
-    lines = [f"{'  ' * depth}- {_line(part, name, rich=False)}"]
+    lines = [f"{'  ' * depth}- **{_title(part, name)}**: {_facts(part)}"]
     for child, alike in _grouped(part["parts"]):
         lines += _card_tree(child, alike, depth + 1)
     return lines

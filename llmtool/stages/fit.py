@@ -14,14 +14,16 @@ from typing import Any, Protocol
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmtool import __version__
 from llmtool.core import checkpoint, files
-from llmtool.core.contracts import Batch, Loss, Task
-from llmtool.core.devices import Precision, is_out_of_memory
+from llmtool.core.contracts import Batch, Loss
+from llmtool.core.devices import is_out_of_memory
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
+from llmtool.data.batches import Batches
 from llmtool.evaluation.loop import evaluate
+from llmtool.stages.assemble import Assembled
 from llmtool.training import TrainConfig
 from llmtool.training.loop import Loop, Plan, State, Verbs
 from llmtool.training.throughput import Meter
@@ -29,52 +31,8 @@ from llmtool.training.throughput import Meter
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 STATE, OPTIMIZER, LOOP = "state", "optimizer.safetensors", "loop.json"
 CPU_TOKENS, CUDA_TOKENS = 1024, 32768  # tokens of one optimizer step when `batch` is auto
-CPU_RATE = 30e9  # FLOP/s that a core reaches in these models (../shared/research/performance.md, section 2)
+CPU_RATE = 30e9  # FLOP/s that a core reaches in these models, measured
 COMPILE_PAYS = 600.0  # seconds of CPU training from which 20-60 s of compilation come back
-
-
-class Batches(Protocol):
-    """What training needs of data.batches.Batches."""
-
-    rows: int
-    tokens_per_row: int
-
-    def batch(self, start: int, count: int) -> Batch:
-        """Rows of the endless training order."""
-
-    def where(self, start: int, count: int) -> list[str]:
-        """The same rows by name."""
-
-    def in_order(self, size: int) -> Iterator[Batch]:
-        """Every row once."""
-
-
-class Splits(Protocol):
-    """What training needs of a dataset."""
-
-    @property
-    def splits(self) -> list[str]:
-        """Names of the splits there are."""
-
-
-class Assembled(Protocol):
-    """What training needs of stages.assemble.Assembled."""
-
-    model: nn.Module
-    task: Task
-    seed: int
-    device: torch.device
-    precision: Precision
-    dataset: Splits
-
-    def batches(self, split: str) -> Batches:
-        """The rows of a split."""
-
-    def save(self, directory: Path) -> None:
-        """Write the model's side of a checkpoint."""
-
-    def restore(self, directory: Path) -> None:
-        """Take over, in place, the weights that `save` wrote into `directory`."""
 
 
 class Progress(Protocol):

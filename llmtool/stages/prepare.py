@@ -21,6 +21,7 @@ from llmtool.data.readers import BadRow
 from llmtool.data.sources import SPLITS, Chunk
 from llmtool.data.splitting import DROPPED, Assigned, RowTable, labels
 from llmtool.data.store import CARD, make_card
+from llmtool.data.targets import NOT_IN_TRAIN
 
 LEDGER = "ledger.json"
 QUARANTINE = "quarantine.jsonl"
@@ -55,10 +56,11 @@ def prepare(
     code, assigned = _split(data, scan, seed)
     reading = _Reading(data, columns, code, before, progress)
     encoder.fit(lambda: reading.rows("fitting", code == 0))
-    kept, refused, splits = _write(encoder, reading, directory)
-    ledger = _ledger(scan, assigned, kept, refused)
-    notes = [*assigned.notes, *encoder.notes]
     names = [str(path) for path in data.source.files()]
+    kept, splits = _write(encoder, reading, scan, directory, names)
+    _refuse_bad(data, scan)
+    ledger = _ledger(scan, assigned, kept)
+    notes = [*assigned.notes, *encoder.notes]
     card = make_card(data.encode.as_, encoder.inputs, encoder.targets, encoder.state(), splits, notes, names)
     files.write_json(directory / LEDGER, ledger)
     for path in _written(directory):
@@ -325,11 +327,10 @@ class _Reading:
 
 
 def _write(
-    encoder: Encoder, reading: _Reading, directory: Path
-) -> tuple[Counter[str], Counter[str], dict[str, dict[str, Any]]]:
-    """Encode every split; returns rows kept by split, rows refused by reason, and the meta of each split."""
+    encoder: Encoder, reading: _Reading, scan: _Scan, directory: Path, paths: list[str]
+) -> tuple[Counter[str], dict[str, dict[str, Any]]]:
+    """Encode every split; returns the rows kept by split, and the meta of each split."""
     kept: Counter[str] = Counter()
-    refused: Counter[str] = Counter()
     present = [code for code in range(len(SPLITS)) if (reading.code == code).any()]
     writers = {code: encoder.writer(directory, SPLITS[code]) for code in present}
     for chunk in reading.rows("encoding", reading.code >= 0):
@@ -337,14 +338,29 @@ def _write(
         for code in present:
             mask = codes == code
             if mask.any():
-                reasons = writers[code].add(chunk.take(mask))
+                part = chunk.take(mask)
+                reasons = writers[code].add(part)
                 kept[SPLITS[code]] += int(mask.sum()) - len(reasons)
-                refused.update(reasons.values())
+                _refuse(scan, part, reasons, paths)
     splits = {SPLITS[code]: writer.close() for code, writer in writers.items()}
     for name in splits:
         if not kept[name]:
-            raise DataError(f"nothing is left for {name}: {_listed(refused)}")
-    return kept, refused, splits
+            left = _counts_of(scan, scan.fates[0])
+            raise DataError(f"nothing is left for {name}: {_listed(left)}")
+    return kept, splits
+
+
+def _refuse(scan: _Scan, chunk: Chunk, reasons: dict[int, str], paths: list[str]) -> None:
+    """Account for rows the encoder cannot take: cells it cannot read are bad, an unknown class is not."""
+    if not reasons:
+        return
+    fates = np.zeros(len(chunk.frame), np.int16)
+    for row, (ordinal, reason) in zip(
+        chunk.frame.index.get_indexer(pd.Index(list(reasons))), reasons.items(), strict=True
+    ):
+        kind = "dropped" if reason == NOT_IN_TRAIN else "quarantined"
+        fates[row] = scan.fates[0][ordinal] = scan.fate(kind, reason)
+    _quarantine(scan, chunk, fates, paths)
 
 
 # --- the account ------------------------------------------------------------------------------------------
@@ -363,10 +379,10 @@ def _listed(counts: Counter[str]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common(5))
 
 
-def _ledger(scan: _Scan, assigned: Assigned, kept: Counter[str], refused: Counter[str]) -> dict[str, Any]:
+def _ledger(scan: _Scan, assigned: Assigned, kept: Counter[str]) -> dict[str, Any]:
     """Rows read = kept + dropped + quarantined."""
     fates = scan.fates[0]
-    dropped = _counts_of(scan, fates, "dropped") + refused
+    dropped = _counts_of(scan, fates, "dropped")
     dropped.update({reason: int(mask.sum()) for reason, mask in assigned.dropped.items() if mask.any()})
     quarantined = _counts_of(scan, fates, "quarantined") + scan.unread
     total = kept.total() + dropped.total() + quarantined.total()

@@ -1,4 +1,4 @@
-"""What `describe` describes: the model an experiment would build, or the one in a checkpoint, on the meta device."""
+"""What `describe` describes: the model an experiment would build, or the one in a checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROWS = 32  # of a forward pass, where the file leaves the batch to `auto` and th
 
 
 def of_experiment(experiment: Experiment, card: dict[str, Any] | None) -> Subject:
-    """The model that `train` (or, without a `model:` section, `finetune`) would work on; card: of the data, if prepared."""
+    """The model that `train` would build, on the meta device; card: of the data, if it is prepared."""
     device = resolve_device(experiment.device)
     precision = resolve_precision(experiment.precision, device)
     fit = experiment.train or experiment.finetune

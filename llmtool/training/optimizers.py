@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from llmtool.core.config import Section
 from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.training.muon import Muon
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 LR = "learning rate at the schedule's full height"
@@ -60,7 +61,7 @@ class SGDConfig(Section):
             lr=self.lr,
             momentum=self.momentum,
             nesterov=self.nesterov,
-            fused=_fusable(named),
+            fused=True,
         )
         return Optimizers({"sgd": part}, named)
 
@@ -96,7 +97,7 @@ class MuonConfig(Section):
         if not hidden:
             raise ConfigError("optimizer muon: this model trains no hidden matrix; use adamw")
         parts: dict[str, torch.optim.Optimizer] = {
-            "muon": torch.optim.Muon(
+            "muon": Muon(
                 [{"params": [p for _, p in hidden]}],
                 lr=self.lr,
                 weight_decay=self.weight_decay,
@@ -141,24 +142,13 @@ class Optimizers:
         return [p.grad for p in self.parameters if p.grad is not None]
 
     def step(self, divisor: Tensor | None = None, skip: Tensor | None = None) -> None:
-        """Update the parameters with the gradients over `divisor`, a scalar on the device.
+        """Update the parameters with the gradients over `divisor`; where `skip` is set, nothing changes.
 
-        skip: a flag on the device; where it is set, nothing changes. Muon knows no such flag: its gradients
-        become 0, so its matrices stay finite but drift by their momentum.
+        Both are scalars on the device: nothing is waited for.
         """
-        for part in self.parts.values():
-            if part.defaults.get(
-                "fused"
-            ):  # torch's own protocol: the kernel divides and skips, without a pass more
-                part.grad_scale = divisor  # type: ignore[attr-defined]
-                part.found_inf = None if skip is None else skip.float()  # type: ignore[attr-defined]
-            else:
-                gradients = [p.grad for g in part.param_groups for p in g["params"] if p.grad is not None]
-                if divisor is not None:
-                    torch._foreach_div_(gradients, divisor)
-                if skip is not None:
-                    for gradient in gradients:
-                        gradient.masked_fill_(skip, 0.0)
+        for part in self.parts.values():  # torch's own protocol for fused optimizers; our Muon knows it too
+            part.grad_scale = divisor  # type: ignore[attr-defined]
+            part.found_inf = None if skip is None else skip.float()  # type: ignore[attr-defined]
             part.step()
 
     def zero_grad(self) -> None:
@@ -218,7 +208,7 @@ def _adamw(
     named: Named, lr: float, betas: tuple[float, float], epsilon: float, weight_decay: float
 ) -> torch.optim.AdamW:
     groups = _by_decay(named, weight_decay)
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=epsilon, fused=_fusable(named))
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=epsilon, fused=True)
 
 
 def _by_decay(named: Sequence[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
@@ -228,10 +218,6 @@ def _by_decay(named: Sequence[tuple[str, nn.Parameter]], weight_decay: float) ->
         {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-
-def _fusable(named: Named) -> bool:
-    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for _, p in named)
 
 
 def _begin(part: torch.optim.Optimizer) -> None:

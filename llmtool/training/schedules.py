@@ -32,7 +32,7 @@ class Schedule(Section):
         if isinstance(self.warmup, int):
             return min((step + 1) / (self.warmup + 1), self._after(min(1.0, progress)))
         if progress < self.warmup:
-            return max(progress, 1e-3) / self.warmup
+            return max(progress / self.warmup, 1e-3)
         return self._after(min(1.0, (progress - self.warmup) / (1 - self.warmup)))
 
     def _after(self, position: float) -> float:

@@ -24,13 +24,13 @@ class Meter:
     peak: float | None = None
     steps: int = 0  # counted ones
     seconds: float = 0.0  # of the counted steps
-    work: float = 0.0  # of these, inside forward, backward and optimizer
+    work: float = 0.0  # of these, inside forward, backward, clipping and optimizer
     _seen: int = 0
     _last: tuple[int, float] = (0, 0.0)  # steps and seconds at the last line
     _mark: float = field(default_factory=time.perf_counter)
 
     def step(self, work: float) -> None:
-        """A step is done; `work` seconds of it went into forward, backward and optimizer."""
+        """A step is done; `work` seconds of it went into forward, backward, clipping and optimizer."""
         now = time.perf_counter()
         self._seen += 1
         if self._seen > SKIP:

@@ -146,14 +146,14 @@ def test_set_reaches_a_requirement() -> None:
         ),
         (
             "{require: {test: {f1: '>1'}, test.f1: '>2'}}",
-            "t.yaml:1:12: evaluate.require: ",
+            "t.yaml:1:22: evaluate.require.test: ",
             "test.f1 stands twice",
         ),
         ("{require: {test: {f1: '1'}}}", "t.yaml:1:12: evaluate.require: ", "'1' is no requirement"),
-        ("{splits: [test, test]}", "t.yaml:1:1: evaluate: ", "names a split twice"),
+        ("{splits: [test, test]}", "t.yaml:1:12: evaluate.splits: ", "names a split twice"),
         (
             "{splits: [test], require: {validation.f1: '>1'}}",
-            "t.yaml:1:1: evaluate: ",
+            "t.yaml:1:28: evaluate.require: ",
             "validation.f1 is of a split",
         ),
         ("{splits: [tst]}", "t.yaml:1:21: evaluate.splits.0: ", 'did you mean "test"?'),

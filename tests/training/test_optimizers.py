@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.training.muon import Muon, orthogonalize
 from llmtool.training.optimizers import AdamWConfig, MuonConfig, OptimizerConfig, Optimizers, SGDConfig
 from tests.training.toys import ToyMLP, ToyTask, ToyTransformer, table, tokens
 
@@ -121,17 +122,58 @@ def test_rate_moves_every_group() -> None:
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
 def test_skip_changes_nothing(config: Any) -> None:
-    """The flag that CUDA uses instead of a wait; Muon's own matrices are the documented exception."""
+    """The flag that CUDA uses instead of a wait."""
     model = model_of(ToyTransformer)
     optimizers = config.build(model)
     train(model, optimizers, range(2))
     before = {n: p.detach().clone() for n, p in model.state_dict().items()}
+    state = {n: t.clone() for n, t in optimizers.state().items()}
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, float("nan"))
     optimizers.step(skip=torch.tensor(True))
-    assert all(torch.isfinite(p).all() for p in model.parameters())
-    muon = {"qkv.weight", "up.weight", "down.weight"} if config.name == "muon" else set()
-    assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items() if n not in muon)
+    assert same(model.state_dict(), before)
+    assert same(optimizers.state(), state)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_divisor_divides_the_gradient(config: Any) -> None:
+    divided, given = model_of(ToyTransformer), model_of(ToyTransformer)
+    for model, factor, divisor in ((divided, 8.0, torch.tensor(8.0)), (given, 1.0, None)):
+        optimizers = config.build(model)
+        for parameter in model.parameters():
+            parameter.grad = torch.linspace(-1, 1, parameter.numel()).view_as(parameter) * factor
+        optimizers.step(divisor)
+    assert same(divided.state_dict(), given.state_dict())
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_is_torchs_muon(nesterov: bool) -> None:
+    """Batched products against torch's own, matrix by matrix; torch rounds to bfloat16 on the way."""
+    ours, theirs = model_of(ToyTransformer), model_of(ToyTransformer)
+    names = {"qkv.weight", "up.weight", "down.weight"}
+    chosen = [[p for n, p in model.named_parameters() if n in names] for model in (ours, theirs)]
+    keys = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "nesterov": nesterov}
+    mine, torchs = Muon(chosen[0], **keys), torch.optim.Muon(chosen[1], **keys)  # type: ignore[arg-type]
+    for p in chosen[0]:
+        mine.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    for step in range(3):
+        for a, b in zip(*chosen, strict=True):
+            a.grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(step + a.numel()))
+            b.grad = a.grad.clone()
+        mine.step()
+        torchs.step()
+    for a, b in zip(*chosen, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=3 * 0.02 * 0.03)
+        torch.testing.assert_close(mine.state[a]["momentum_buffer"], torchs.state[b]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 6, 16), (2, 16, 6), (1, 1, 5)])
+def test_orthogonal_updates(shape: tuple[int, ...]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-3
+    values = torch.linalg.svdvals(orthogonalize(matrices, 10))
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+    assert torch.equal(orthogonalize(torch.zeros(shape), 5), torch.zeros(shape))
 
 
 def test_state_of_another_model_is_refused() -> None:

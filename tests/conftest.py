@@ -1,0 +1,227 @@
+"""What all tests share: no network, one thread, ways to run the command line, two tiny finished projects."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "COLUMNS": "120"}
+for name in ("HF_HOME", "XDG_CACHE_HOME", "FORCE_COLOR"):
+    os.environ.pop(name, None)
+
+import pytest  # noqa: E402 (after the variables that it and torch read)
+import torch  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
+
+from llmtool.cli import app  # noqa: E402
+
+torch.set_num_threads(1)
+COMMANDS = ("prepare", "describe", "train", "finetune", "evaluate")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No test may reach the network; local sockets between processes stay open."""
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX:
+            raise RuntimeError(f"a test wanted to reach {address}")
+        connect(self, address)
+
+    socket.socket.connect = refuse  # type: ignore[method-assign, assignment]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of CUDA need a device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing may depend on what lies in the user's home directory."""
+    before = os.environ.get("HOME")
+    os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
+    yield
+    if before is not None:
+        os.environ["HOME"] = before
+
+
+# --- the command line ---
+
+
+@dataclass
+class Ended:
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one document on stdout; fails when there is anything else."""
+        return json.loads(self.out)
+
+    @property
+    def error(self) -> str:
+        """The last line on stderr."""
+        return self.err.splitlines()[-1].removeprefix("llmtool: ") if self.err else ""
+
+
+Run = Callable[..., Ended]
+
+
+def _environment() -> dict[str, str]:
+    root = Path(__file__).parent.parent
+    return {**os.environ, "PYTHONPATH": str(root), "PYTHONWARNINGS": "default"}
+
+
+@pytest.fixture(scope="session")
+def llmtool() -> Run:
+    """Run `llmtool <arguments>` in this process, in the directory `cwd`; whatever it raises is a failure."""
+
+    def run(*arguments: object, cwd: Path) -> Ended:
+        with contextlib.chdir(cwd):
+            result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert "internal error" not in result.stderr, result.stderr
+        assert "Traceback" not in result.stderr, result.stderr
+        return Ended(result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., subprocess.Popen[str]]:
+    """Begin `llmtool <arguments>` as a process of its own, in the directory `cwd`."""
+
+    def begin(*arguments: object, cwd: Path, **more: Any) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "llmtool", *map(str, arguments)]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, cwd=cwd, stdout=pipe, stderr=pipe, text=True, env=_environment(), **more
+        )
+
+    return begin
+
+
+@pytest.fixture(scope="session")
+def process(start: Callable[..., subprocess.Popen[str]]) -> Run:
+    """Run `llmtool <arguments>` as a process of its own, to its end."""
+
+    def run(*arguments: object, cwd: Path) -> Ended:
+        running = start(*arguments, cwd=cwd)
+        out, err = running.communicate(timeout=120)
+        assert "Traceback" not in err, err
+        return Ended(running.returncode, out, err)
+
+    return run
+
+
+# --- two tiny projects ---
+
+TABLE = """\
+seed: 3
+data:
+  source: {format: csv, path: people.csv}
+  split: {by: stratified, on: income, train: 0.7, validation: 0.15, test: 0.15}
+  encode: {as: features, target: income}
+model: {family: mlp, hidden: [8], dropout: 0.1}
+train: {budget: {steps: 12}, batch: 16, log_every: 2, validate_every: 4}
+finetune: {start: runs/table/train, method: {kind: lora, rank: 2}, budget: {steps: 3}, batch: 16}
+evaluate: {require: {test.accuracy: ">=0.1"}}
+"""
+TEXT = """\
+data:
+  source: {format: text, path: story.txt, documents: blank}
+  split: {by: random, train: 0.7, validation: 0.15, test: 0.15}
+  encode: {as: tokens, tokenizer: {kind: characters}}
+model: {family: transformer, architecture: llama, depth: 2, heads: 2, width: 16, context: 16, dropout: 0.1}
+train: {budget: {steps: 12}, batch: 4, log_every: 2, validate_every: 4}
+finetune: {start: runs/text/train, method: {kind: lora, rank: 2}, budget: {steps: 3}, batch: 4}
+evaluate: {samples: {prompts: [the], tokens: 8}}
+"""
+
+
+def people(rows: int = 300, seed: int = 1) -> str:
+    """A table with numbers, gaps and categories, whose class can mostly be told."""
+    chance = random.Random(seed)
+    lines = ["age,hours,city,member,income"]
+    for _ in range(rows):
+        age, hours = chance.randint(18, 80), round(chance.gauss(40, 8), 1)
+        shown = "" if chance.random() < 0.2 else str(hours)
+        city, member = chance.choice(["Bern", "Basel", "Zug", ""]), chance.choice(["yes", "no"])
+        income = "high" if age + hours + chance.gauss(0, 8) > 92 else "low"
+        lines.append(f"{age},{shown},{city},{member},{income}")
+    return "\n".join(lines) + "\n"
+
+
+def story(documents: int = 60, seed: int = 1) -> str:
+    """A few short documents, a blank line between them."""
+    chance = random.Random(seed)
+    words = [
+        "the",
+        "a",
+        "king",
+        "queen",
+        "said",
+        "went",
+        "home",
+        "away",
+        "with",
+        "red",
+        "old",
+        "young",
+        "cat",
+    ]
+    return "\n\n".join(
+        " ".join(chance.choices(words, k=chance.randint(5, 25))) + "." for _ in range(documents)
+    )
+
+
+def write_projects(directory: Path) -> None:
+    """The files of both projects, nothing run yet."""
+    for name, text in (
+        ("people.csv", people()), ("story.txt", story()), ("table.yaml", TABLE), ("text.yaml", TEXT)
+    ):  # fmt: skip
+        (directory / name).write_text(text)
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Path:
+    """A directory with both projects, nothing run yet."""
+    write_projects(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, llmtool: Run) -> Path:
+    """A directory in which all five commands have run on both projects. Only to be read."""
+    directory = tmp_path_factory.mktemp("finished")
+    write_projects(directory)
+    for project in ("table", "text"):
+        for command in COMMANDS:
+            ended = llmtool(command, f"{project}.yaml", cwd=directory)
+            assert ended.code == 0, ended.err
+    return directory
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished directory, to be changed."""
+    return Path(shutil.copytree(finished, tmp_path / "copy", symlinks=True))
