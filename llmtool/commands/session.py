@@ -13,8 +13,8 @@ from typing import Any
 from llmtool import experiment
 from llmtool.commands import Options
 from llmtool.core import console, files
-from llmtool.core.devices import peak_flops
-from llmtool.core.errors import ConfigError, DataError
+from llmtool.core.devices import is_out_of_memory, peak_flops
+from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.core.run import CODE_CHANGED, Run, code_version, failed_result
 from llmtool.data import data_files
 from llmtool.data.store import CARD, Dataset
@@ -62,9 +62,15 @@ def command(options: Options, name: str, *needs: str) -> Iterator[Loaded]:
 
 @contextmanager
 def located(loaded: Loaded, section: str) -> Iterator[None]:
-    """Gives a ConfigError that begins with a key the key's place in the file."""
+    """Gives a ConfigError that begins with a key the key's place in the file; says when memory ran out."""
     try:
         yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryLimitError(
+            f"out of memory; `llmtool describe {loaded.document.name}` shows what the model needs"
+        ) from None
     except ConfigError as error:
         error.args = (loaded.locate(str(error), section),)
         raise

@@ -173,6 +173,11 @@ def _manifest_bytes(entries: dict[str, dict[str, Any]]) -> bytes:
     return files.json_bytes({"format": FORMAT, "files": entries})
 
 
+def hashes(directory: Path) -> dict[str, str]:
+    """File -> hash of its content, as the manifest records it. Raises TornError where there is none."""
+    return {name: entry["hash"] for name, entry in _read_manifest(directory).items()}
+
+
 def _read_manifest(directory: Path) -> dict[str, dict[str, Any]]:
     path = directory / MANIFEST
     with files.disk_errors(directory):

@@ -196,10 +196,30 @@ def fit_number(
         count = max(1, min(QUANTILES, len(sample.values())))
         landmarks = np.percentile(sample.values(), np.linspace(0, 1, count) * 100).tolist()
     elif scale == "piecewise":
-        edges = np.unique(np.percentile(sample.values(), np.linspace(0, 100, bins + 1)))
+        edges = bin_edges(sample.values(), bins)
         landmarks = edges.tolist() if len(edges) > 2 else []  # one bin says no more than the number itself
     fill = _fill(found.numbers, sample, missing)
     return NumberColumn(found.name, scale, fill, mean, deviation, flag, landmarks)
+
+
+def bin_edges(values: np.ndarray, bins: int) -> np.ndarray:
+    """Edges of about `bins` bins of equal mass; a value that alone outweighs a bin is an edge of its own.
+
+    Plain quantiles of a column that is mostly 0 are nearly all 0; here its other values keep their share.
+    """
+    distinct, counts = np.unique(values, return_counts=True)
+    if len(distinct) <= bins + 1:
+        return distinct
+    heavy = np.zeros(len(distinct), dtype=bool)
+    while True:
+        left = max(1, bins - int(heavy.sum()))
+        new = ~heavy & (counts * left > counts[~heavy].sum())
+        if left == 1 or not new.any():
+            break
+        heavy |= new
+    light = np.repeat(distinct[~heavy], counts[~heavy])
+    quantiles = np.quantile(light, np.linspace(0, 1, left + 1), method="nearest") if len(light) else light
+    return np.unique(np.concatenate([distinct[[0, -1]], distinct[heavy], quantiles]))
 
 
 def fit_date(found: ColumnStatistics, missing: Missing, flag: bool) -> DateColumn:

@@ -34,7 +34,7 @@ from llmtool.data.targets import Target, fit_target, target_from_state
 if TYPE_CHECKING:
     from llmtool.data.sources import Chunk
 
-BINS = 16  # bins of the piecewise encoding
+BINS = 64  # bins of the piecewise encoding
 LONG_TEXT = 100  # characters in a cell, on average, from which a column is text and no category
 _ROW_NUMBER = re.compile(r"|.*id|index|row|order|no|nr|number|unnamed.*|#", re.IGNORECASE)
 

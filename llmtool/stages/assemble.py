@@ -20,6 +20,7 @@ from llmtool.experiment import Experiment
 from llmtool.models import adapters, pretrained
 from llmtool.tasks import TaskConfig, default_task
 
+STATE = "state"  # the part of a checkpoint that only training reads
 CARD_FILE = "llmtool.json"  # what a checkpoint says of its data and task, beside the model's own files
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 TASKS: TypeAdapter[TaskConfig] = TypeAdapter(TaskConfig)
@@ -171,6 +172,7 @@ def _assembled(
 ) -> Assembled:
     device = resolve_device(experiment.device)
     precision = resolve_precision(experiment.precision, device)
+    precision.apply()
     set_determinism(experiment.deterministic)
     task = task_config.build({**dataset.card, "targets": targets})
     return Assembled(
@@ -217,8 +219,11 @@ def find_checkpoint(path: str) -> Path:
 
 
 def fingerprint(directory: Path) -> str:
-    """One hash of every file of a checkpoint: that of its manifest, which holds theirs."""
-    return files.hash_file(directory / checkpoint.MANIFEST)
+    """One hash of the files that make the model, by the hashes in the manifest; how it was trained, and how
+    long that took, is not among them: the same weights from another run are the same start."""
+    hashes = sorted(checkpoint.hashes(directory).items())
+    model = {name: value for name, value in hashes if not name.startswith(f"{STATE}/")}
+    return files.hash_bytes(files.json_bytes(model))
 
 
 def from_checkpoint(path: str) -> Start:
@@ -228,9 +233,8 @@ def from_checkpoint(path: str) -> Start:
     """
     directory = find_checkpoint(path)
     checkpoint.verify(directory)
-    about = files.read_json(directory / CARD_FILE)
+    task, card, dataset, base = about_checkpoint(directory)
     try:
-        task, card, dataset, base = (about[key] for key in ("task", "card", "dataset", "base"))
         config = TASKS.validate_python(task)
         model = pretrained.load(directory if base is None else _base(directory, base))
         if base is not None:
@@ -239,6 +243,16 @@ def from_checkpoint(path: str) -> Start:
     except (ValueError, KeyError, TypeError) as error:
         raise LlmtoolError(f"{directory / CARD_FILE}: not a card of this version ({error})") from None
     return Start(directory, model, card, config, dataset, fingerprint(directory), is_adapter=base is not None)
+
+
+def about_checkpoint(directory: Path) -> tuple[dict[str, Any], ...]:
+    """What its card says: task, card and place of the data, and the base of an adapter (None for a model)."""
+    about = files.read_json(directory / CARD_FILE)
+    try:
+        task, card, dataset, base = (about[key] for key in ("task", "card", "dataset", "base"))
+    except (KeyError, TypeError, IndexError):
+        raise LlmtoolError(f"{directory / CARD_FILE}: not the card of a checkpoint") from None
+    return task, card, dataset, base
 
 
 def _base(directory: Path, base: dict[str, str]) -> Path:

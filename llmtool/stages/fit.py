@@ -23,15 +23,17 @@ from llmtool.core.devices import is_out_of_memory
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.data.batches import Batches
 from llmtool.evaluation.loop import evaluate
-from llmtool.stages.assemble import Assembled
+from llmtool.stages.assemble import STATE, Assembled
+from llmtool.stages.score import auto_batch
 from llmtool.training import TrainConfig
 from llmtool.training.loop import Loop, Plan, State, Verbs
 from llmtool.training.throughput import Meter
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
-STATE, OPTIMIZER, LOOP = "state", "optimizer.safetensors", "loop.json"
+OPTIMIZER, LOOP = "optimizer.safetensors", "loop.json"
 CPU_TOKENS, CUDA_TOKENS = 1024, 32768  # tokens of one optimizer step when `batch` is auto
 CPU_RATE = 30e9  # FLOP/s that a core reaches in these models, measured
+ONE_THREAD = 3e7  # FLOPs of a micro-batch that a second CPU core makes no faster, measured
 COMPILE_PAYS = 600.0  # seconds of CPU training from which 20-60 s of compilation come back
 
 
@@ -86,13 +88,15 @@ def fit(
     config = session.config
     if as_yaml is not None:
         files.write_text(directory / "experiment.yaml", as_yaml(config))
-    files.write_json(directory / "environment.json", environment(assembled))
     train = session.train
     assert isinstance(config.batch, int)
+    assert isinstance(config.micro_batch, int)
     meter = Meter(config.batch, train.tokens_per_row, flops_per_row, peak)
     plan = make_plan(config, train, assembled)
     loss = session.loss()
-    with out_of_memory(config):
+    small = flops_per_row is not None and flops_per_row * config.micro_batch < ONE_THREAD
+    with out_of_memory(config), threads(1 if small and assembled.device.type == "cpu" else None):
+        files.write_json(directory / "environment.json", environment(assembled))
         compiled = session.compile(loss, plan) if config.compile else None
         loop = Loop(
             model=assembled.model,
@@ -214,10 +218,7 @@ class _Session:
         )
 
     def _scoring_rows(self) -> int:
-        assert isinstance(self.config.micro_batch, int)
-        return (
-            max(self.config.micro_batch, 1024) if self.train.tokens_per_row == 1 else self.config.micro_batch
-        )
+        return auto_batch(self.assembled, self.train.tokens_per_row)
 
     def _refuse_unknown_metric(self, validation: Batches) -> None:
         """A misspelt `select.metric` is an error now, not after the first tenth of the run."""
@@ -382,6 +383,17 @@ def _clear(directory: Path) -> None:
 
 def _power_of_two(wanted: float, low: int, high: int) -> int:
     return int(min(high, max(low, 2 ** round(math.log2(max(1.0, wanted))))))
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """torch's CPU threads within the block; None: as they are. They decide the last bits of sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

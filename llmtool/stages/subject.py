@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmtool.core import files
 from llmtool.core.contracts import InputSpec, NextToken, OutputSpec, Tokens
 from llmtool.core.devices import memory_bytes, resolve_device, resolve_precision
 from llmtool.core.errors import ConfigError
 from llmtool.data.store import input_spec
 from llmtool.experiment import Experiment
 from llmtool.models import pretrained
-from llmtool.stages.assemble import CARD_FILE
+from llmtool.stages.assemble import about_checkpoint
 from llmtool.stages.describe import Subject, expected_inputs
 from llmtool.tasks import default_task
 
@@ -60,14 +59,14 @@ def of_experiment(experiment: Experiment, card: dict[str, Any] | None) -> Subjec
 
 def of_checkpoint(directory: Path) -> Subject:
     """The model of a checkpoint directory, from its two cards alone: no weights are read."""
-    about = files.read_json(directory / CARD_FILE)
-    model: Any = pretrained.skeleton(Path(about["base"]["path"]) if about.get("base") else directory)
+    _, card, _, base = about_checkpoint(directory)
+    model: Any = pretrained.skeleton(Path(base["path"]) if base else directory)
     device = resolve_device("auto")
     return Subject(
         name=str(directory),
         config=model.config,
         model=model,
-        card=about["card"] | {"splits": {}, "notes": []},
+        card=card | {"splits": {}, "notes": []},
         rows=ROWS,
         precision=resolve_precision("auto", device).name,
         optimizer="adamw",

@@ -75,7 +75,7 @@ def nanogpt(root: Path, python: str, folder: Path, steps: int) -> dict[str, Any]
     }
 
 
-def ours(config: str, folder: Path, budget: str | None) -> dict[str, Any]:
+def ours(config: str, folder: Path, budget: str, validate_every: int | None = None) -> dict[str, Any]:
     """One run of `llmtool train` in a fresh directory: prepare, train, validate."""
     with tempfile.TemporaryDirectory() as name:
         run = Path(name) / "run"
@@ -83,9 +83,10 @@ def ours(config: str, folder: Path, budget: str | None) -> dict[str, Any]:
             "run": run,
             "data.source.path": f"{{train: {folder}/train.txt, validation: {folder}/val.txt}}",
             "data.split": "null",
+            "train.budget": budget,
         }
-        if budget:
-            sets["train.budget"] = budget
+        if validate_every:
+            sets["train.validate_every"] = validate_every
         done = common.timed(common.llmtool("train", config, sets=sets))
         result = common.read_json(run / "train" / "result.json")
         loss = common.scores(run, "train", "validation")["loss"]
@@ -111,14 +112,17 @@ def main() -> None:
         for _ in range(runs):
             if options.nanogpt:
                 found["nanogpt"].append(nanogpt(options.nanogpt.resolve(), options.python, folder, steps))
-            found["llmtool"].append(ours(options.config, folder, f"{{steps: {steps}}}"))
+            found["llmtool"].append(
+                ours(options.config, folder, f"{{steps: {steps}}}", steps if options.short else None)
+            )
         if (common.ROOT / options.recipe).exists():
             time = common.spread([run["seconds"] for run in found["nanogpt"] or found["llmtool"]])["mean"]
             # what all but the steps costs: start-up, preparing, a validation, a checkpoint, the last score
             around = ours(options.recipe, folder, "{steps: 1}")["seconds"]
             seconds = 3.0 if options.short else max(1.0, time - around)
+            every = 10_000 if options.short else None
             for _ in range(runs):
-                found["recipe"].append(ours(options.recipe, folder, f'{{time: "{seconds:.0f}s"}}'))
+                found["recipe"].append(ours(options.recipe, folder, f'{{time: "{seconds:.0f}s"}}', every))
     figures: dict[str, Any] = {"steps": steps}
     rows = []
     for program, each in found.items():

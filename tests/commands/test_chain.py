@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import COMMANDS, Ended, Run
 from sklearn import metrics
 
 from llmtool import experiment
 from llmtool.stages import assemble
+from tests.conftest import COMMANDS, Ended, Run
 
 RUN_FILES = {
     "prepare": {"card.json", "ledger.json", "quarantine.jsonl", "result.json"},

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from crashfs import Crash, CrashFs
+from tests.core.crashfs import Crash, CrashFs
 from safetensors.torch import save_file
 
 from llmtool.core import checkpoint, files

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from crashfs import Crash, CrashFs, fill_disk
+from tests.core.crashfs import Crash, CrashFs, fill_disk
 
 from llmtool.core import files
 from llmtool.core.errors import LlmtoolError

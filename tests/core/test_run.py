@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from crashfs import Crash, CrashFs, fill_disk
+from tests.core.crashfs import Crash, CrashFs, fill_disk
 
 from llmtool.core import files
 from llmtool.core import run as run_module

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, load_model, save_model
 from torch import nn
 
 from llmtool.core import checkpoint
+from llmtool.core.contracts import Tokens
 from llmtool.core.devices import PRECISIONS, Precision
 from llmtool.core.errors import (
     Cancelled,
@@ -40,6 +41,7 @@ from tests.training.toys import ToyBatches, ToyMLP, ToyTask, ToyTransformer, tab
 @dataclass
 class Splits:
     splits: list[str]
+    inputs: Tokens = field(default_factory=lambda: Tokens(vocabulary=8))
 
 
 @dataclass
