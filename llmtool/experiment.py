@@ -90,7 +90,7 @@ class Loaded:
             return message
         key, marks = match[1], self.document.marks
         path: Key = tuple(int(part) if part.isdigit() else part for part in key.split("."))
-        if (section, *path) in marks:
+        if (section, path[0]) in marks:
             path = (section, *path)
         elif path[:1] not in marks or not (match[2] or "." in key):
             return message

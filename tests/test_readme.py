@@ -42,7 +42,9 @@ def test_the_file_shown_is_the_file_there() -> None:
 
 
 def test_the_five_commands(clone: Path) -> None:
-    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("llmtool ")]
+    commands = [
+        line for block in blocks("bash") for line in block.splitlines() if line.startswith("llmtool ")
+    ]
     assert [command.split()[1] for command in commands] == [
         "prepare",
         "describe",

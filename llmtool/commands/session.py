@@ -84,7 +84,11 @@ def key(loaded: Loaded, sections: tuple[str, ...], inputs: dict[str, str]) -> di
 def fit_key(loaded: Loaded, section: str, inputs: dict[str, str]) -> dict[str, Any]:
     """The freshness key of `train` or `finetune`; inputs: the dataset, and what finetune starts from."""
     sections = ("task", "finetune") if section == "finetune" else ("model", "task", "train")
-    return key(loaded, (*COMPUTE, *sections), inputs)
+    result = key(loaded, (*COMPUTE, *sections), inputs)
+    budget = (result["config"][section] or {}).get("budget", {})
+    if any(budget.get(unit) is not None for unit in ("steps", "epochs", "tokens")):
+        budget["time"] = None  # of one session: how often training paused changes nothing
+    return result
 
 
 def model_to_start(loaded: Loaded) -> str:
@@ -275,7 +279,12 @@ def fit(run: Run, loaded: Loaded, assembled: Assembled, config: TrainConfig, opt
         return experiment_yaml(experiment.model_copy(update={section: resolved}))
 
     rows = assembled.batches("train")
-    figures = account(assembled.model, 1, rows.tokens_per_row, assembled.precision.name)
+    if assembled.adapter is None:
+        model: Any = assembled.model  # every family counts itself
+        flops = model.flops(rows.tokens_per_row)
+    else:  # with frozen parts and updates beside them; counting them imports torch's compiler
+        figures = account(assembled.model, 1, rows.tokens_per_row, assembled.precision.name)
+        flops = figures.flops_forward + figures.flops_backward
     peak, _ = peak_flops(assembled.device, assembled.precision)
     batch = rows.rows if config.batch == "auto" else config.batch
     total = config.budget.total_steps(rows.rows, min(batch, rows.rows), rows.tokens_per_row)
@@ -288,7 +297,7 @@ def fit(run: Run, loaded: Loaded, assembled: Assembled, config: TrainConfig, opt
             progress=Watch(display, metric),
             resume=run.state == "unfinished" or options.resume,
             as_yaml=as_yaml,
-            flops_per_row=float(figures.flops_forward + figures.flops_backward),
+            flops_per_row=float(flops),
             peak=peak,
         )
 

@@ -257,6 +257,11 @@ def _explain(error: ValidationError, document: Document, model: type[BaseModel])
         path = _user_path(item["loc"], document.data, item["type"] == "missing")
         if item["type"] == "union_tag_invalid":
             path = (*path, _discriminator(item["ctx"]))
+        if item["type"] == "union_tag_not_found":  # perhaps the key is there, but mistyped
+            tag = _discriminator(item["ctx"])
+            there = _at(document.data, path)
+            near = difflib.get_close_matches(tag, list(there) if isinstance(there, dict) else [], n=1)
+            path = (*path, *near)
         message = _message(dict(item), path, document, model)
         if item["type"] == "value_error":
             path, message = _to_the_key(path, message, document)
@@ -357,8 +362,14 @@ def _message(item: dict[str, Any], path: Key, document: Document, model: type[Ba
         return f"{tag!r} is not a choice{suggest(tag, choices)} (choices: {', '.join(choices)})"
     if kind == "union_tag_not_found":
         name = _discriminator(context)
-        choices = _tags(_candidates(model, path, document.data), name)
-        return f"needs the key {name!r} (choices: {', '.join(choices)})"
+        mistyped = isinstance(item.get("input"), dict) and path and path[-1] in item["input"]
+        section = path[:-1] if mistyped else path
+        listed = f"(choices: {', '.join(_tags(_candidates(model, section, document.data), name))})"
+        return (
+            f'unknown key; did you mean "{name}"? {listed}'
+            if mistyped
+            else f"needs the key {name!r} {listed}"
+        )
     if kind in _WANTED:
         return f"expected {_WANTED[kind]} (got {shown})"
     if kind == "value_error":

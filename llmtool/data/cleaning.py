@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import pandas as pd
 import xxhash
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from llmtool.core.config import Section, suggest
 from llmtool.core.errors import ConfigError
@@ -239,24 +239,41 @@ class Range(Section):
 
 
 class Filter(Section):
-    """Keep, or drop, rows whose column holds one of these values."""
+    """Keep, or drop, rows by what their column holds."""
 
     step: Literal["filter"]
     column: str = Field(description="compared as text, without blanks around it")
     keep: list[str] | None = Field(default=None, description="rows with one of these values stay")
     drop: list[str] | None = Field(default=None, description="rows with one of these values go")
+    matches: str | None = Field(
+        default=None, description="rows in which this regular expression is found stay"
+    )
+
+    @field_validator("matches")
+    @classmethod
+    def _is_a_pattern(cls, matches: str | None) -> str | None:
+        try:
+            re.compile(matches or "")
+        except re.error as error:
+            raise ValueError(f"{matches!r} is no regular expression: {error}") from None
+        return matches
 
     @model_validator(mode="after")
-    def _one_list(self) -> Self:
-        if (self.keep is None) == (self.drop is None):
-            raise ValueError("filter needs either keep or drop")
+    def _one_of_them(self) -> Self:
+        if [self.keep, self.drop, self.matches].count(None) != 2:
+            raise ValueError("filter needs one of keep, drop and matches")
         return self
 
     def apply(self, frame: pd.DataFrame) -> Applied:
         """One reason."""
         need(frame, [self.column], "filter")
-        values = set(self.keep or self.drop or [])
-        inside = np.array([text in values for text in Cells(frame[self.column]).text], bool)
+        found = Cells(frame[self.column]).text
+        if self.matches is not None:
+            pattern = re.compile(self.matches)
+            inside = np.array([text is not None and bool(pattern.search(text)) for text in found], bool)
+        else:
+            values = set(self.keep or self.drop or [])
+            inside = np.array([text in values for text in found], bool)
         return frame, {f"{self.column} filtered": ~inside if self.drop is None else inside}, {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -98,6 +99,12 @@ class MLP(nn.Module):
     def embeddings(self) -> list[nn.Module]:
         """None: a row is numbers already."""
         return []
+
+    def flops(self, tokens: int = 1) -> int:
+        """FLOPs of one row, forward and backward; the first layer's inputs need no gradient."""
+        widths = [self.inputs.width, *self.config.hidden, self.head.out_features]
+        weights = [a * b for a, b in itertools.pairwise(widths)]
+        return 6 * sum(weights) - 2 * weights[0]
 
     def forward(self, inputs: Tensor, segments: Tensor | None = None) -> Tensor:
         """(B, F) float -> (B, C). Rows have no segments; every model takes the argument."""

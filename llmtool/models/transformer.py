@@ -154,6 +154,16 @@ class Transformer(nn.Module):
         """(B, T) ids -> (B, T, D), what the output layer reads."""
         raise NotImplementedError
 
+    def flops(self, tokens: int) -> int:
+        """FLOPs of one row of `tokens` tokens, forward and backward."""
+        c = self.config
+        queries, pairs = c.heads * c.head_width, c.key_value_heads * c.head_width
+        feed_forward = (2 if c.architecture == "gpt2" else 3) * c.width * c.feed_forward
+        matrices = c.width * (2 * queries + 2 * pairs) + feed_forward
+        attention = 4 * tokens * tokens * queries  # scores and their weighted sum
+        forward = c.depth * (2 * tokens * matrices + attention)
+        return 3 * (forward + 2 * tokens * c.width * self.inputs.vocabulary)
+
     def forward(self, inputs: Tensor, segments: Tensor | None = None) -> Tensor:
         """(B, T) ids -> (B, T, V) logits. segments: (B, T) document numbers; a token sees its own only."""
         return self.lm_head(self.hidden(inputs, segments))

@@ -245,14 +245,13 @@ def from_checkpoint(path: str) -> Start:
     return Start(directory, model, card, config, dataset, fingerprint(directory), is_adapter=base is not None)
 
 
-def about_checkpoint(directory: Path) -> tuple[dict[str, Any], ...]:
+def about_checkpoint(directory: Path) -> tuple[Any, ...]:
     """What its card says: task, card and place of the data, and the base of an adapter (None for a model)."""
     about = files.read_json(directory / CARD_FILE)
-    try:
-        task, card, dataset, base = (about[key] for key in ("task", "card", "dataset", "base"))
-    except (KeyError, TypeError, IndexError):
-        raise LlmtoolError(f"{directory / CARD_FILE}: not the card of a checkpoint") from None
-    return task, card, dataset, base
+    parts = [about.get(key) for key in ("task", "card", "dataset", "base")] if isinstance(about, dict) else []
+    if not parts or not all(isinstance(part, dict) for part in [*parts[:3], parts[3] or {}]):
+        raise LlmtoolError(f"{directory / CARD_FILE}: not the card of a checkpoint")
+    return tuple(parts)
 
 
 def _base(directory: Path, base: dict[str, str]) -> Path:

@@ -114,6 +114,8 @@ class ClassificationTask:
             label_smoothing=self.smoothing,
         )
         scored = batch.targets != IGNORE
+        if not self.weighted:
+            return Loss(total, scored.sum())
         return Loss(total, torch.where(scored, weights[batch.targets.clamp(min=0)], 0.0).sum())
 
     def measure(self, model: nn.Module, batch: Batch) -> ClassificationTally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from llmtool.core.config import Section
 from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.training.adamw import AdamW
 from llmtool.training.muon import Muon
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -18,6 +19,7 @@ LR = "learning rate at the schedule's full height"
 DECAY = "decoupled weight decay of matrices (vectors, such as biases and norms, are never decayed)"
 
 Named = list[tuple[str, nn.Parameter]]
+Part = torch.optim.Optimizer | AdamW
 
 
 class AdamWConfig(Section):
@@ -96,7 +98,7 @@ class MuonConfig(Section):
         rest = [(name, p) for name, p in named if id(p) not in chosen]
         if not hidden:
             raise ConfigError("optimizer muon: this model trains no hidden matrix; use adamw")
-        parts: dict[str, torch.optim.Optimizer] = {
+        parts: dict[str, Part] = {
             "muon": Muon(
                 [{"params": [p for _, p in hidden]}],
                 lr=self.lr,
@@ -118,14 +120,15 @@ OptimizerConfig = Annotated[AdamWConfig | SGDConfig | MuonConfig, Field(discrimi
 class Optimizers:
     """Torch optimizers that step together; their state exists from the start, named by parameter."""
 
-    def __init__(self, parts: dict[str, torch.optim.Optimizer], named: Named) -> None:
+    def __init__(self, parts: Mapping[str, Part], named: Named) -> None:
         self.parts = parts
         self.parameters = [p for _, p in named]
         self._names = {id(p): name for name, p in named}
         for group in self.groups():
             group["initial_lr"] = group["lr"]
         for part in parts.values():
-            _begin(part)
+            if isinstance(part, torch.optim.Optimizer):
+                _begin(part)
 
     def groups(self) -> list[dict[str, Any]]:
         """All parameter groups."""
@@ -147,8 +150,8 @@ class Optimizers:
         Both are scalars on the device: nothing is waited for.
         """
         for part in self.parts.values():  # torch's own protocol for fused optimizers; our Muon knows it too
-            part.grad_scale = divisor  # type: ignore[attr-defined]
-            part.found_inf = None if skip is None else skip.float()  # type: ignore[attr-defined]
+            part.grad_scale = divisor  # type: ignore[union-attr]
+            part.found_inf = None if skip is None else skip.float()  # type: ignore[union-attr]
             part.step()
 
     def zero_grad(self) -> None:
@@ -204,15 +207,14 @@ def outer_parameters(model: nn.Module) -> set[int]:
     return {id(parameter) for module in ends for parameter in module.parameters()}
 
 
-def _adamw(
-    named: Named, lr: float, betas: tuple[float, float], epsilon: float, weight_decay: float
-) -> torch.optim.AdamW:
-    groups = _by_decay(named, weight_decay)
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=epsilon, fused=True)
+def _adamw(named: Named, lr: float, betas: tuple[float, float], epsilon: float, weight_decay: float) -> AdamW:
+    return AdamW(_by_decay(named, weight_decay), lr, betas, epsilon)
 
 
 def _by_decay(named: Sequence[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices (and higher) with decay, vectors without."""
+    """Two groups: matrices (and higher) with decay, vectors without; one where nothing decays."""
+    if not weight_decay:
+        return [{"params": [p for _, p in named], "weight_decay": 0.0}]
     groups = [
         {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
@@ -225,10 +227,5 @@ def _begin(part: torch.optim.Optimizer) -> None:
     for group in part.param_groups:
         for parameter in group["params"]:
             entries = part.state[parameter]
-            if isinstance(part, torch.optim.AdamW):
-                device = parameter.device if group["fused"] else torch.device("cpu")
-                entries["step"] = torch.zeros((), dtype=torch.float32, device=device)
-                entries["exp_avg"] = torch.zeros_like(parameter)
-                entries["exp_avg_sq"] = torch.zeros_like(parameter)
-            elif group["momentum"]:
+            if group["momentum"]:
                 entries["momentum_buffer"] = torch.zeros_like(parameter)

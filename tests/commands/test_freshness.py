@@ -138,6 +138,21 @@ def test_a_mistake_costs_no_finished_work(copy: Path, llmtool: Run) -> None:
     assert path.read_bytes() == content
 
 
+def test_after_an_unmet_requirement_the_met_one_is_still_good(copy: Path, llmtool: Run) -> None:
+    path = copy / "runs/table/evaluate/result.json"
+    content = path.read_bytes()
+    unmet = ["--set", "evaluate.require={test.accuracy: '>1'}"]
+    for _ in range(2):  # what is not met is asked again each time
+        ended = llmtool("evaluate", "table.yaml", *unmet, cwd=copy)
+        assert ended.code == 3
+        assert "test.accuracy is " in ended.error
+    path.unlink()
+    ended = llmtool("evaluate", "table.yaml", cwd=copy)
+    assert ended.code == 0
+    assert "nothing has changed" in ended.out
+    assert path.read_bytes() == content
+
+
 def test_a_missing_output_is_made_again(copy: Path, llmtool: Run) -> None:
     (copy / "runs/table/evaluate/report.json").unlink()
     ended = llmtool("evaluate", "table.yaml", cwd=copy)

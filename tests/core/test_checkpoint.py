@@ -14,12 +14,12 @@ import time
 import numpy as np
 import pytest
 import torch
-from tests.core.crashfs import Crash, CrashFs
 from safetensors.torch import save_file
 
 from llmtool.core import checkpoint, files
 from llmtool.core.checkpoint import TornError
 from llmtool.core.errors import LlmtoolError
+from tests.core.crashfs import Crash, CrashFs
 
 
 def content(number):

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.core.crashfs import Crash, CrashFs, fill_disk
 
 from llmtool.core import files
 from llmtool.core.errors import LlmtoolError
+from tests.core.crashfs import Crash, CrashFs, fill_disk
 
 MODES = ["keep", "drop", "torn"]
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.core.crashfs import Crash, CrashFs, fill_disk
 
 from llmtool.core import files
 from llmtool.core import run as run_module
 from llmtool.core.errors import ConfigError, DivergedError, LlmtoolError, RequirementError
 from llmtool.core.run import Run, code_version, compare, environment, failed_result, outcome
+from tests.core.crashfs import Crash, CrashFs, fill_disk
 
 KEY = {
     "config": {"seed": 7, "train": {"optimizer": {"name": "adamw", "lr": 0.001}, "clip": None}},

@@ -84,6 +84,9 @@ def test_filter_and_replace() -> None:
         "a filtered": [1, 3]
     }
     assert rows(run(data, {"step": "filter", "column": "a", "drop": ["x"]}).dropped) == {"a filtered": [0]}
+    assert rows(run(data, {"step": "filter", "column": "a", "matches": "^[xz]$"}).dropped) == {
+        "a filtered": [1, 3]
+    }
     result = run(data, {"step": "replace", "column": "a", "mapping": {"x": "X", "y": None}})
     assert result.frame["a"].tolist() == ["X", None, "z", None]
     assert data["a"].tolist() == ["x", "y", "z", None]  # what came in is not changed
@@ -168,6 +171,8 @@ def test_an_unknown_column_is_named_with_the_nearest(step: dict) -> None:
         {"step": "range", "column": "a", "min": 2, "max": 1},
         {"step": "filter", "column": "a"},
         {"step": "filter", "column": "a", "keep": ["x"], "drop": ["y"]},
+        {"step": "filter", "column": "a", "drop": ["y"], "matches": "x"},
+        {"step": "filter", "column": "a", "matches": "("},
         {"step": "normalize", "columns": ["a"]},
         {"step": "length", "column": "a", "min": 1, "action": "cut"},
         {"step": "types", "columns": {}},

@@ -119,6 +119,7 @@ def test_counted_parameters_and_flops_are_the_closed_form(case):
     assert figures.parameters == figures.trainable == sum(p.numel() for p in model.parameters()) == parameters
     assert figures.flops_forward == forward
     assert figures.flops_backward == backward
+    assert model.flops(12) == forward + backward
 
 
 def closed_form(config, inputs, outputs, tokens):

@@ -116,7 +116,7 @@ def test_frozen_parameters_stay_out() -> None:
 def test_rate_moves_every_group() -> None:
     optimizers = MuonConfig(name="muon").build(ToyTransformer())
     assert optimizers.set_rate(0.5) == 0.01
-    assert [group["lr"] for group in optimizers.groups()] == [0.01, 1.5e-3, 1.5e-3]
+    assert [group["lr"] for group in optimizers.groups()] == [0.01, 1.5e-3]
     assert optimizers.set_rate(1.0) == 0.02
 
 

@@ -1,0 +1,117 @@
+"""The command line itself: help, versions, what it prints when something of ours breaks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from llmtool import __version__
+from llmtool.cli import app
+from llmtool.commands import train
+from tests.conftest import COMMANDS, Run
+
+
+def test_help_names_the_commands_and_the_exit_codes() -> None:
+    shown = CliRunner().invoke(app, ["--help"]).stdout
+    for command in COMMANDS:
+        assert command in shown
+        page = CliRunner().invoke(app, [command, "--help"])
+        assert page.exit_code == 0
+        assert "--set" in page.stdout
+        assert ("--resume" in page.stdout) == (command in ("train", "finetune"))
+    for code in ("3 requirement unmet", "4 data", "75 interrupted"):
+        assert code in " ".join(shown.split())
+    assert __version__ in CliRunner().invoke(app, ["--version"]).stdout
+
+
+def test_help_and_version_load_nothing_heavy() -> None:
+    program = (
+        "import sys; from llmtool.cli import app; app(['--help'], standalone_mode=False); "
+        "print(sorted({'torch', 'numpy', 'pandas', 'sklearn', 'pydantic', 'yaml'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_an_error_of_our_own_is_one_line_and_the_traceback_on_request(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(train, "_train", broken)
+    monkeypatch.chdir(fresh)
+    result = CliRunner().invoke(app, ["train", "table.yaml", "--json"])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        "llmtool: internal error: ZeroDivisionError: a bug (--debug shows where)"
+    )
+    assert json.loads(result.stdout)["error"] == "ZeroDivisionError: a bug"
+    written = json.loads((fresh / "runs/table/train/result.json").read_text())
+    assert (written["status"], written["exit_code"]) == ("failed", 1)
+    result = CliRunner().invoke(app, ["train", "table.yaml", "--debug"])
+    assert "Traceback" in result.stderr
+    assert 'raise ZeroDivisionError("a bug")' in result.stderr
+
+
+def test_what_comes_from_outside_cannot_write_to_the_terminal(fresh: Path, llmtool: Run) -> None:
+    ended = llmtool("train", "\x1b[31mred\x07.yaml", cwd=fresh)
+    assert ended.code == 2
+    assert "\x1b" not in ended.err
+    assert "\\x1b[31mred\\x07.yaml: no such file" in ended.err
+    (fresh / "people.csv").write_text("a,\x1b[31mb,income\n" + "1,2,x\n3,4,y\n" * 30)
+    for command in ("prepare", "describe", "train"):
+        ended = llmtool(command, "table.yaml", cwd=fresh)
+        assert "\x1b" not in ended.err + ended.out
+    ended = llmtool("prepare", "table.yaml", "--set", "data.encode.target=nope", cwd=fresh)
+    assert ended.code == 2
+    assert "\x1b" not in ended.err
+
+
+@pytest.mark.parametrize("stage", ["train", "prepare"])
+def test_a_run_that_is_someone_elses_is_left_alone(fresh: Path, llmtool: Run, stage: str) -> None:
+    (fresh / "runs/table" / stage).mkdir(parents=True)
+    (fresh / "runs/table" / stage / "thesis.doc").write_text("years of work")
+    ended = llmtool(stage, "table.yaml", cwd=fresh)
+    assert ended.code == 2
+    assert f"runs/table/{stage} holds files that are not llmtool's; choose another `run:`" in ended.error
+    assert [path.name for path in (fresh / "runs/table" / stage).iterdir()] == ["thesis.doc"]
+
+
+def test_without_a_name_the_run_is_called_as_the_file(fresh: Path, llmtool: Run) -> None:
+    (fresh / "deep").mkdir()
+    (fresh / "deep/my story.yaml").write_text((fresh / "table.yaml").read_text())
+    assert llmtool("prepare", "deep/my story.yaml", cwd=fresh).code == 0
+    assert (fresh / "runs/my story/prepare/card.json").is_file()
+
+
+def test_describe_before_there_is_data_and_after(fresh: Path, llmtool: Run) -> None:
+    (fresh / "people.csv").rename(fresh / "later.csv")
+    ended = llmtool("describe", "table.yaml", cwd=fresh)
+    assert ended.code == 0
+    assert "people.csv: no such file" in ended.err
+    (fresh / "later.csv").rename(fresh / "people.csv")
+    before = llmtool("describe", "table.yaml", "--json", cwd=fresh).json
+    assert llmtool("prepare", "table.yaml", cwd=fresh).code == 0
+    after = llmtool("describe", "table.yaml", "--json", cwd=fresh).json
+    assert after["parameters"]["total"] > 0
+    assert before["fingerprints"] != after["fingerprints"]
+    card = (fresh / "runs/table/describe/model_card.md").read_text()
+    assert card.startswith("#")
+
+
+def test_describe_of_a_file_that_only_tunes_describes_what_it_starts_from(copy: Path, llmtool: Run) -> None:
+    text = "\n".join(
+        line
+        for line in (copy / "table.yaml").read_text().splitlines()
+        if not line.startswith(("model", "train"))
+    )
+    (copy / "tune.yaml").write_text(text + "\n")
+    document = llmtool("describe", "tune.yaml", "--json", cwd=copy).json
+    there = json.loads((copy / "runs/table/describe/describe.json").read_text())
+    assert document["parameters"]["total"] == there["parameters"]["total"]
