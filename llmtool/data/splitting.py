@@ -97,8 +97,15 @@ class _Fractions(_Split):
         """(3,) float64, in the order of SPLITS."""
         return np.array([self.train, self.validation, self.test])
 
+    def _by_chance(self, unit: np.ndarray, seed: int) -> Assigned:
+        """Whole units dealt out in these shares; unit: (rows,) the number of the unit each row belongs to."""
+        sizes = np.bincount(unit)
+        chosen = _deal(sizes, _counts(len(unit), self.shares), seeds.generator(seed, "split"))
+        _fill_empty(chosen, sizes, self.shares)
+        return _checked(Assigned(chosen[unit]), self.shares, len(sizes))
 
-# --- by chance --------------------------------------------------------------------------------------------
+
+# --- by chance ---
 
 
 class RandomSplit(_Fractions):
@@ -109,10 +116,7 @@ class RandomSplit(_Fractions):
     def assign(self, rows: RowTable, seed: int) -> Assigned:
         """Rows with the same content, or of the same document, stay together."""
         unit = together(labels(rows.content), rows.unit)
-        sizes = np.bincount(unit)
-        chosen = _deal(sizes, _counts(len(rows), self.shares), seeds.generator(seed, "split"))
-        _fill_empty(chosen, sizes, self.shares)
-        return _checked(Assigned(chosen[unit]), self.shares, len(sizes))
+        return self._by_chance(unit, seed)
 
 
 class StratifiedSplit(_Fractions):
@@ -176,10 +180,7 @@ class GroupedSplit(_Fractions):
         """Groups that share a row's content stay together too."""
         assert rows.value is not None
         unit = together(labels(rows.content), rows.unit, rows.value)
-        sizes = np.bincount(unit)
-        chosen = _deal(sizes, _counts(len(rows), self.shares), seeds.generator(seed, "split"))
-        _fill_empty(chosen, sizes, self.shares)
-        return _checked(Assigned(chosen[unit]), self.shares, len(sizes))
+        return self._by_chance(unit, seed)
 
 
 class HashSplit(_Fractions):

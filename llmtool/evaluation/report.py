@@ -38,7 +38,7 @@ def report(
 
     model: where the weights lie and their hash. dataset: its directory and fingerprint. rows: of each split.
     """
-    return finite(
+    return files.plain(
         {
             "format": 1,
             "model": dict(model),
@@ -51,17 +51,6 @@ def report(
             "samples": [dict(sample) for sample in samples],
         }
     )
-
-
-def finite(value: Any) -> Any:
-    """The same plain data, with None for every number that JSON cannot write."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return int(value) if isinstance(value, np.integer) else value
 
 
 # --- predictions.csv ----------------------------------------------------------------------------------------

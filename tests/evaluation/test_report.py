@@ -15,10 +15,10 @@ import pytest
 import torch
 from rich.console import Console, RenderableType
 
+from llmtool.core import files
 from llmtool.evaluation import report as module
 from llmtool.evaluation.report import (
     before_after,
-    finite,
     harmless,
     number,
     printable,
@@ -68,7 +68,7 @@ def test_the_report_is_plain_json() -> None:
 
 
 def test_numbers_that_json_lacks_become_none() -> None:
-    found = finite({"a": [math.nan, math.inf, np.float32(0.5), np.int64(3)], "b": (1, True, "x", None)})
+    found = files.plain({"a": [math.nan, math.inf, np.float32(0.5), np.int64(3)], "b": (1, True, "x", None)})
     assert json.dumps(found, allow_nan=False) == '{"a": [null, null, 0.5, 3], "b": [1, true, "x", null]}'
 
 
