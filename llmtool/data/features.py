@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-import pandas as pd
 from pydantic import Field, model_validator
 
 from llmtool.core import seeds
@@ -32,6 +31,8 @@ from llmtool.data.store import CARD, ArrayWriter, Dataset
 from llmtool.data.targets import Target, fit_target, target_from_state
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from llmtool.data.sources import Chunk
 
 BINS = 64  # bins of the piecewise encoding
@@ -200,6 +201,8 @@ class FeatureEncoder:
         """The class of each row as text."""
         if len(self._targets) > 1:
             raise ConfigError("data.split.by: stratified needs one target; name a column with `on`")
+        import pandas as pd
+
         return pd.Series(Cells(frame[self._targets[0]]).text, index=frame.index, dtype=object)
 
     # --- fitting

@@ -7,16 +7,18 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-import pandas as pd
 from pydantic import Field, field_validator, model_validator
 
 from llmtool.core.config import Section
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import readers
 from llmtool.data.readers import BadRow, BrokenFile
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPLITS = ("train", "validation", "test")
 CHUNK_CHARACTERS = 1 << 22  # a chunk of long texts ends early, so that memory is bounded by characters too
@@ -43,6 +45,7 @@ class Chunk:
     file, line: (rows,) index into the source's files, and the line from 1 where the row starts.
     split: (rows,) object, the split whose files the row comes from; None when `path` names no splits.
     bad: the rows of this stretch that could not be read; they are not in `frame` and have no ordinal.
+    characters: of the cells, about.
     """
 
     frame: pd.DataFrame
@@ -51,6 +54,7 @@ class Chunk:
     line: np.ndarray
     split: np.ndarray | None = None
     bad: list[BadRow] = field(default_factory=list)
+    characters: int = 0
 
     def take(self, mask: np.ndarray) -> Chunk:
         """The rows where the boolean `mask` holds, without the bad ones."""
@@ -195,7 +199,7 @@ class _Gather:
             if split is not None:
                 split[start:] = name
         rows = frame(self.layout.columns, self.values, index)
-        chunk = Chunk(rows, unit, file, np.array(self.lines, np.int64), split, self.bad)
+        chunk = Chunk(rows, unit, file, np.array(self.lines, np.int64), split, self.bad, self.characters)
         self.total += count
         self._clear()
         return chunk
@@ -219,6 +223,8 @@ def frame(columns: list[str], rows: list[Any], index: np.ndarray) -> pd.DataFram
     for name, part in zip(columns, parts, strict=True):
         data[name] = np.empty(len(rows), object)
         data[name][:] = part
+    import pandas as pd
+
     return pd.DataFrame(data, index=index, dtype=object, columns=pd.Index(columns, dtype=object))
 
 

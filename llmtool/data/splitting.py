@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-import pandas as pd
 from pydantic import Field, model_validator
 
 from llmtool.core import seeds
@@ -17,6 +16,9 @@ from llmtool.data.cells import BLANK, Cells
 from llmtool.data.cleaning import Masks, need
 from llmtool.data.encoding import Encoder
 from llmtool.data.sources import SPLITS, SplitName
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 DROPPED = -1
 

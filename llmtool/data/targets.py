@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from llmtool.core.errors import DataError
 from llmtool.data.cells import BLANK, Cells
 from llmtool.data.statistics import ColumnStatistics
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NOT_IN_TRAIN = "target class not in train"
 MAX_CLASSES = 10_000

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-import pandas as pd
 from pydantic import Field, model_validator
 
 from llmtool.core.config import Section, suggest
@@ -22,6 +21,8 @@ from llmtool.data.store import ArrayWriter, Dataset
 from llmtool.data.tokenizers import BpeTokenizer, FileTokenizer, FittedTokenizer, TokenizerConfig
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from llmtool.data.sources import Chunk
 
 BLOCK = 1 << 16  # characters of a document encoded at once

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from llmtool.core import files
 from llmtool.core.errors import DataError
@@ -18,14 +17,19 @@ from llmtool.data import DataConfig
 from llmtool.data.cleaning import Masks, clean, contents
 from llmtool.data.encoding import Encoder
 from llmtool.data.readers import BadRow
-from llmtool.data.sources import SPLITS, Chunk
+from llmtool.data.sources import SPLITS, Chunk, Source
 from llmtool.data.splitting import DROPPED, Assigned, RowTable, labels
 from llmtool.data.store import CARD, make_card
 from llmtool.data.targets import NOT_IN_TRAIN
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 LEDGER = "ledger.json"
 QUARANTINE = "quarantine.jsonl"
 HOPELESS = 10_000  # bad rows after which reading stops, if most rows are bad
+SMALL = 2**26  # a source of at most so many bytes in memory, by estimate, is read once
+CELL = 64  # bytes of an object in memory beside its characters
 
 Progress = Callable[[str, int], None]  # what is being done, and how many rows so far
 
@@ -44,17 +48,18 @@ def prepare(
 ) -> PrepareResult:
     """Read, clean, split and encode into `directory`, which exists; card.json is written last.
 
-    The source is read two or three times, and memory grows by about 100 bytes a row only. Raises DataError
-    when too many rows are bad, nothing is left, or the source changes meanwhile; ConfigError for columns
-    that do not exist.
+    A source that is not small is read two or three times, and memory grows by about 100 bytes a row only.
+    Raises DataError when too many rows are bad, nothing is left, or the source changes meanwhile; ConfigError
+    for columns that do not exist.
     """
     before = _stamps(data)
     encoder: Encoder = data.encode.build(seed)
-    columns = _columns(data)
+    rows = _Rows(data.source)
+    columns = _columns(data, rows)
     _sweep(directory)
-    scan = _scan(data, encoder, columns, directory / QUARANTINE, progress)
+    scan = _scan(data, rows, encoder, columns, directory / QUARANTINE, progress)
     code, assigned = _split(data, scan, seed)
-    reading = _Reading(data, columns, code, before, progress)
+    reading = _Reading(data, rows, columns, code, before, progress)
     encoder.fit(lambda: reading.rows("fitting", code == 0))
     names = [str(path) for path in data.source.files()]
     kept, splits = _write(encoder, reading, scan, directory, names)
@@ -87,13 +92,13 @@ def _stamps(data: DataConfig) -> list[tuple[str, int, int]]:
     return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in data.source.files()]
 
 
-def _columns(data: DataConfig) -> list[str]:
+def _columns(data: DataConfig, rows: _Rows) -> list[str]:
     """All columns of the source. JSON lines may bring new ones anywhere: they are read to the end."""
+    if data.source.format != "jsonl":
+        return list(next(data.source.read(rows=1)).frame.columns)
     columns: list[str] = []
-    for chunk in data.source.read():
+    for chunk in rows:
         columns = list(chunk.frame.columns)
-        if data.source.format != "jsonl":
-            break
     return columns
 
 
@@ -101,9 +106,35 @@ def _complete(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """The frame with every column of the source, those that did not come up yet empty."""
     if list(frame.columns) == columns:
         return frame
+    import pandas as pd
+
     missing = {name: pd.Series([None] * len(frame), index=frame.index, dtype=object)
                for name in columns if name not in frame.columns}  # fmt: skip
     return frame.assign(**missing)[columns]
+
+
+class _Rows:
+    """The source's chunks, as often as they are wanted: a small source is kept, a large one read anew."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.kept: list[Chunk] | None = None
+
+    def __iter__(self) -> Iterator[Chunk]:
+        if self.kept is not None:
+            yield from (replace(chunk) for chunk in self.kept)
+            return
+        kept: list[Chunk] = []
+        size = 0
+        for chunk in self.source.read():
+            size += chunk.characters + CELL * chunk.frame.size
+            if size <= SMALL:
+                kept.append(replace(chunk))
+            else:
+                kept.clear()
+            yield chunk
+        if size <= SMALL:
+            self.kept = kept
 
 
 # --- first reading: what becomes of each row --------------------------------------------------------------
@@ -144,13 +175,18 @@ class _Scan:
 
 
 def _scan(
-    data: DataConfig, encoder: Encoder, columns: list[str], quarantine: Path, progress: Progress
+    data: DataConfig,
+    rows: _Rows,
+    encoder: Encoder,
+    columns: list[str],
+    quarantine: Path,
+    progress: Progress,
 ) -> _Scan:
     content = encoder.columns(columns)
     paths = [str(path) for path in data.source.files()]
     scan = _Scan(quarantine)
     files.write_bytes(quarantine, b"")
-    for chunk in data.source.read():
+    for chunk in rows:
         scan.read += len(chunk) + len(chunk.bad)
         scan.unread.update(row.reason for row in chunk.bad)
         scan.note_bad(chunk.bad)
@@ -289,6 +325,7 @@ class _Reading:
     """Reads the rows that are kept again, cleaned, and makes sure that the source is still the same."""
 
     data: DataConfig
+    source: _Rows
     columns: list[str]
     code: np.ndarray
     stamps: list[tuple[str, int, int]]
@@ -298,7 +335,7 @@ class _Reading:
         """The rows where `wanted` (parsed rows,) holds."""
         self._unchanged()
         count = 0
-        for chunk in self.data.source.read():
+        for chunk in self.source:
             ordinals = chunk.frame.index.to_numpy()
             count += len(ordinals)
             if count > len(wanted):
@@ -354,6 +391,8 @@ def _refuse(scan: _Scan, chunk: Chunk, reasons: dict[int, str], paths: list[str]
     """Account for rows the encoder cannot take: cells it cannot read are bad, an unknown class is not."""
     if not reasons:
         return
+    import pandas as pd
+
     fates = np.zeros(len(chunk.frame), np.int16)
     for row, (ordinal, reason) in zip(
         chunk.frame.index.get_indexer(pd.Index(list(reasons))), reasons.items(), strict=True
