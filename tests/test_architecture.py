@@ -15,8 +15,9 @@ RUNGS = {
     "tasks": 3, "training": 3, "evaluation": 3,
     "experiment": 4, "stages": 5, "commands": 6, "cli": 7, "__main__": 8,
 }  # fmt: skip
-# Imported where they are used: optional packages, and scikit-learn with scipy, whose import takes 2 seconds.
-LAZY = {"pyarrow", "zstandard", "sklearn", "scipy", "pandas"}  # pandas: 0.3 s, only where rows are read
+# Imported where they are used: optional packages, scikit-learn with scipy, whose import takes 2 seconds, and
+# pandas (0.3 s), which commands that read no rows do without.
+LAZY = {"pyarrow", "zstandard", "sklearn", "scipy", "pandas"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

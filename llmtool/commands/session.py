@@ -20,6 +20,7 @@ from llmtool.data import data_files
 from llmtool.data.store import CARD, Dataset
 from llmtool.experiment import FinetuneConfig, Loaded
 from llmtool.experiment import resolved as experiment_yaml
+from llmtool.models import adapters
 from llmtool.models.accounting import account
 from llmtool.stages import assemble
 from llmtool.stages import prepare as stages
@@ -279,7 +280,7 @@ def fit(run: Run, loaded: Loaded, assembled: Assembled, config: TrainConfig, opt
         return experiment_yaml(experiment.model_copy(update={section: resolved}))
 
     rows = assembled.batches("train")
-    if assembled.adapter is None:
+    if assembled.adapter is None or isinstance(assembled.adapter, adapters.FullConfig):
         model: Any = assembled.model  # every family counts itself
         flops = model.flops(rows.tokens_per_row)
     else:  # with frozen parts and updates beside them; counting them imports torch's compiler

@@ -20,7 +20,7 @@ from llmtool.core.errors import ConfigError
 DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 
-MEASURING_SECONDS = 0.2
+MEASURING_SECONDS = 0.05
 
 
 def resolve_device(name: DeviceName) -> torch.device:

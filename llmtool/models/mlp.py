@@ -56,13 +56,17 @@ class Layer(nn.Module):
     def __init__(self, inputs: int, outputs: int, config: MLPConfig) -> None:
         super().__init__()
         self.linear = nn.Linear(inputs, outputs)
-        self.norm = nn.LayerNorm(outputs) if config.normalization == "layer" else nn.Identity()
+        self.norm = nn.LayerNorm(outputs) if config.normalization == "layer" else None
         self.activation = ACTIVATIONS[config.activation]()
-        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in) -> (B, out)."""
-        return self.dropout(self.activation(self.norm(self.linear(x))))
+        x = self.linear(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        x = self.activation(x)
+        return x if self.dropout is None else self.dropout(x)
 
 
 class MLP(nn.Module):

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from llmtool.core import files
 from llmtool.core.config import suggest
@@ -111,13 +112,26 @@ def skeleton(directory: Path) -> nn.Module:
             f"{path}: model_type {kind!r} is not known{suggest(kind, known)} (known: {', '.join(known)})"
         )
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), NoValues():
             return _mlp_from(data, path) if kind == MLP_TYPE else _transformer_from(data, path)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         reason = first.get("ctx", {}).get("error", first["msg"])
         raise ConfigError(f"{path}: {where + ': ' if where else ''}{reason}") from None
+
+
+class NoValues(TorchFunctionMode):
+    """Leaves out what only sets values: on the meta device there are none, and trying to draw normal ones
+    imports torch's compiler (1 s)."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Called by torch for each of its functions."""
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 # --- configurations -------------------------------------------------------------------------------------

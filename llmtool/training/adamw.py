@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 
 class AdamW:
     """torch's fused AdamW (https://arxiv.org/abs/1711.05101), equal to torch.optim.AdamW bit by bit.
 
-    groups: mappings with `params` and `weight_decay`, as torch's. The state exists from the start.
+    groups: mappings with `params` and `weight_decay`, as torch's. The state exists from the start; the
+    parameters of a group count their steps together, in the state of the first.
     found_inf: None, or a float scalar on the device; where it is 1 the step changes nothing.
     grad_scale: None, or what the gradients are divided by.
     """
@@ -27,37 +27,42 @@ class AdamW:
         self.betas, self.epsilon = betas, epsilon
         self.state: dict[nn.Parameter, dict[str, Tensor]] = {
             parameter: {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
             for group in self.param_groups
             for parameter in group["params"]
         }
+        for group in self.param_groups:
+            first = group["params"][0]
+            self.state[first]["step"] = torch.zeros((), dtype=torch.float32, device=first.device)
 
     @torch.no_grad()
     def step(self) -> None:
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            states = [self.state[parameter] for parameter in parameters]
             if not parameters:
                 continue
-            adamw(
+            states = [self.state[parameter] for parameter in parameters]
+            step = self.state[group["params"][0]]["step"]
+            step += 1
+            torch._fused_adamw_(
                 parameters,
-                [parameter.grad for parameter in parameters],
+                [parameter.grad for parameter in parameters if parameter.grad is not None],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [],
-                [state["step"] for state in states],
-                fused=True,
-                grad_scale=self.grad_scale,
-                found_inf=self.found_inf,
-                amsgrad=False,
+                [step] * len(parameters),
+                lr=group["lr"],
                 beta1=self.betas[0],
                 beta2=self.betas[1],
-                lr=group["lr"],
                 weight_decay=group["weight_decay"],
                 eps=self.epsilon,
+                amsgrad=False,
                 maximize=False,
+                grad_scale=self.grad_scale,
+                found_inf=self.found_inf,
             )
+            if self.found_inf is not None:
+                step -= self.found_inf

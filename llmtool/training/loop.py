@@ -24,6 +24,10 @@ from llmtool.training.throughput import Meter
 FP16_SCALE, FP16_GROW = 65536.0, 2000  # first factor of the fp16 loss; good steps before it doubles
 TINY = 1e-12  # a batch in which nothing is scored has count 0 and gradient 0: it changes nothing
 
+Number = (
+    Tensor | float
+)  # a scalar: on a CPU a float at once, elsewhere a tensor (float64) that nobody waits for
+
 
 class Batches(Protocol):
     """The endless training order, as data.batches gives it: a pure function of the index."""
@@ -98,7 +102,8 @@ class Loop:
     device: torch.device
     meter: Meter
     verbs: Verbs
-    sums: Tensor = field(init=False)  # (2,) float64: loss and count since the last line
+    total: Number = 0.0  # loss and count since the last line
+    count: Number = 0.0
     bad: Tensor = field(init=False)  # CUDA: first step whose gradient was not finite, or -1
     waits: bool = field(init=False)  # whether reading a number from the device costs nothing (a CPU)
     work: float = 0.0  # seconds of the current step inside forward, backward, clipping and optimizer
@@ -112,7 +117,7 @@ class Loop:
         Raises DivergedError, and after a checkpoint Interrupted (SIGTERM, time limit) or Cancelled (Ctrl-C).
         """
         plan, verbs, began, before = self.plan, self.verbs, time.monotonic(), state.seconds
-        self.sums = torch.tensor([state.total, state.count], dtype=torch.float64, device=self.device)
+        self.total, self.count = state.total, state.count
         self.bad = torch.tensor(-1, device=self.device)
         self.model.train()
         with caught_signals() as received:
@@ -138,38 +143,33 @@ class Loop:
                     raise stop
         return reason
 
-    def _update(self, state: State) -> Tensor:
+    def _update(self, state: State) -> Number:
         """One optimizer step; returns the gradient's norm. A step that is not finite changes nothing."""
         total, count = self._accumulate(state)
-        divisor = count.clamp(min=TINY) * (state.scale if self.plan.fp16 else 1.0)
-        started = time.perf_counter()
-        norm = torch.nn.utils.get_total_norm(self.optimizers.gradients()) / divisor
-        self.work += time.perf_counter() - started
-        divide = divisor
+        divisor = _at_least(count, TINY) * (state.scale if self.plan.fp16 else 1.0)
+        norm = self._norm() / divisor
         if self.plan.clip is not None:
-            divide = divisor * ((norm + 1e-6) / self.plan.clip).clamp(min=1.0)
-        divide = divide.float()
-        if self.plan.fp16:
-            if self._fits_fp16(
-                state, total, norm
-            ):  # waits for the device: fp16 alone needs the answer every step
-                self._step(divide)
+            divisor = divisor * _at_least((norm + 1e-6) / self.plan.clip, 1.0)
+        if self.plan.fp16:  # waits for the device: fp16 alone needs the answer every step
+            if self._fits_fp16(state, float(total), float(norm)):
+                self._step(divisor)
         elif self.waits:
-            if not math.isfinite(norm.item()) or not math.isfinite(total.item()):
-                raise self._diverged(state.step, (total / count).item(), norm.item())
-            self._step(divide)
+            if not math.isfinite(norm) or not math.isfinite(total):
+                raise self._diverged(state.step, float(total / _at_least(count, TINY)), float(norm))
+            self._step(divisor)
         else:
-            bad = ~(torch.isfinite(norm) & torch.isfinite(total))
+            bad = ~(torch.isfinite(torch.as_tensor(norm)) & torch.isfinite(torch.as_tensor(total)))
             self.bad = torch.where((self.bad < 0) & bad, state.step, self.bad)
-            self._step(divide, self.bad >= 0)
-        self.sums += torch.stack((total, count))
+            self._step(divisor, self.bad >= 0)
+        self.total, self.count = self.total + total, self.count + count
         self.optimizers.zero_grad()
         return norm
 
-    def _accumulate(self, state: State) -> tuple[Tensor, Tensor]:
+    def _accumulate(self, state: State) -> tuple[Number, Number]:
         """Gradients of the summed loss of the batch, part by part; returns the sum and its count."""
         plan, compute = self.plan, self.compiled or self.loss
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        total: Number = 0.0
+        count: Number = 0.0
         self.work = 0.0
         for index, start in enumerate(range(0, plan.batch, plan.micro_batch)):
             rows = min(plan.micro_batch, plan.batch - start)
@@ -179,8 +179,19 @@ class Loop:
             loss = compute(batch)
             (loss.total * state.scale if plan.fp16 else loss.total).backward()
             self.work += time.perf_counter() - started
-            totals += torch.stack((loss.total.detach().double(), loss.count.double()))
-        return totals[0], totals[1]
+            total, count = total + self._number(loss.total), count + self._number(loss.count)
+        return total, count
+
+    def _number(self, scalar: Tensor) -> Number:
+        return scalar.item() if self.waits else scalar.detach().double()
+
+    def _norm(self) -> Number:
+        """The norm of all gradients together."""
+        started = time.perf_counter()
+        norms = torch.stack(torch._foreach_norm(self.optimizers.gradients()))
+        norm = self._number(torch.linalg.vector_norm(norms))
+        self.work += time.perf_counter() - started
+        return norm
 
     def _seed(self, seed: int) -> None:
         """torch.manual_seed for the device in use alone: for all of them it takes half a millisecond."""
@@ -188,9 +199,9 @@ class Loop:
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _step(self, divisor: Tensor, skip: Tensor | None = None) -> None:
+    def _step(self, divisor: Number, skip: Tensor | None = None) -> None:
         started = time.perf_counter()
-        self.optimizers.step(divisor, skip)
+        self.optimizers.step(torch.as_tensor(divisor, dtype=torch.float32), skip)
         self.work += time.perf_counter() - started
 
     def _batch(self, start: int, count: int) -> Batch:
@@ -202,11 +213,11 @@ class Loop:
         ]
         return Batch(*pinned).to(self.device)  # type: ignore[arg-type]
 
-    def _fits_fp16(self, state: State, total: Tensor, norm: Tensor) -> bool:
+    def _fits_fp16(self, state: State, total: float, norm: float) -> bool:
         """Whether the scaled gradient is finite; moves the scale. A loss that is not finite diverged."""
-        finite = math.isfinite(norm.item())
-        if not math.isfinite(total.item()) or (not finite and state.scale < 1e-3):
-            raise self._diverged(state.step, total.item(), norm.item())
+        finite = math.isfinite(norm)
+        if not math.isfinite(total) or (not finite and state.scale < 1e-3):
+            raise self._diverged(state.step, total, norm)
         state.good = state.good + 1 if finite else 0
         if not finite:
             state.scale /= 2
@@ -214,17 +225,17 @@ class Loop:
             state.scale, state.good = state.scale * 2, 0
         return finite
 
-    def _line(self, state: State, norm: Tensor, rate: float) -> dict[str, Any]:
+    def _line(self, state: State, norm: Number, rate: float) -> dict[str, Any]:
         """The row of metrics since the last line; here the device is waited for."""
         self._check()
-        total, count = self.sums.tolist()
-        self.sums.zero_()
+        total, count = float(self.total), float(self.count)
+        self.total = self.count = 0.0
         epoch = state.step * self.plan.batch / self.batches.rows
         row = {
             "step": state.step,
             "epoch": epoch,
             "loss": total / max(count, TINY),
-            "norm": norm.item(),
+            "norm": float(norm),
             "lr": rate,
         }
         return row | {"time": {"seconds": state.seconds, "left": self._left(state), **self.meter.line()}}
@@ -253,7 +264,7 @@ class Loop:
 
     def _save(self, state: State, better: bool) -> None:
         self._check()
-        state.total, state.count = self.sums.tolist()
+        state.total, state.count = float(self.total), float(self.count)
         with self.meter.aside():
             self.verbs.save(state, better)
 
@@ -293,6 +304,10 @@ class Loop:
         if self.plan.session is not None and time.monotonic() - began >= self.plan.session:
             return Interrupted("time limit reached; run again to go on")
         return None
+
+
+def _at_least(value: Number, low: float) -> Number:
+    return value.clamp(min=low) if isinstance(value, Tensor) else max(value, low)
 
 
 def _due(every: int | None, step: int, tenth: bool) -> bool:

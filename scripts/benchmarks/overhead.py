@@ -84,9 +84,7 @@ def inside(config: str, run: str, steps: int) -> None:
             total = time.perf_counter() - began
 
     torch.Tensor.backward = clocked("backward", torch.Tensor.backward)
-    torch._foreach_mul_ = clocked("clip", torch._foreach_mul_)
-    torch.nn.utils.get_total_norm = clocked("clip", torch.nn.utils.get_total_norm)
-    Loop.run, Loop._update = started, counted
+    Loop.run, Loop._update, Loop._norm = started, counted, clocked("norm", Loop._norm)
     sets = [f"run={run}", f"train.budget={{steps: {steps}}}", "train.compile=false"]
     rare = [f"train.{key}_every={10 * steps}" for key in ("validate", "checkpoint")]
     prepare.run(Options(config, sets))
@@ -122,7 +120,7 @@ def main() -> None:
         steps = STEPS[name] // (10 if options.short else 1)
         runs = [step(name, steps) for _ in range(1 if options.short else options.runs)]
         figures[name] = {key: common.spread([run[key] for run in runs]) for key in runs[0]}
-        parts = ("forward", "backward", "clip", "optimizer", "total")
+        parts = ("forward", "backward", "norm", "optimizer", "total")
         rows.append(
             [
                 name,
@@ -130,7 +128,7 @@ def main() -> None:
                 f"{100 * figures[name]['overhead']['mean']:.1f} %",
             ]
         )
-    columns = ["model", "forward", "backward", "clip", "optimizer", "step", "own share"]
+    columns = ["model", "forward", "backward", "norm", "optimizer", "step", "own share"]
     common.table("Microseconds of a training step (goal: own share below 2 %)", columns, rows)
     common.save(options, "overhead", figures, common.versions("llmtool", "torch", "typer"))
 
