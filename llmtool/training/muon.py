@@ -77,8 +77,7 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
 
 @functools.cache
 def _product_type(device: str) -> torch.dtype:
-    """bfloat16 where there are units for it (GPUs, CPUs with AMX); elsewhere float32 is faster."""
-    if device == "cuda":
-        return torch.bfloat16
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return torch.bfloat16 if has_amx() else torch.float32
+    """bfloat16 where there are units for it (GPUs, CPUs with AMX or AVX512-BF16); elsewhere float32 is faster."""
+    asked = (getattr(torch.cpu, f"_is_{unit}_supported", None) for unit in ("amx_tile", "avx512_bf16"))
+    has_units = device == "cuda" or any(ask() for ask in asked if ask is not None)
+    return torch.bfloat16 if has_units else torch.float32
