@@ -247,8 +247,7 @@ class _Session:
     def _write(self, directory: Path) -> None:
         self.assembled.save(directory)
         (directory / STATE).mkdir()
-        tensors = {name: tensor.detach().contiguous() for name, tensor in self.optimizers.state().items()}
-        safetensors.torch.save_file(tensors, directory / STATE / OPTIMIZER)
+        safetensors.torch.save_file(self.optimizers.state(), directory / STATE / OPTIMIZER)
         state = asdict(self.state)
         seconds = state.pop("seconds")
         about = {"format": 1, "state": state, "compile": self.config.compile, "time": {"seconds": seconds}}

@@ -14,9 +14,11 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, from https://kellerj
 EPSILON = 1e-7
 
 
-class Muon(torch.optim.Muon):
-    """torch.optim.Muon, its groups and its state, with a step of our own: faster where matrices are small.
+class Muon:
+    """Muon (https://kellerjordan.github.io/posts/muon/) as torch.optim.Muon computes it, but for rounding.
 
+    A matrix and its transpose move alike, so that all of one shape, either way round, are one stack of wide
+    ones (N, R, C), R at most C. The state exists from the start. A matrix without a gradient has one of 0.
     found_inf: None, or a float scalar on the device; where it is 1 the step changes nothing.
     grad_scale: None, or what the gradients are divided by. Both as in torch's fused optimizers.
     """
@@ -24,60 +26,75 @@ class Muon(torch.optim.Muon):
     found_inf: Tensor | None = None
     grad_scale: Tensor | None = None
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no closures here
-        """Update every matrix that has a gradient."""
-        assert closure is None, "the loop computes the gradients"
-        for group in self.param_groups:
-            shapes: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    shapes[parameter.shape].append(parameter)
-            for parameters in shapes.values():
-                self._update(group, parameters)
+    def __init__(
+        self,
+        matrices: list[nn.Parameter],
+        lr: float,
+        momentum: float,
+        nesterov: bool,
+        ns_steps: int,
+        weight_decay: float,
+    ) -> None:
+        self.param_groups: list[dict[str, Any]] = [{"params": matrices, "lr": lr}]
+        self.momentum, self.nesterov, self.ns_steps = momentum, nesterov, ns_steps
+        self.weight_decay = weight_decay
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
+        shapes: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+        for matrix in matrices:
+            shapes[_wide(matrix).shape].append(matrix)
+        self._stacks: list[tuple[list[nn.Parameter], Tensor, Tensor]] = []  # matrices, memory, (N, 1, 1) size
+        for shape, stack in shapes.items():
+            memory = torch.zeros(len(stack), *shape, device=stack[0].device)
+            heights = [math.sqrt(max(1.0, rows / columns)) for rows, columns in (m.shape for m in stack)]
+            self._stacks.append((stack, memory, torch.tensor(heights, device=memory.device).view(-1, 1, 1)))
+            for matrix, part in zip(stack, memory.unbind(), strict=True):
+                self.state[matrix] = {"momentum_buffer": part.mT if _is_tall(matrix) else part}
 
-    def _update(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
-        """One step of N matrices of one shape (N, R, C)."""
-        momentum, lr = group["momentum"], group["lr"]
-        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-        gradients = torch.stack([parameter.grad for parameter in parameters if parameter.grad is not None])
-        if self.grad_scale is not None:
-            gradients /= self.grad_scale
-        memory = torch.stack(buffers)
-        if self.found_inf is not None:
-            gradients = torch.where(
-                self.found_inf > 0, memory, gradients
-            )  # so that the memory stays as it is
-        memory.lerp_(gradients, 1 - momentum)
-        update = gradients.lerp(memory, momentum) if group["nesterov"] else memory
-        update = orthogonalize(update, group["ns_steps"])
-        rows, columns = parameters[0].shape
-        update *= -lr * math.sqrt(max(1.0, rows / columns))
-        if group["weight_decay"]:
-            update -= torch.stack([parameter.detach() for parameter in parameters]) * (
-                lr * group["weight_decay"]
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update every matrix."""
+        lr = self.param_groups[0]["lr"]
+        for matrices, memory, heights in self._stacks:
+            gradients = torch.stack(
+                [_wide(torch.zeros_like(m) if m.grad is None else m.grad) for m in matrices]
             )
-        if self.found_inf is not None:
-            update *= 1 - self.found_inf
-        torch._foreach_copy_(buffers, list(memory.unbind()))
-        torch._foreach_add_([parameter.data for parameter in parameters], list(update.unbind()))
+            if self.grad_scale is not None:
+                gradients /= self.grad_scale
+            if self.found_inf is not None:  # the memory stays as it is
+                gradients = torch.where(self.found_inf > 0, memory, gradients)
+            memory.lerp_(gradients, 1 - self.momentum)
+            update = gradients.lerp_(memory, self.momentum) if self.nesterov else memory
+            update = orthogonalize(update, self.ns_steps) * (-lr * heights)
+            wide = [_wide(matrix.detach()) for matrix in matrices]
+            if self.weight_decay:
+                update -= torch.stack(wide) * (lr * self.weight_decay)
+            if self.found_inf is not None:
+                update *= 1 - self.found_inf
+            torch._foreach_add_(wide, list(update.unbind()))
+
+
+def _is_tall(matrix: Tensor) -> bool:
+    return matrix.shape[0] > matrix.shape[1]
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    return matrix.mT if _is_tall(matrix) else matrix
 
 
 def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
-    """(N, R, C) float32: each matrix with its singular values moved to about 1 (Newton-Schulz steps)."""
+    """(N, R, C) float32, R at most C: singular values moved to about 1 by so many Newton-Schulz steps."""
     a, b, c = COEFFICIENTS
-    tall = matrices.size(-2) > matrices.size(-1)
-    x = (matrices.mT if tall else matrices).to(_product_type(matrices.device.type))
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPSILON)  # singular values of at most 1
+    norms = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True).clamp(min=EPSILON)
+    x = (matrices / norms).to(_product_type(matrices.device.type))  # singular values of at most 1
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).float()
+    return x.float()
 
 
 @functools.cache
 def _product_type(device: str) -> torch.dtype:
-    """bfloat16 where there are units for it (GPUs, CPUs with AMX or AVX512-BF16); elsewhere float32 is faster."""
+    """bfloat16 where there are units for it (GPUs, CPUs with AMX or AVX512-BF16), else float32."""
     asked = (getattr(torch.cpu, f"_is_{unit}_supported", None) for unit in ("amx_tile", "avx512_bf16"))
     has_units = device == "cuda" or any(ask() for ask in asked if ask is not None)
     return torch.bfloat16 if has_units else torch.float32

