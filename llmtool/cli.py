@@ -157,9 +157,9 @@ def _catch_sigterm() -> Any:
 
 
 def _complain(message: str, debug: bool) -> None:
+    console = importlib.import_module("llmtool.core.console")
     for line in message.splitlines():
-        clean = "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in line)
-        print(f"llmtool: {clean}", file=sys.stderr)
+        print(f"llmtool: {console.clean(line)}", file=sys.stderr)
     if debug:
         traceback.print_exc()
 

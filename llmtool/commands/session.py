@@ -14,8 +14,9 @@ from llmtool import experiment
 from llmtool.commands import Options
 from llmtool.core import console, files
 from llmtool.core.devices import is_out_of_memory, peak_flops
+from llmtool.core.environment import code_version
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
-from llmtool.core.run import CODE_CHANGED, Run, code_version, failed_result
+from llmtool.core.run import CODE_CHANGED, Run, failed_result
 from llmtool.data import data_files
 from llmtool.data.store import CARD, Dataset
 from llmtool.experiment import FinetuneConfig, Loaded

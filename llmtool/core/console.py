@@ -116,12 +116,19 @@ def configure(json: bool = False, quiet: bool = False) -> None:
 # --- text ---------------------------------------------------------------------------------------------------
 
 
-def clean(text: Any) -> str:
-    """`text` with control characters, terminal escapes and marks of reading direction written out."""
+def clean(text: Any, lines: bool = True) -> str:
+    """`text` with control characters, terminal escapes and marks of reading direction written out.
+
+    lines: whether line breaks and tabs stay.
+    """
+    kept = "\n\t" if lines else ""
     return "".join(
-        character if character in "\n\t" or not _hidden(ord(character)) else _escape(ord(character))
+        character if character in kept or not _hidden(ord(character)) else _escape(ord(character))
         for character in str(text)
     )
+
+
+_SHORT = {"\n": "\\n", "\t": "\\t"}
 
 
 def _hidden(code: int) -> bool:
@@ -136,6 +143,8 @@ def _hidden(code: int) -> bool:
 
 
 def _escape(code: int) -> str:
+    if chr(code) in _SHORT:
+        return _SHORT[chr(code)]
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
@@ -313,7 +322,7 @@ def _field(name: str, value: float | str) -> str:
 
 
 def number(value: float) -> str:
-    """A figure for a table: whole numbers in full, others to four digits: 1,234,567  0.8532  12.35."""
+    """A figure for a table: whole numbers in full, others to about four digits: 1,234,567  0.8532  12.35."""
     if isinstance(value, numbers.Integral):
         return f"{int(value):,}"
     value = float(value)
@@ -323,8 +332,8 @@ def number(value: float) -> str:
         return "0"
     if not 1e-3 <= abs(value) < 1e9:
         return f"{value:.3g}" if abs(value) < 1e-3 else f"{value:.4g}"
-    digits = max(0, 3 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{min(digits, 4)}f}"
+    digits = 4 if abs(value) < 10 else max(0, 3 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{digits}f}"
 
 
 def count(value: float) -> str:

@@ -16,7 +16,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from llmtool.core import files
+from llmtool.core import console, files
 from llmtool.core.contracts import Tally
 from llmtool.evaluation.requirements import Outcome
 
@@ -119,7 +119,9 @@ def show(report: Mapping[str, Any]) -> Group:
         for name, reason in reasons.items():
             if not name.endswith(AVERAGES):
                 notes.setdefault(f"{split}: {reason}", []).append(name)
-    parts += [Text(f"no {', '.join(names)} of {printable(note)}") for note, names in notes.items()]
+    parts += [
+        Text(f"no {', '.join(names)} of {console.clean(note, lines=False)}") for note, names in notes.items()
+    ]
     split = list(report["details"])[-1] if report["details"] else ""
     details = report["details"].get(split, {})
     if "per_class" in details:
@@ -128,10 +130,13 @@ def show(report: Mapping[str, Any]) -> Group:
         parts.append(Text(f"confusion of {split}: true class by line, predicted class by column"))
         parts.append(confusion_table(details["confusion"]))
     for mistake in details.get("most_confused", [])[:5]:
-        target, prediction = printable(mistake["target"]), printable(mistake["prediction"])
+        target, prediction = (
+            console.clean(mistake["target"], lines=False),
+            console.clean(mistake["prediction"], lines=False),
+        )
         parts.append(Text(f"{mistake['rows']} rows of {target} were taken for {prediction}"))
     for sample in report["samples"]:
-        written = Text(printable(sample["text"], lines=True), style="dim")
+        written = Text(console.clean(sample["text"]), style="dim")
         parts += [Text(f"\n--- after {sample['prompt']!r}"), written]
     parts += [requirement_line(outcome) for outcome in report["requirements"]]
     return Group(*parts)
@@ -161,7 +166,7 @@ def class_table(per_class: Sequence[Mapping[str, Any]], metrics: Mapping[str, fl
     table = _table(title, ["class", *columns, "rows"])
     for entry in shown:
         figures = (number(entry[column]) for column in columns)
-        table.add_row(Text(printable(entry["class"])), *figures, f"{entry['support']:,}")
+        table.add_row(Text(console.clean(entry["class"], lines=False)), *figures, f"{entry['support']:,}")
     table.add_section()
     total = f"{sum(entry['support'] for entry in per_class):,}"
     for average in AVERAGES:
@@ -172,7 +177,7 @@ def class_table(per_class: Sequence[Mapping[str, Any]], metrics: Mapping[str, fl
 
 def confusion_table(confusion: Mapping[str, Any]) -> Table:
     """Rows counted by true class (lines) and predicted class (columns)."""
-    names = [printable(name) for name in confusion["names"]]
+    names = [console.clean(name, lines=False) for name in confusion["names"]]
     table = _table("", ["", *names])
     for at, (name, counts) in enumerate(zip(names, confusion["matrix"], strict=True)):
         cells = (
@@ -210,17 +215,7 @@ def requirement_line(outcome: Mapping[str, Any]) -> Text:
 
 def number(value: float | None) -> str:
     """A figure at a readable precision; `-` for none."""
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
-
-
-def printable(text: object, lines: bool = False) -> str:
-    """Text from data without characters that would steer a terminal; `lines` keeps line breaks and tabs."""
-    kept = "\n\t" if lines else ""
-    return "".join(
-        c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in str(text)
-    )
+    return "-" if value is None else console.number(float(value))
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

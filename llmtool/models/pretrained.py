@@ -6,7 +6,6 @@ file's own header before memory is taken, and every tensor must be the one that 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -244,14 +243,9 @@ def _count(data: dict[str, Any], key: str, path: Path) -> int:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file; LlmtoolError when it is missing, too large, or something else."""
-    try:
-        if path.stat().st_size > MAX_JSON:
-            raise LlmtoolError(f"{path}: {path.stat().st_size:,} bytes; at most {MAX_JSON:,} are read")
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise LlmtoolError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise LlmtoolError(f"{path}: not a JSON file ({type(error).__name__}: {error})") from None
+    if path.is_file() and path.stat().st_size > MAX_JSON:
+        raise LlmtoolError(f"{path}: {path.stat().st_size:,} bytes; at most {MAX_JSON:,} are read")
+    data = files.read_json(path)
     if not isinstance(data, dict):
         raise LlmtoolError(f"{path}: expected a mapping")
     return data

@@ -15,6 +15,7 @@ from rich.tree import Tree
 from torch import nn
 
 from llmtool.core.config import Section
+from llmtool.core.console import bytes_, count
 from llmtool.core.contracts import Features, InputSpec, OutputSpec, Tokens
 from llmtool.data.store import Dataset
 from llmtool.models import ModelConfig
@@ -201,15 +202,15 @@ def _targets(targets: dict[str, Any]) -> dict[str, Any]:
 def _verdict(tokens: int, parameters: int) -> str:
     wanted = TOKENS_PER_PARAMETER * parameters
     if tokens >= wanted:
-        return f"{number(tokens)} tokens are enough for one pass over {number(wanted)}, what this size wants"
+        return f"{count(tokens)} tokens are enough for one pass over {count(wanted)}, what this size wants"
     passes = wanted / max(tokens, 1)
     if passes <= 4:
-        return f"{number(tokens)} tokens, {passes:.1f} passes for the {number(wanted)} it wants; {REPEATED}"
+        return f"{count(tokens)} tokens, {passes:.1f} passes for the {count(wanted)} it wants; {REPEATED}"
     fitting = max(tokens * 4 // TOKENS_PER_PARAMETER, 1)
     return (
-        f"{number(tokens)} tokens, {passes:.0f} passes for the {number(wanted)} wanted; {REPEATED}. Beyond, "
+        f"{count(tokens)} tokens, {passes:.0f} passes for the {count(wanted)} wanted; {REPEATED}. Beyond, "
         "it may learn the text by heart: watch the validation score, finetune, or take some "
-        f"{number(fitting)} parameters"
+        f"{count(fitting)} parameters"
     )
 
 
@@ -236,23 +237,6 @@ def _families(subject: Subject) -> list[dict[str, Any]]:
 
 
 # --- for people -------------------------------------------------------------------------------------
-
-
-def number(value: float) -> str:
-    """1234567 -> "1.23 M"."""
-    for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {letter}"
-    return f"{value:g}"
-
-
-def size(count: float) -> str:
-    """1536 -> "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
 
 
 def show(description: dict[str, Any]) -> Group:
@@ -292,18 +276,24 @@ def _costs(description: dict[str, Any]) -> Table:
 
 def _cost_rows(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
     parameters, flops, memory = (description[key] for key in ("parameters", "flops", "memory"))
-    yield "parameters", f"{number(parameters['total'])}, {number(parameters['trainable'])} of them trained"
+    yield (
+        "parameters",
+        f"{count(parameters['total'])}, {count(parameters['trainable'])} of them trained",
+    )
     unit = flops["unit"]
-    yield f"FLOPs per {unit}", f"{number(flops['forward'])} forward, {number(flops['backward'])} backward"
+    yield (
+        f"FLOPs per {unit}",
+        f"{count(flops['forward'])} forward, {count(flops['backward'])} backward",
+    )
     training = memory["training"]
     rows = f"{training['rows']} rows"
     rows += f" of {training['tokens_per_row']} tokens" if training["tokens_per_row"] > 1 else ""
     yield "memory to train", f"{rows} at once, {training['precision']}, {training['optimizer']}"
     for part in ("weights", "gradients", "optimizer", "activations", "total"):
-        yield f"  {part}", size(memory[part])
+        yield f"  {part}", bytes_(memory[part])
     if memory["fits"] is not None:
         answer = "fits" if memory["fits"] else "does not fit"
-        yield "  device", f"{answer} in {size(memory['device_bytes'])} (a tenth kept free)"
+        yield "  device", f"{answer} in {bytes_(memory['device_bytes'])} (a tenth kept free)"
 
 
 def _grow(tree: Tree, component: dict[str, Any]) -> None:
@@ -343,7 +333,7 @@ def _facts(part: dict[str, Any]) -> str:
     if part["parameters"]:
         frozen = part["parameters"] - part["trainable"]
         facts.append(
-            f"{number(part['parameters'])} parameters" + (f", {number(frozen)} frozen" if frozen else "")
+            f"{count(part['parameters'])} parameters" + (f", {count(frozen)} frozen" if frozen else "")
         )
     if part["shape"]:
         facts.append(" x ".join(map(str, part["shape"])))

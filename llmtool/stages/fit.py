@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -16,10 +14,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from llmtool import __version__
 from llmtool.core import checkpoint, files
 from llmtool.core.contracts import Batch, Loss
 from llmtool.core.devices import is_out_of_memory
+from llmtool.core.environment import environment
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.data.batches import Batches
 from llmtool.evaluation.loop import evaluate
@@ -96,7 +94,7 @@ def fit(
     loss = session.loss()
     small = flops_per_row is not None and flops_per_row * config.micro_batch < ONE_THREAD
     with out_of_memory(config), threads(1 if small and assembled.device.type == "cpu" else None):
-        files.write_json(directory / "environment.json", environment(assembled))
+        files.write_json(directory / "environment.json", session.environment())
         compiled = session.compile(loss, plan) if config.compile else None
         loop = Loop(
             model=assembled.model,
@@ -163,6 +161,11 @@ class _Session:
         truncate_metrics(self.directory / METRICS, self.state.step)
         self._point()
         self.note(f"goes on from step {self.state.step}")
+
+    def environment(self) -> dict[str, Any]:
+        """What the numbers of this run depend on besides its file."""
+        device, precision = self.assembled.device, self.assembled.precision
+        return {**environment(), "device": str(device), "precision": precision.name}
 
     def note(self, text: str) -> None:
         """Say something now and in the result."""
@@ -341,24 +344,6 @@ def make_plan(config: TrainConfig, train: Batches, assembled: Assembled) -> Plan
         seed=assembled.seed,
         fp16=assembled.precision.scaler,
     )
-
-
-def environment(assembled: Assembled) -> dict[str, Any]:
-    """What the numbers of a run depend on besides its file."""
-    cuda = assembled.device.type == "cuda"
-    return {
-        "llmtool": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "device": str(assembled.device),
-        "device_name": torch.cuda.get_device_name(assembled.device) if cuda else None,
-        "precision": assembled.precision.name,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
-    }
 
 
 def truncate_metrics(path: Path, step: int) -> None:

@@ -111,7 +111,7 @@ def test_plain_progress_is_one_line_per_update(capsys):
         display.update(5_000_000)
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "step 100/2,000  loss 2.500",
+        "step 100/2,000  loss 2.5000",
         "step 1,100/2,000  loss 1.235  lr 3.0e-04  12.3k/s  34.6% of peak  note warm  1m02s left",
         "row 5,000,000",
     ]
@@ -235,6 +235,11 @@ def test_a_result_that_cannot_be_written_is_a_failure():
     assert child.returncode != 0
 
 
+def test_cleaned_text_keeps_lines_unless_told_otherwise():
+    assert console.clean("a\nb\tc\x07") == "a\nb\tc\\x07"
+    assert console.clean("a\nb\tc\x07", lines=False) == "a\\nb\\tc\\x07"
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -273,7 +278,7 @@ def test_bytes(value, text):
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0, "0"), (1234567, "1,234,567"), (0.0, "0"), (0.85316, "0.8532"), (1.0, "1.000"),
+        (0, "0"), (1234567, "1,234,567"), (0.0, "0"), (0.85316, "0.8532"), (1.0, "1.0000"),
         (12.345678, "12.35"), (1234.5678, "1,235"), (0.001234, "0.0012"), (1.234e-5, "1.23e-05"),
         (-0.5, "-0.5000"),
         (float("nan"), "nan"), (float("-inf"), "-inf"), (1.23456e12, "1.235e+12"),

@@ -14,7 +14,7 @@ import pytest
 from llmtool.core import files
 from llmtool.core import run as run_module
 from llmtool.core.errors import ConfigError, DivergedError, LlmtoolError, RequirementError
-from llmtool.core.run import Run, code_version, compare, environment, failed_result, outcome
+from llmtool.core.run import Run, compare, failed_result, outcome
 from tests.core.crashfs import Crash, CrashFs, fill_disk
 
 KEY = {
@@ -389,28 +389,3 @@ def test_after_a_power_cut_at_any_operation_the_stage_is_old_new_or_to_do(tmp_pa
         old = [path for path in root.rglob("card.json") if path.read_text() == "old"]
         assert old, "the old work is still somewhere"
     assert states >= {"fresh", "changed"}
-
-
-def test_the_code_version_follows_the_sources(tmp_path, monkeypatch):
-    assert code_version().startswith(f"{run_module.llmtool.__version__}+")
-    (tmp_path / "core").mkdir()
-    (tmp_path / "__init__.py").write_text("")
-    (tmp_path / "core" / "a.py").write_text("x = 1")
-    monkeypatch.setattr(run_module.llmtool, "__file__", str(tmp_path / "__init__.py"))
-    versions = [code_version.__wrapped__()]
-    (tmp_path / "core" / "a.py").write_text("x = 2")
-    versions.append(code_version.__wrapped__())
-    (tmp_path / "core" / "a.py").rename(tmp_path / "core" / "b.py")
-    versions.append(code_version.__wrapped__())
-    assert len(set(versions)) == 3
-    (tmp_path / "notes.txt").write_text("not code")
-    assert code_version.__wrapped__() == versions[-1]
-
-
-def test_the_environment_keeps_secrets_out(monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    text = json.dumps(environment())
-    assert "secret" not in text
-    assert environment()["variables"]["OMP_NUM_THREADS"] == "1"
-    assert environment()["cpus"] >= 1

@@ -16,12 +16,10 @@ import torch
 from rich.console import Console, RenderableType
 
 from llmtool.core import files
-from llmtool.evaluation import report as module
 from llmtool.evaluation.report import (
     before_after,
     harmless,
     number,
-    printable,
     report,
     show,
     write_predictions,
@@ -213,18 +211,12 @@ def test_before_and_after_stand_side_by_side() -> None:
     ("value", "shown"),
     [
         (None, "-"),
-        (0.0, "0.0000"),
+        (0.0, "0"),
         (0.98765, "0.9877"),
-        (12345.6, "1.235e+04"),
+        (12345.6, "12,346"),
         (1e-5, "1e-05"),
         (-0.5, "-0.5000"),
     ],
 )
 def test_figures_are_shown_at_a_readable_precision(value: float | None, shown: str) -> None:
     assert number(value) == shown
-
-
-def test_printable_keeps_lines_only_where_asked() -> None:
-    assert printable("a\nb\tc") == "a\\nb\\tc"
-    assert printable("a\nb\tc\x07", lines=True) == "a\nb\tc\\x07"
-    assert module.MOST_CELLS > 2

@@ -206,10 +206,10 @@ def test_configuration_refused(saved, keys, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not a JSON file"),
+        ("{", "not a JSON document"),
         ("[1]", "expected a mapping"),
-        ("[" * 100_000, "not a JSON file"),
-        ("\xff", "not a JSON file"),
+        ("[" * 100_000, "not a JSON document"),
+        ("\xff", "not a JSON document"),
         ('{"a": "' + "x" * 10_000_001 + '"}', "at most"),
     ],
     ids=["torn", "list", "deep", "latin-1", "large"],
@@ -288,4 +288,4 @@ def test_missing_files_named(saved):
     (saved / "model.safetensors.index.json").write_text("{}")
     assert "weights in several files" in refused(saved)
     (saved / "config.json").unlink()
-    assert "config.json: No such file" in refused(saved)
+    assert "config.json: no such file" in refused(saved)

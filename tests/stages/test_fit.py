@@ -307,7 +307,7 @@ def test_written_beside_the_checkpoints(tmp_path: Path) -> None:
     )
     assert (tmp_path / "experiment.yaml").read_text() == "batch: 20, compile: False"
     environment = json.loads((tmp_path / "environment.json").read_text())
-    assert environment["torch"] == torch.__version__
+    assert environment["packages"]["torch"] == torch.__version__
     assert environment["precision"] == "fp32"
 
 
