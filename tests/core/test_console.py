@@ -112,7 +112,7 @@ def test_plain_progress_is_one_line_per_update(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         "step 100/2,000  loss 2.5000",
-        "step 1,100/2,000  loss 1.235  lr 3.0e-04  12.3k/s  34.6% of peak  note warm  1m02s left",
+        "step 1,100/2,000  loss 1.2346  lr 3.0e-04  12.3k/s  34.6% of peak  note warm  1m02s left",
         "row 5,000,000",
     ]
 
