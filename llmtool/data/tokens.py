@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     from llmtool.data.sources import Chunk
 
-BLOCK = 1 << 16  # characters of a document encoded at once
-BATCH = 1 << 21  # characters handed to the tokenizer's threads at once
+BLOCK = 1 << 13  # characters of a document encoded at once; shorter and longer ones are slower, measured
+BATCH = 1 << 22  # characters handed to the tokenizer's threads at once
 BATCH_TEXTS = 1 << 14  # and at most so many texts
-TAIL = 4096  # a block is cut at a word's border within its last characters
+TAILS = (256, 4096)  # a block is cut at a word's border within its last characters, few or many
 _CUTS = (re.compile(r"\S(?= \S)"), re.compile(r"\S\n(?=\S)"))
 
 
@@ -216,10 +216,10 @@ class _Joiner:
         self.unit, self.ordinal = unit, ordinal
         self._pieces.append(text)
         self._characters += len(text)
-        if self._characters > BLOCK + TAIL:
+        if self._characters > BLOCK + TAILS[-1]:
             joined = "".join(self._pieces)
-            while len(joined) > BLOCK + TAIL:
-                at = cut(joined[: BLOCK + TAIL])
+            while len(joined) > BLOCK + TAILS[-1]:
+                at = cut(joined[: BLOCK + TAILS[-1]])
                 yield _Block(joined[:at], unit, ordinal, last=False)
                 joined = joined[at:]
             self._pieces, self._characters = [joined], len(joined)
@@ -233,11 +233,11 @@ class _Joiner:
 
 def cut(text: str) -> int:
     """Where to cut `text`, near its end, so that both sides split into words as the whole does."""
-    start = max(len(text) - TAIL, 1)
-    for pattern in _CUTS:
-        places = [match.end() for match in pattern.finditer(text, start)]
-        if places:
-            return places[-1]
+    for tail in TAILS:
+        for pattern in _CUTS:
+            places = [match.end() for match in pattern.finditer(text, max(len(text) - tail, 1))]
+            if places:
+                return places[-1]
     return len(text)
 
 
@@ -311,7 +311,7 @@ class TokenWriter:
             texts = [block.text for block in self._batch]
             self._running.append((self._batch, self._pool.submit(self._tokenizer.encode, texts)))
         self._batch, self._characters = [], 0
-        while len(self._running) > 2:
+        while len(self._running) > 1:
             self._write(*self._running.popleft())
 
     def _write(self, blocks: list[_Block], future: Future[list[Any]]) -> None:

@@ -335,6 +335,7 @@ class _Reading:
         """The rows where `wanted` (parsed rows,) holds."""
         self._unchanged()
         count = 0
+        self.progress(step, count)
         for chunk in self.source:
             ordinals = chunk.frame.index.to_numpy()
             count += len(ordinals)

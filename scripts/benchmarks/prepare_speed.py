@@ -46,14 +46,17 @@ from llmtool import cli
 from llmtool.stages import prepare as stage
 clocks, whole = {}, stage.prepare
 def clocked(data, seed, directory, progress):
-    last = time.perf_counter()
+    last, current = time.perf_counter(), "start"
     def tell(step, rows):
-        nonlocal last
+        nonlocal last, current
         now = time.perf_counter()
-        clocks[step] = clocks.get(step, 0.0) + now - last
-        last = now
+        clocks[current] = clocks.get(current, 0.0) + now - last
+        last, current = now, step
         progress(step, rows)
-    return whole(data, seed, directory, tell)
+    try:
+        return whole(data, seed, directory, tell)
+    finally:
+        tell("end", 0)
 stage.prepare = clocked
 target, sys.argv = Path(sys.argv[1]), ["llmtool", *sys.argv[2:]]
 try:

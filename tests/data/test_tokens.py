@@ -128,7 +128,7 @@ def test_a_gap_in_a_document_is_a_border(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["bytes", "characters", "bpe"])
 def test_pieces_and_blocks_leave_no_trace(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "BLOCK", 500)
-    monkeypatch.setattr(tokens, "TAIL", 120)
+    monkeypatch.setattr(tokens, "TAILS", (30, 120))
     monkeypatch.setattr(tokens, "BATCH", 2000)
     text = "".join(PROSE.replace("1234", str(i)) for i in range(200))
     pieces = [text[i : i + 37] for i in range(0, len(text), 37)]
