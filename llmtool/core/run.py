@@ -13,6 +13,7 @@ rule, costs no finished work.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -93,7 +94,7 @@ class Run:
         if run.fresh:
             run._restore(record)
             return run
-        files.make_directories(run.root)
+        _make_root(run.root)
         run._lock = _acquire(run.root)
         try:
             record = run._judge()  # another process may have finished it just now
@@ -367,6 +368,17 @@ def _checked(root: str | Path) -> Path:
     except OSError as error:
         raise ConfigError(f"run: {text}: {(error.strerror or str(error)).lower()}") from None
     return path
+
+
+def _make_root(root: Path) -> None:
+    """Create the run's directory. A place where none can be is the config's fault, a full disk is not."""
+    try:
+        files.make_directories(root)
+    except LlmtoolError as error:
+        reason = getattr(error.__cause__, "errno", None)
+        if reason in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ConfigError(f"run: {error}") from None
+        raise
 
 
 def _check_stage(directory: Path) -> None:

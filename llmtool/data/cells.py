@@ -25,12 +25,16 @@ _DATE = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
     r"([ T][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?"
 )
+LARGEST = float(np.finfo(np.float32).max)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """values: (rows,) float64, NaN where there is none; the masks say why: missing, text, or 1e400."""
+    """values: (rows,) float64, NaN where there is none; the masks say why: missing, text, or 1e300.
+
+    infinite: beyond float32, in which models compute.
+    """
 
     values: np.ndarray
     missing: np.ndarray
@@ -63,7 +67,7 @@ class Cells:
         """The cells as float64."""
         if self._kinds <= {int, float, type(None)} and int not in self._kinds:
             values = np.array(self._values, dtype=np.float64)  # None becomes NaN
-            missing, infinite = np.isnan(values), np.isinf(values)
+            missing, infinite = np.isnan(values), np.abs(values) > LARGEST
             values[infinite] = np.nan
             return Numbers(values, missing, np.zeros(len(self), dtype=bool), infinite)
         missing = self.missing(markers)
@@ -75,7 +79,7 @@ class Cells:
         fast = self._fast_numbers(text, missing)
         if fast is None:
             return _slow_numbers(text, missing)
-        infinite = np.isinf(fast)
+        infinite = np.abs(fast) > LARGEST
         fast[infinite] = np.nan
         return Numbers(fast, missing, np.zeros(len(self), dtype=bool), infinite)
 
@@ -132,7 +136,7 @@ def _slow_numbers(text: list[str], missing: np.ndarray) -> Numbers:
         word = text[row]
         if _NUMBER.fullmatch(word):
             number = float(word)
-            infinite[row] = number in (float("inf"), float("-inf"))
+            infinite[row] = abs(number) > LARGEST
             values[row] = np.nan if infinite[row] else number
         elif _NOT_FINITE.fullmatch(word):
             infinite[row] = True

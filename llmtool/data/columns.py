@@ -64,7 +64,7 @@ class NumberColumn:
             out[:, -1] = numbers.missing
         return {
             f"{self.name} is not a number": numbers.wrong,
-            f"{self.name} is not a finite number": numbers.infinite,
+            f"{self.name} is infinite or beyond 3.4e38": numbers.infinite,
         }
 
 
@@ -189,7 +189,7 @@ def fit_number(
     found: ColumnStatistics, scale: Scale, missing: Missing, flag: bool, bins: int
 ) -> NumberColumn:
     """A number column as the train rows have it; DataError when its values leave what float64 can square."""
-    mean, deviation = _centre(found.name, found.numbers) if scale != "none" else (0.0, 1.0)
+    mean, deviation = _centre(found.numbers) if scale != "none" else (0.0, 1.0)
     sample = found.number_sample
     landmarks: list[float] = []
     if scale == "quantile":
@@ -224,8 +224,8 @@ def bin_edges(values: np.ndarray, bins: int) -> np.ndarray:
 
 def fit_date(found: ColumnStatistics, missing: Missing, flag: bool) -> DateColumn:
     """A date column as the train rows have it."""
-    mean, deviation = _centre(found.name, found.days)
-    year_mean, year_deviation = _centre(found.name, found.years)
+    mean, deviation = _centre(found.days)
+    year_mean, year_deviation = _centre(found.years)
     varies = {
         "year": found.years.minimum < found.years.maximum,
         "month": len(found.months) > 1,
@@ -246,12 +246,9 @@ def fit_category(found: ColumnStatistics, rare: int, most: int) -> CategoryColum
     return CategoryColumn(found.name, sorted(often), has_rare, found.blank > 0)
 
 
-def _centre(name: str, moments: Moments) -> tuple[float, float]:
+def _centre(moments: Moments) -> tuple[float, float]:
     """Mean and deviation to standardise by, as scikit-learn's StandardScaler: a constant is divided by 1."""
-    deviation = moments.deviation
-    if not (math.isfinite(moments.mean) and math.isfinite(deviation)):
-        raise DataError(f"column {name!r}: values up to {moments.maximum:.3g} are too large to standardise")
-    return moments.mean, 1.0 if moments.constant else deviation
+    return moments.mean, 1.0 if moments.constant else moments.deviation
 
 
 def _fill(moments: Moments, sample: Reservoir, missing: Missing) -> float:

@@ -96,7 +96,7 @@ class ValueTarget:
             reasons = {
                 f"{column} (target) is missing": found.missing,
                 f"{column} (target) is not a number": found.wrong,
-                f"{column} (target) is not a finite number": ~np.isfinite(block[:, at]),
+                f"{column} (target) is infinite or beyond 3.4e38": ~np.isfinite(block[:, at]),
             }
             for reason, mask in reasons.items():
                 for row in np.flatnonzero(mask):

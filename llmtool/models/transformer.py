@@ -262,7 +262,7 @@ class GPT2(Transformer):
         super().__init__(config, inputs)
         self.transformer = GPT2Body(config, inputs.vocabulary)
         self.lm_head = nn.Linear(config.width, inputs.vocabulary, bias=False)
-        _initialise(self, 0.02, residual=("c_proj",))
+        _initialise(self, residual=("c_proj",))
         self.tie()
 
     @property
@@ -369,8 +369,7 @@ class Llama(Transformer):
         super().__init__(config, inputs)
         self.model = LlamaBody(config, inputs.vocabulary)
         self.lm_head = nn.Linear(config.width, inputs.vocabulary, bias=False)
-        # "small init", https://arxiv.org/abs/1910.05895: 0.02 at a width of 1000, more at smaller ones
-        _initialise(self, math.sqrt(2 / (5 * config.width)), residual=("o_proj", "down_proj"))
+        _initialise(self, residual=("o_proj", "down_proj"))
         self.tie()
 
     @property
@@ -389,8 +388,10 @@ class Llama(Transformer):
         return self.model(inputs, segments)
 
 
-def _initialise(model: Transformer, deviation: float, residual: tuple[str, ...]) -> None:
+def _initialise(model: Transformer, residual: tuple[str, ...]) -> None:
     """Normal weights; those into the residual stream smaller, as 2 x depth of them add up (GPT-2, 2.3)."""
+    # "small init", https://arxiv.org/abs/1910.05895: GPT-2's own 0.02 at a width of 1000, more at smaller ones
+    deviation = math.sqrt(2 / (5 * model.config.width))
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
             scale = 1 / math.sqrt(2 * model.config.depth) if name.endswith(residual) else 1.0

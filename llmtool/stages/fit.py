@@ -250,7 +250,7 @@ class _Session:
     def _write(self, directory: Path) -> None:
         self.assembled.save(directory)
         (directory / STATE).mkdir()
-        safetensors.torch.save_file(self.optimizers.state(), directory / STATE / OPTIMIZER)
+        files.write_bytes(directory / STATE / OPTIMIZER, safetensors.torch.save(self.optimizers.state()))
         state = asdict(self.state)
         seconds = state.pop("seconds")
         about = {"format": 1, "state": state, "compile": self.config.compile, "time": {"seconds": seconds}}

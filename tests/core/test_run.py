@@ -389,3 +389,9 @@ def test_after_a_power_cut_at_any_operation_the_stage_is_old_new_or_to_do(tmp_pa
         old = [path for path in root.rglob("card.json") if path.read_text() == "old"]
         assert old, "the old work is still somewhere"
     assert states >= {"fresh", "changed"}
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a place where nobody may write")
+def test_a_place_where_no_directory_can_be_is_the_configs_fault():
+    with pytest.raises(ConfigError, match=r"^run: /proc/nowhere: "):
+        Run.open("/proc/nowhere", "prepare", {})

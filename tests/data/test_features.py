@@ -340,12 +340,14 @@ def test_no_train_rows_is_an_error() -> None:
         ("１２", "a is not a number"),
         ("1,5", "a is not a number"),
         ("0x10", "a is not a number"),
-        ("1e400", "a is not a finite number"),
-        ("-inf", "a is not a finite number"),
-        ("Infinity", "a is not a finite number"),
-        (10**400, "a is not a finite number"),
-        pytest.param(10**5000, "a is not a finite number", id="10**5000"),
-        (float("inf"), "a is not a finite number"),
+        ("1e400", "a is infinite or beyond 3.4e38"),
+        ("-1e300", "a is infinite or beyond 3.4e38"),
+        (1e39, "a is infinite or beyond 3.4e38"),
+        ("-inf", "a is infinite or beyond 3.4e38"),
+        ("Infinity", "a is infinite or beyond 3.4e38"),
+        (10**400, "a is infinite or beyond 3.4e38"),
+        pytest.param(10**5000, "a is infinite or beyond 3.4e38", id="10**5000"),
+        (float("inf"), "a is infinite or beyond 3.4e38"),
         ("1e300", "a is too large for a 32-bit number"),
     ],
 )
@@ -466,8 +468,8 @@ def test_values_missing_or_no_number_are_refused(tmp_path: Path) -> None:
     assert refused == {
         1: "y (target) is missing",
         2: "y (target) is not a number",
-        3: "y (target) is not a finite number",
-        4: "y (target) is not a finite number",
+        3: "y (target) is infinite or beyond 3.4e38",
+        4: "y (target) is infinite or beyond 3.4e38",
     }
 
 
