@@ -390,7 +390,7 @@ class Llama(Transformer):
 
 def _initialise(model: Transformer, residual: tuple[str, ...]) -> None:
     """Normal weights; those into the residual stream smaller, as 2 x depth of them add up (GPT-2, 2.3)."""
-    # "small init", https://arxiv.org/abs/1910.05895: GPT-2's own 0.02 at a width of 1000, more at smaller ones
+    # "small init", https://arxiv.org/abs/1910.05895: GPT-2's 0.02 at a width of 1000, more at smaller ones
     deviation = math.sqrt(2 / (5 * model.config.width))
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
