@@ -19,6 +19,9 @@ from llmtool.core.errors import DataError
 from llmtool.data.store import Dataset, Split
 
 
+AHEAD = 2**20  # bytes of rows fetched at once
+
+
 class Batches(Protocol):
     """One split as rows that a model trains on."""
 
@@ -45,7 +48,10 @@ def open_batches(dataset: Dataset, split: str, seed: int, context: int | None = 
 
 
 class FeatureBatches:
-    """Rows of a table: inputs (B, F) float32, targets (B,) int64 or (B, n) float32."""
+    """Rows of a table: inputs (B, F) float32, targets (B,) int64 or (B, n) float32.
+
+    Small rows are fetched ahead, many batches at once: what a fetch costs is mostly its beginning.
+    """
 
     tokens_per_row = 1
 
@@ -54,10 +60,17 @@ class FeatureBatches:
         self._split, self._order = split, _Order(split.rows, seed)
         self._inputs = np.asarray(split.arrays["inputs"])
         self._targets = np.asarray(split.arrays["targets"])
+        self._ahead = min(split.rows, AHEAD // max(1, self._inputs[:1].nbytes))  # rows
+        self._fetched: tuple[int, Batch] = (0, self._gather(np.arange(0)))  # from where on, and the rows
 
     def batch(self, start: int, count: int) -> Batch:
         """Rows start to start + count of the training order."""
-        return self._gather(self._chosen(start, count))
+        first, rows = self._fetched
+        if not first <= start <= start + count <= first + len(rows):
+            first, rows = start, self._gather(self._chosen(start, max(count, self._ahead)))
+            self._fetched = first, rows
+        part = slice(start - first, start - first + count)
+        return Batch(rows.inputs[part], rows.targets[part])
 
     def where(self, start: int, count: int) -> list[str]:
         """`adult.csv:1234 (row 17 of train)`, rows counted from 1."""
