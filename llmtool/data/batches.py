@@ -18,7 +18,6 @@ from llmtool.core.contracts import IGNORE, Batch
 from llmtool.core.errors import DataError
 from llmtool.data.store import Dataset, Split
 
-
 AHEAD = 2**20  # bytes of rows fetched at once
 
 
