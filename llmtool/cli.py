@@ -105,10 +105,7 @@ def _run(command: str, options: Options, as_json: bool, debug: bool) -> None:
     status: dict[str, Any] = {"command": command, "status": "failed", "exit_code": 1}
     before = _catch_sigterm()
     try:
-        gc.disable()  # looking through what imports leave behind, over and over, is a fifth of start-up
-        module = importlib.import_module(f"llmtool.commands.{command}")
-        gc.freeze()
-        gc.enable()
+        module = _load(f"llmtool.commands.{command}")
         importlib.import_module("llmtool.core.console").configure(json=as_json)
         result = module.run(options)
         status = {"command": command, "status": "done", "exit_code": 0, **result}
@@ -131,8 +128,17 @@ def _run(command: str, options: Options, as_json: bool, debug: bool) -> None:
     if as_json:
         print(json.dumps(status, allow_nan=False, default=str))
     sys.stdout.flush()
-    gc.freeze()  # everything goes with the process: no need to look for what could go
     raise typer.Exit(status["exit_code"])
+
+
+def _load(name: str) -> Any:
+    """Import a module. Looking through what imports leave behind, over and over, would be a fifth of it."""
+    if name not in sys.modules:
+        gc.disable()
+        importlib.import_module(name)
+        gc.freeze()
+        gc.enable()
+    return sys.modules[name]
 
 
 def _told(status: dict[str, Any], error: BaseException, name: str, code: int) -> dict[str, Any]:
@@ -176,4 +182,5 @@ def main() -> None:
         if "--json" in sys.argv:
             said = error.format_message()
             print(json.dumps({"command": None, "status": "config_error", "exit_code": code, "error": said}))
+    gc.freeze()  # everything goes with the process: it need not look for what could go
     sys.exit(code)

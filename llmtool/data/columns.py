@@ -188,7 +188,7 @@ def column_from_state(state: dict[str, Any]) -> Column:
 def fit_number(
     found: ColumnStatistics, scale: Scale, missing: Missing, flag: bool, bins: int
 ) -> NumberColumn:
-    """A number column as the train rows have it; DataError when its values leave what float64 can square."""
+    """A number column as the train rows have it."""
     mean, deviation = _centre(found.numbers) if scale != "none" else (0.0, 1.0)
     sample = found.number_sample
     landmarks: list[float] = []

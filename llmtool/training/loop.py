@@ -24,9 +24,7 @@ from llmtool.training.throughput import Meter
 FP16_SCALE, FP16_GROW = 65536.0, 2000  # first factor of the fp16 loss; good steps before it doubles
 TINY = 1e-12  # a batch in which nothing is scored has count 0 and gradient 0: it changes nothing
 
-Number = (
-    Tensor | float
-)  # a scalar: on a CPU a float at once, elsewhere a tensor (float64) that nobody waits for
+Number = Tensor | float  # on a CPU a float at once, elsewhere a float64 scalar that nobody waits for
 
 
 class Batches(Protocol):
