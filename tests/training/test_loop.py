@@ -132,9 +132,10 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.state_dict().items()}
 
 
-@pytest.mark.parametrize(
-    "optimizer", [SGDConfig(name="sgd"), AdamWConfig(name="adamw"), MuonConfig(name="muon")]
-)
+OPTIMIZERS = [SGDConfig(name="sgd"), AdamWConfig(name="adamw"), MuonConfig(name="muon")]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o.name)
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_a_bad_row_is_named_and_never_learned_from(poison: float, optimizer: Any) -> None:
     data = table()
@@ -180,20 +181,36 @@ def test_spoiled_weights_blame_no_row() -> None:
         make(model, table(), Notes()).run(State())
 
 
-def test_cuda_guard_latches() -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o.name)
+def test_cuda_guard_latches(optimizer: Any) -> None:
     """The way of CUDA (a flag on the device, read at lines and saves), walked on the CPU."""
     data = table()
     data.inputs[data._index(8 * 2 + 5, 1)[0]] = math.nan
     model, notes = ToyMLP(), Notes()
-    loop = make(model, data, notes, AdamWConfig(name="adamw"), log_every=5)
+    loop = make(model, data, notes, optimizer, log_every=5)
     loop.waits = False
     reference = copy.deepcopy(model)
-    make(reference, data, Notes(), AdamWConfig(name="adamw"), steps=2).run(State())
+    make(reference, data, Notes(), optimizer, steps=2).run(State())
     with pytest.raises(DivergedError, match=r"^step 3: .*not finite at row"):
         loop.run(State())
     assert not notes.rows
     assert not notes.saves
     assert all(torch.equal(p, reference.state_dict()[n]) for n, p in model.state_dict().items())
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o.name)
+def test_the_way_of_cuda_is_the_same_training(optimizer: Any) -> None:
+    """Numbers that stay on the device, and those read at once: the same weights and the same lines."""
+    ways = []
+    for waits in (True, False):
+        torch.manual_seed(0)
+        model, notes = ToyMLP(), Notes()
+        loop = make(model, table(), notes, optimizer, log_every=2, micro_batch=3)
+        loop.waits = waits
+        loop.run(State())
+        ways.append((weights(model), [{k: v for k, v in row.items() if k != "time"} for row in notes.rows]))
+    assert ways[0][1] == ways[1][1]
+    assert all(torch.equal(tensor, ways[1][0][name]) for name, tensor in ways[0][0].items())
 
 
 def test_fp16_scale_halves_until_it_fits_and_grows_again(monkeypatch: pytest.MonkeyPatch) -> None:
