@@ -64,18 +64,20 @@ class Batch:
     inputs: (B, F) float32, or (B, T) int64 token ids.
     targets: (B,) int64 classes, (B, n) float32 values, or (B, T) int64 next tokens, IGNORE where unscored.
     segments: (B, T) int32 document of each token, from 1 in its row; 0 is padding. None: one document.
+    units: (B, S) int64, on the host, when text is scored: the unit of the split (data.batches.unit_edges)
+        that each of the row's S segments belongs to, -1 where a row has fewer.
     """
 
     inputs: Tensor
     targets: Tensor
     segments: Tensor | None = None
+    units: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; pinned memory is copied without waiting."""
         move = lambda t: t.to(device, non_blocking=True)  # noqa: E731
-        return Batch(
-            move(self.inputs), move(self.targets), None if self.segments is None else move(self.segments)
-        )
+        segments = None if self.segments is None else move(self.segments)
+        return Batch(move(self.inputs), move(self.targets), segments, self.units)
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
@@ -108,8 +110,25 @@ class Tally(Protocol):
     def details(self) -> dict[str, Any]:
         """JSON-ready detail behind the figures: per-class table, confusion matrix; may be empty."""
 
-    def predictions(self) -> dict[str, np.ndarray] | None:
-        """Columns of predictions.csv in the order scored, or None where rows have no single prediction."""
+    def predictions(self) -> dict[str, np.ndarray]:
+        """Columns of predictions.csv, a line for each unit, from which the tally can be had again."""
+
+    @property
+    def units(self) -> int:
+        """What is drawn when these figures' uncertainty is asked for: rows, or documents of a text."""
+
+    @property
+    def width(self) -> int:
+        """Rankings that `resampled` takes: how much longer than a sum over the units it takes, about."""
+
+    def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Every figure with unit i counted weights[b, i] times: name -> (B,) float64, NaN where undefined.
+
+        weights: (B, units) whole numbers.
+        """
+
+    def take(self, units: np.ndarray) -> Self:
+        """The evidence of these units alone; units: their numbers, or a bool for each."""
 
 
 class Task(Protocol):

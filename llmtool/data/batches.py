@@ -7,6 +7,7 @@ permutation of epoch g // rows. A position in the data is one integer: resume, w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +20,9 @@ from llmtool.core.errors import DataError
 from llmtool.data.store import Dataset, Split
 
 AHEAD = 2**20  # bytes of rows fetched at once
+FEW = 20  # documents; a text that has fewer is cut into stretches, for its figures' uncertainty
+STRETCHES = 100  # of such a text, about
+SHORTEST = 64  # tokens of a stretch
 
 
 class Batches(Protocol):
@@ -44,6 +48,26 @@ def open_batches(dataset: Dataset, split: str, seed: int, context: int | None = 
         return FeatureBatches(found, seed)
     assert context is not None, "a tokens dataset needs a context"
     return TokenBatches(found, context, seed)
+
+
+def unit_edges(split: Split) -> np.ndarray:
+    """(u + 1,) int64 positions in the token stream; unit i is the tokens edges[i] to edges[i + 1].
+
+    What is drawn to say how sure a text's figures are: its documents, or, where they are fewer than 20, about
+    a hundred stretches of equal length that never cross a document's end. Neighbouring tokens depend on each
+    other, which longer stretches contain (the block bootstrap, https://doi.org/10.1214/aos/1176347265).
+    """
+    ends = np.asarray(split.arrays["documents"], np.int64)
+    if len(ends) >= FEW:
+        return np.concatenate([[0], ends])
+    length = max(SHORTEST, -(-int(ends[-1]) // STRETCHES)) if len(ends) else SHORTEST
+    edges = [np.zeros(1, np.int64)]
+    begin = 0
+    for end in map(int, ends):
+        parts = max(1, round((end - begin) / length))
+        edges.append(np.linspace(begin, end, parts + 1)[1:].round().astype(np.int64))
+        begin = end
+    return np.concatenate(edges)
 
 
 class FeatureBatches:
@@ -155,6 +179,10 @@ class TokenBatches:
         if rows:
             yield self._lay_out(rows)
 
+    @cached_property
+    def _edges(self) -> np.ndarray:
+        return unit_edges(self._split)
+
     def _starts(self, start: int, count: int) -> np.ndarray:
         """(count,) where these windows start in the stream."""
         if self.rows == 0:
@@ -208,18 +236,21 @@ class TokenBatches:
 
     def _lay_out(self, rows: list[list[tuple[int, int]]]) -> Batch:
         shape = (len(rows), self._context)
+        units = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
         inputs = np.zeros(shape, dtype=np.int64)
         targets = np.full(shape, IGNORE, dtype=np.int64)
         segments = np.zeros(shape, dtype=np.int32)
         for i, row in enumerate(rows):
             at = 0
+            starts = [start for start, _ in row]
+            units[i, : len(row)] = np.searchsorted(self._edges, starts, side="right") - 1
             for number, (start, length) in enumerate(row, start=1):
                 inputs[i, at : at + length] = self._tokens[start : start + length]
                 targets[i, at : at + length] = self._tokens[start + 1 : start + length + 1]
                 segments[i, at : at + length] = number
                 at += length
-        parts = (inputs, targets, segments) if self._packed else (inputs, targets)
-        return Batch(*map(torch.from_numpy, parts))
+        found = torch.from_numpy(segments) if self._packed else None
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), found, torch.from_numpy(units))
 
 
 class _Order:

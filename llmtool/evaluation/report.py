@@ -59,7 +59,7 @@ def report(
 def write_predictions(
     path: Path, tallies: Mapping[str, Tally], origin: Mapping[str, Mapping[str, np.ndarray]] | None = None
 ) -> int:
-    """Write the prediction of every scored row; returns the rows written, 0 (and no file) for a text.
+    """Write the prediction of every scored row, the sums of every unit of a text; returns the rows written.
 
     Columns: split, those of `origin` (split -> column -> (n,) where rows came from), then the tally's own.
     Text is quoted; a text that a spreadsheet would run as a formula begins with a quote mark (').
@@ -70,8 +70,6 @@ def write_predictions(
     written = 0
     for split, tally in tallies.items():
         predicted = tally.predictions()
-        if predicted is None:
-            continue
         columns = dict((origin or {}).get(split, {})) | predicted
         if not header:
             header = ["split", *columns]
@@ -80,8 +78,7 @@ def write_predictions(
         count = len(next(iter(predicted.values())))
         writer.writerows(zip([split] * count, *map(_cells, columns.values()), strict=True))
         written += count
-    if written:
-        files.write_text(path, text.getvalue())
+    files.write_text(path, text.getvalue())
     return written
 
 

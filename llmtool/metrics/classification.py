@@ -95,6 +95,26 @@ class ClassificationTally:
         probabilities = seen.probabilities
         return columns | {f"probability {name}": probabilities[:, i] for i, name in enumerate(self.names)}
 
+    @property
+    def units(self) -> int:
+        """Rows."""
+        return len(self.judgement().targets)
+
+    @property
+    def width(self) -> int:
+        """Rankings: one of two classes, else one of each class."""
+        return 1 if len(self.names) == 2 else len(self.names)
+
+    def resampled(self, weights: np.ndarray) -> dict[str, Floats]:
+        """Every figure with row i counted weights[b, i] times: name -> (B,), NaN where undefined."""
+        return resampled(self.judgement(), weights)
+
+    def take(self, units: np.ndarray) -> ClassificationTally:
+        """The evidence of these rows alone; units: their numbers, or a bool for each."""
+        seen, rows = self.judgement(), np.asarray(units)
+        logits, targets = torch.from_numpy(seen.logits[rows]), torch.from_numpy(seen.targets[rows])
+        return ClassificationTally(logits, targets, self.names, self.positive)
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -155,32 +175,49 @@ def figures(seen: Judgement, names: list[str]) -> tuple[dict[str, float], dict[s
 
 
 def _counted(seen: Judgement, names: list[str]) -> dict[str, float | str]:
-    """The figures of the confusion matrix.
-
-    `precision`, `recall` and `f1` are those of the positive class of two classes, else the macro average.
-    Averages run over the classes that occur as target or prediction; a class that was never predicted
-    counts 0 in them (scikit-learn's zero_division=0).
-    """
+    """The figures of the confusion matrix, with the reason where there is none."""
     confusion = seen.confusion
-    hits, support, chosen = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    found = count_figures(np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0), seen.positive)
+    name = repr(names[seen.positive])
+    reasons = {
+        "precision": f"class {name} was never predicted",
+        "recall": f"class {name} has no rows",
+        "f1": f"class {name} has no rows and no predictions",
+    }
+    every = {figure: float(value) for figure, value in found.items()}
+    return {f: reasons.get(f, "there are no rows") if np.isnan(v) else v for f, v in every.items()}
+
+
+def count_figures(
+    hits: NDArray[Any], support: NDArray[Any], chosen: NDArray[Any], positive: int
+) -> dict[str, Floats]:
+    """Figures of the rows counted by class; hits, support (true), chosen (predicted): (..., C).
+
+    `precision`, `recall` and `f1` are those of the positive class of two classes, else the macro average;
+    NaN where undefined. Averages run over the classes that occur as target or prediction; a class that was
+    never predicted counts 0 in them (scikit-learn's zero_division=0).
+    """
     rates = {"precision": (hits, chosen), "recall": (hits, support), "f1": (2 * hits, support + chosen)}
-    total, present = max(int(support.sum()), 1), support + chosen > 0
-    result: dict[str, float | str] = {"accuracy": float(hits.sum() / total)}
-    recalls = ratio(hits, support)[support > 0]
-    result["balanced_accuracy"] = float(recalls.mean()) if len(recalls) else "there are no rows"
+    total, there, right = support.sum(axis=-1), support > 0, hits.sum(axis=-1)
+    present = there | (chosen > 0)
+    accuracy = ratio(right, total)
+    result = {"accuracy": accuracy, "balanced_accuracy": _mean(ratio(hits, support), there)}
     for name, (above, below) in rates.items():
         values = ratio(above, below)
-        macro = float(values[present].mean()) if present.any() else 0.0
-        p = seen.positive
-        missing = {"precision": "was never predicted", "recall": "has no rows"}.get(
-            name, "has no rows and no predictions"
-        )
-        plain = (
-            macro if seen.classes != 2 else float(values[p]) if below[p] else f"class {names[p]!r} {missing}"
-        )
-        result |= {name: plain, f"{name}_macro": macro, f"{name}_micro": float(hits.sum() / total)}
-        result[f"{name}_weighted"] = float((values * support).sum() / total)
+        macro = np.nan_to_num(_mean(values, present))
+        one = np.where(below[..., positive] > 0, values[..., positive], np.nan)
+        result |= {name: one if hits.shape[-1] == 2 else macro, f"{name}_macro": macro}
+        result |= {
+            f"{name}_micro": accuracy,
+            f"{name}_weighted": ratio((values * support).sum(axis=-1), total),
+        }
     return result
+
+
+def _mean(values: Floats, where: NDArray[np.bool_]) -> Floats:
+    """Mean over the last axis where it holds; NaN where it holds nowhere."""
+    count = where.sum(axis=-1)
+    return np.where(count > 0, ratio((values * where).sum(axis=-1), count), np.nan)
 
 
 def _ranked(seen: Judgement, names: list[str]) -> dict[str, float | str]:
@@ -204,9 +241,9 @@ def _log_loss(seen: Judgement) -> float | str:
     return float(-seen.log_probabilities[np.arange(len(seen.targets)), seen.targets].mean())
 
 
-def ratio(above: NDArray[Any], below: NDArray[Any]) -> Floats:
+def ratio(above: Any, below: Any) -> Floats:
     """above / below, 0 where below is 0."""
-    return np.divide(above, below, out=np.zeros(len(below)), where=below != 0)
+    return np.divide(above, below, out=np.zeros(np.shape(below)), where=below != 0)
 
 
 def ranking_areas(scores: Floats, positive: NDArray[np.bool_]) -> tuple[float, float]:
@@ -230,6 +267,44 @@ def ranking_areas(scores: Floats, positive: NDArray[np.bool_]) -> tuple[float, f
     twice_area = int((np.diff(misses) * (hits[1:] + hits[:-1])).sum())
     precision = hits[1:] / (hits[1:] + misses[1:])
     return twice_area / (2 * positives * negatives), float((np.diff(hits) * precision).sum() / positives)
+
+
+def resampled(seen: Judgement, weights: Integers) -> dict[str, Floats]:
+    """Every figure with row i counted weights[b, i] times: name -> (B,), NaN where undefined."""
+    classes = range(seen.classes)
+    cells = seen.targets * seen.classes + seen.predicted
+    order = np.argsort(cells, kind="stable")
+    found, starts = np.unique(cells[order], return_index=True)
+    counts = np.add.reduceat(weights[:, order], starts, axis=1)  # (B, cells that occur)
+    true, predicted = np.divmod(found, seen.classes)
+    by = lambda label: counts @ (label[:, None] == np.arange(seen.classes)).astype(np.int64)  # noqa: E731
+    hits = counts @ ((true == predicted)[:, None] & (true[:, None] == np.arange(seen.classes))).astype(
+        np.int64
+    )
+    result = count_figures(hits, by(true), by(predicted), seen.positive)
+    scores = seen.probabilities
+    of = [seen.positive] if seen.classes == 2 else classes
+    areas = [resampled_areas(scores[:, c], seen.targets == c, weights) for c in of]
+    result["roc_auc"] = np.mean([roc for roc, _ in areas], axis=0)
+    result["pr_auc"] = np.mean([precision for _, precision in areas], axis=0)
+    surprise = -seen.log_probabilities[np.arange(len(seen.targets)), seen.targets]
+    return result | {"log_loss": weights @ surprise / weights.sum(axis=1)}
+
+
+def resampled_areas(scores: Floats, positive: NDArray[np.bool_], weights: Integers) -> tuple[Floats, Floats]:
+    """(B,) ROC-AUC and average precision, as `ranking_areas`, with row i counted weights[b, i] times."""
+    order = np.argsort(-scores, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    drawn = weights[:, order]
+    zero = np.zeros((len(weights), 1), np.int64)
+    hits = np.concatenate([zero, np.cumsum(drawn * positive[order], axis=1)[:, ends]], axis=1)
+    misses = np.concatenate([zero, np.cumsum(drawn, axis=1)[:, ends]], axis=1) - hits
+    gained, positives, negatives = np.diff(hits, axis=1), hits[:, -1], misses[:, -1]
+    twice_area = (np.diff(misses, axis=1) * (hits[:, 1:] + hits[:, :-1])).sum(axis=1)
+    precision = (gained * ratio(hits[:, 1:], hits[:, 1:] + misses[:, 1:])).sum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        roc, average = twice_area / (2 * positives * negatives), precision / positives
+    return roc, np.where(negatives > 0, average, np.nan)
 
 
 def per_class(seen: Judgement, names: list[str]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Language modelling: sums of nats, tokens, hits and bytes, and the figures that follow from them."""
+"""Language modelling: nats, tokens, hits and bytes of each part of a text, and the figures that follow."""
 
 from __future__ import annotations
 
@@ -6,41 +6,82 @@ import math
 from typing import Any, Self
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Floats = NDArray[np.float64]
+
+FIGURES = ("loss", "perplexity", "bits_per_byte", "token_accuracy")
+LARGEST = 700.0  # nats per token; e**709 is the largest float
 
 
 class LanguageTally:
-    """Sums over the tokens scored so far; they stay on the device until a figure is asked for.
+    """Sums over the tokens scored so far, by unit; they stay on the device until a figure is asked for.
 
-    nats, tokens, correct: scalar tensors. `bytes` is the UTF-8 length of the text that was scored. The
-    tally cannot know it: stages.score sets it from the dataset's card; without it there is no bits_per_byte.
+    nats, tokens, correct: (p,) sums over p pieces of the text, or one number each. units: (p,) int64 on the
+    host, the unit of the text (data.batches.unit_edges) that each piece belongs to, -1 for no piece; None:
+    each is its own. `bytes` is the UTF-8 length of the text that was scored. The tally cannot know it:
+    stages.score sets it from the dataset's card; without it there is no bits_per_byte.
     """
 
-    def __init__(self, nats: Tensor, tokens: Tensor, correct: Tensor, size: float | None = None) -> None:
-        self._nats, self._tokens, self._correct = nats.detach().double(), tokens.detach(), correct.detach()
-        self.bytes = size
+    def __init__(
+        self,
+        nats: Tensor,
+        tokens: Tensor,
+        correct: Tensor,
+        size: float | None = None,
+        units: Tensor | None = None,
+    ) -> None:
+        sums = torch.stack([part.detach().double().reshape(-1) for part in (nats, tokens, correct)])
+        self._parts, self._units, self.bytes = [sums], [units], size  # parts: (3, p) each
+        self._settled: Floats | None = None
 
     def add(self, other: Self) -> None:
         """Take in the sums of another batch; nothing waits for the device."""
-        self._nats, self._tokens = self._nats + other._nats, self._tokens + other._tokens
-        self._correct = self._correct + other._correct
+        self._parts += other._parts
+        self._units += other._units
+        self._settled = None
         known = self.bytes is not None and other.bytes is not None
         self.bytes = (self.bytes or 0) + (other.bytes or 0) if known else None
+
+    def sums(self) -> Floats:
+        """(3, u) nats, scored tokens and first choices of each unit."""
+        if self._settled is None:
+            parts = torch.cat([part.cpu() for part in self._parts], dim=1).numpy()
+            if any(units is None for units in self._units):
+                self._settled = parts
+            else:
+                unit = torch.cat([units for units in self._units if units is not None]).numpy()
+                there = unit >= 0
+                unit, count = unit[there], int(unit.max(initial=-1)) + 1
+                self._settled = np.stack([np.bincount(unit, part[there], count) for part in parts])
+        return self._settled
 
     @property
     def nats(self) -> float:
         """Summed surprise, minus the logarithm of the probability given to each token."""
-        return float(self._nats)
+        return float(self.sums()[0].sum())
 
     @property
     def tokens(self) -> int:
         """Tokens scored."""
-        return int(self._tokens)
+        return int(self.sums()[1].sum())
 
     @property
     def correct(self) -> int:
         """Tokens that were the model's first choice."""
-        return int(self._correct)
+        return int(self.sums()[2].sum())
+
+    @property
+    def units(self) -> int:
+        """Documents, or stretches of a text that has few of them."""
+        return self.sums().shape[1]
+
+    @property
+    def width(self) -> int:
+        """Sums are all it takes."""
+        return 1
 
     def metrics(self) -> dict[str, float]:
         """loss (nats per token), perplexity, bits_per_byte, token_accuracy."""
@@ -51,28 +92,47 @@ class LanguageTally:
         """Figures these tokens leave undefined: name -> reason."""
         return self._figures()[1]
 
+    def resampled(self, weights: np.ndarray) -> dict[str, Floats]:
+        """Every figure with unit i counted weights[b, i] times: name -> (B,), NaN where undefined.
+
+        A unit's bytes are taken to be its share of the scored tokens, as those of the whole text are.
+        """
+        return self._of(weights @ self.sums().T)
+
+    def take(self, units: np.ndarray) -> LanguageTally:
+        """The evidence of these units alone; units: their numbers, or a bool for each."""
+        nats, tokens, correct = torch.from_numpy(self.sums()[:, units])
+        size = self.bytes * float(tokens.sum()) / max(self.tokens, 1) if self.bytes else None
+        return LanguageTally(nats, tokens, correct, size)
+
     def details(self) -> dict[str, Any]:
         """The sums themselves."""
         nats = self.nats if math.isfinite(self.nats) else None
         return {"nats": nats, "tokens": self.tokens, "correct": self.correct, "bytes": self.bytes}
 
-    def predictions(self) -> dict[str, np.ndarray] | None:
-        """None: a text has no single prediction."""
-        return None
+    def predictions(self) -> dict[str, np.ndarray]:
+        """Columns `nats`, `tokens` and `correct`: the sums of each unit."""
+        nats, tokens, correct = self.sums()
+        return {"nats": nats, "tokens": tokens.astype(np.int64), "correct": correct.astype(np.int64)}
+
+    def _of(self, sums: Floats) -> dict[str, Floats]:
+        """Figures of (B, 3) nats, tokens and first choices."""
+        nats, tokens, correct = sums.T
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            loss = nats / tokens
+            perplexity = np.exp(np.where(loss < LARGEST, loss, np.nan))
+            size = self.bytes * tokens / self.tokens if self.bytes else np.full(len(tokens), np.nan)
+            found = (loss, perplexity, nats / math.log(2) / size, correct / tokens)
+        return dict(zip(FIGURES, found, strict=True))
 
     def _figures(self) -> tuple[dict[str, float], dict[str, str]]:
-        nats, tokens = self.nats, self.tokens
-        names = ("loss", "perplexity", "bits_per_byte", "token_accuracy")
-        if not tokens or not math.isfinite(nats):
-            reason = "the model's outputs are not finite" if tokens else "no token is scored"
-            return {}, dict.fromkeys(names, reason)
-        result, undefined = {"loss": nats / tokens}, {}
-        if nats / tokens < 700:  # e**709 is the largest float
-            result["perplexity"] = math.exp(nats / tokens)
-        else:
-            undefined["perplexity"] = "too large for a number"
-        if self.bytes:
-            result["bits_per_byte"] = nats / math.log(2) / self.bytes
-        else:
-            undefined["bits_per_byte"] = "the length of the scored text in bytes is not known"
-        return result | {"token_accuracy": self.correct / tokens}, undefined
+        if not self.tokens or not math.isfinite(self.nats):
+            reason = "the model's outputs are not finite" if self.tokens else "no token is scored"
+            return {}, dict.fromkeys(FIGURES, reason)
+        found = self._of(self.sums().sum(axis=1)[None])
+        reasons = {
+            "perplexity": "too large for a number",
+            "bits_per_byte": "the length of the scored text in bytes is not known",
+        }
+        defined = {name: float(value[0]) for name, value in found.items() if np.isfinite(value[0])}
+        return defined, {name: reason for name, reason in reasons.items() if name not in defined}

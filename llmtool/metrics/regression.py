@@ -82,6 +82,38 @@ class RegressionTally:
         columns = {f"target {name}": targets[:, i] for i, name in enumerate(self.names)}
         return columns | {f"prediction {name}": predictions[:, i] for i, name in enumerate(self.names)}
 
+    @property
+    def units(self) -> int:
+        """Rows."""
+        return len(self.pairs()[1])
+
+    @property
+    def width(self) -> int:
+        """Sums are all it takes."""
+        return len(self.names)
+
+    def resampled(self, weights: np.ndarray) -> dict[str, Floats]:
+        """mae, rmse and r2 with row i counted weights[b, i] times: name -> (B,), NaN where undefined."""
+        predictions, targets = self.pairs()
+        middle = targets.mean(axis=0)  # squares of what is left lose nothing to a large mean
+        error, centred, rows = predictions - targets, targets - middle, weights.sum(axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mae = (weights @ np.abs(error)) / rows[:, None]  # (B, k)
+            mse = (weights @ np.square(error)) / rows[:, None]
+            mean = (weights @ centred) / rows[:, None]
+            spread = (weights @ np.square(centred)) / rows[:, None] - np.square(mean)
+            r2 = 1 - mse / np.where(spread > 1e-12 * np.square(centred).mean(axis=0), spread, np.nan)
+        found = {"mae": mae, "rmse": np.sqrt(mse), "r2": r2}
+        return {name: values.mean(axis=1) for name, values in found.items()}
+
+    def take(self, units: np.ndarray) -> RegressionTally:
+        """The evidence of these rows alone; units: their numbers, or a bool for each."""
+        self.pairs()
+        rows = torch.from_numpy(np.asarray(units))
+        return RegressionTally(
+            self._predictions[0][rows], self._targets[0][rows], self.names, list(self.mean), list(self.scale)
+        )
+
     def _figures(self) -> tuple[dict[str, float], dict[str, str]]:
         predictions, targets = self.pairs()
         broken = int((~np.isfinite(predictions)).any(axis=1).sum())

@@ -11,6 +11,7 @@ import torch
 from llmtool.core import seeds
 from llmtool.core.contracts import NextToken, Tally, Tokens
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
+from llmtool.data.batches import unit_edges
 from llmtool.data.store import Dataset, Split
 from llmtool.data.tokenizers import FittedTokenizer
 from llmtool.evaluation import EvaluateConfig, SamplesConfig
@@ -108,12 +109,16 @@ def splits_to_score(config: EvaluateConfig, dataset: Dataset) -> list[str]:
 
 
 def origin(dataset: Dataset, splits: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Split -> the columns `file` and `line` of each row, in the source; no columns where it is not known."""
+    """Split -> the columns `file` and `line` of each row (of a text: of the document that each unit stands in);
+    no columns where that is not known."""
     result: dict[str, dict[str, np.ndarray]] = {}
     for name in splits:
         split = dataset.split(name)
         if "origin" in split.arrays:
-            places = np.asarray(split.arrays["origin"])  # (n, 2)
+            places = np.asarray(split.arrays["origin"])  # (n, 2) of rows, or of documents
+            if "documents" in split.arrays:
+                starts = unit_edges(split)[:-1]
+                places = places[np.searchsorted(split.arrays["documents"], starts, side="right")]
             files = np.asarray(split.sources, dtype=object)
             result[name] = {"file": files[places[:, 0]], "line": places[:, 1]}
     return result

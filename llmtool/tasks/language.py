@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,10 +51,19 @@ class LanguageTask:
         return Loss(total, (targets != IGNORE).sum())
 
     def measure(self, model: nn.Module, batch: Batch) -> LanguageTally:
-        """Nats, tokens and hits of the scored positions, summed in float64."""
+        """Nats, tokens and hits of the scored positions, summed in float64 over each segment of each row."""
         logits, targets = self._flat(model, batch)
-        nats = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none").double().sum()
-        return LanguageTally(nats, (targets != IGNORE).sum(), (logits.argmax(dim=-1) == targets).sum())
+        nats = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none").double()
+        found = torch.stack([nats, (targets != IGNORE).double(), (logits.argmax(dim=-1) == targets).double()])
+        found = found.view(3, *batch.targets.shape)  # (3, B, T)
+        if batch.segments is None or batch.units is None:
+            sums = found.sum(dim=2, keepdim=True)
+        else:  # segment 0 is padding
+            sums = found.new_zeros(3, len(batch), batch.units.shape[1] + 1)
+            sums = sums.scatter_add_(2, batch.segments.long().expand_as(found), found)[:, :, 1:]
+        units = None if batch.units is None else batch.units.flatten()
+        nats, tokens, correct = sums.flatten(1)
+        return LanguageTally(nats, tokens, correct, units=units)
 
     @staticmethod
     def _flat(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

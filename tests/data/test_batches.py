@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmtool.core.contracts import IGNORE
 from llmtool.core.errors import DataError
-from llmtool.data.batches import FeatureBatches, TokenBatches, open_batches
+from llmtool.data.batches import FeatureBatches, TokenBatches, open_batches, unit_edges
 from llmtool.data.store import ArrayWriter, Dataset, Split, make_card
 
 
@@ -229,3 +229,35 @@ def test_from_the_disk(tmp_path: Path) -> None:
     assert (first.targets - first.inputs == 1).all()
     first.inputs[:] = 0  # a batch is a copy: what is on the disk stays
     assert (batches.batch(0, 5).inputs > 0).any()
+
+
+def test_units_are_documents_or_stretches_of_a_text_with_few(tmp_path: Path) -> None:
+    def split(ends: list[int]) -> Split:
+        arrays = {"documents": np.array(ends), "tokens": np.zeros(ends[-1] if ends else 0, np.uint16)}
+        return Split("test", len(ends), arrays, {}, [])
+
+    many = list(range(7, 7 * 31, 7))
+    assert unit_edges(split(many)).tolist() == [0, *many]
+    edges = unit_edges(split([50_000, 50_010, 100_000]))
+    assert {0, 50_000, 50_010, 100_000} <= set(edges.tolist())
+    assert len(edges) - 1 in range(95, 106)
+    assert (np.diff(edges) > 0).all()
+    assert unit_edges(split([100])).tolist() == [0, 50, 100]
+    assert unit_edges(split([5])).tolist() == [0, 5]
+    assert unit_edges(split([])).tolist() == [0]
+
+
+def test_scoring_batches_say_which_unit_each_segment_is_of() -> None:
+    ends = np.cumsum(np.random.default_rng(0).integers(1, 40, 60))
+    tokens = np.arange(ends[-1]) % 50
+    data = Split("test", 60, {"documents": ends, "tokens": tokens.astype(np.uint16)}, {}, [])
+    seen = np.zeros(60, np.int64)
+    for batch in TokenBatches(data, 16, 0).in_order(3):
+        assert batch.units is not None
+        assert batch.segments is not None
+        for row in range(len(batch)):
+            for number, unit in enumerate(batch.units[row].tolist(), start=1):
+                scored = int(((batch.segments[row] == number) & (batch.targets[row] != IGNORE)).sum())
+                assert (scored > 0) == (unit >= 0)
+                seen[unit] += scored
+    assert seen.tolist() == (np.diff([0, *ends]) - 1).tolist()

@@ -131,10 +131,11 @@ def test_numbers_are_never_quoted_and_float32_comes_back_exactly(tmp_path: Path)
     assert found[:4].tolist() == values[:, 0].tolist()
 
 
-def test_a_text_has_no_predictions_file(tmp_path: Path) -> None:
-    tally = LanguageTally(torch.tensor(1.0), torch.tensor(2), torch.tensor(1))
-    assert write_predictions(tmp_path / "p.csv", {"test": tally}) == 0
-    assert not (tmp_path / "p.csv").exists()
+def test_the_predictions_of_a_text_are_the_sums_of_its_units(tmp_path: Path) -> None:
+    tally = LanguageTally(torch.tensor([1.0, 2.5]), torch.tensor([2, 3]), torch.tensor([1, 0]))
+    assert write_predictions(tmp_path / "p.csv", {"test": tally}) == 2
+    lines = (tmp_path / "p.csv").read_text().splitlines()
+    assert lines == ['"split","nats","tokens","correct"', '"test",1.0,2,1', '"test",2.5,3,0']
 
 
 # --- tables -------------------------------------------------------------------------------------------------

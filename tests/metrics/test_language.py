@@ -57,4 +57,3 @@ def test_nothing_scored_and_not_finite_and_too_large() -> None:
     assert huge.metrics()["loss"] == 800
     assert huge.undefined == {"perplexity": "too large for a number"}
     json.dumps([tally(math.nan, 5, 0).details(), huge.details()], allow_nan=False)
-    assert huge.predictions() is None
