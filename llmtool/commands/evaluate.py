@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from llmtool.commands import Options, session
 from llmtool.core import console, files
+from llmtool.core.contracts import Tally
 from llmtool.core.errors import ConfigError, RequirementError
 from llmtool.core.run import Run
 from llmtool.data.store import Dataset
-from llmtool.evaluation import report, requirements
+from llmtool.evaluation import EvaluateConfig, compare, report, requirements
+from llmtool.evaluation.compare import Saved
 from llmtool.experiment import Loaded
-from llmtool.stages import assemble, score
+from llmtool.stages import assemble, judge, score
 from llmtool.stages.assemble import Start
 
 
@@ -21,35 +24,52 @@ def run(options: Options) -> dict[str, Any]:
         dataset = session.prepared(loaded, options)
         start = assemble.from_checkpoint(session.model_to_score(loaded, dataset))
         inputs = {"dataset": dataset.fingerprint, "weights": start.hash}
+        other = session.compared(loaded)
+        if other:
+            inputs["compare"] = files.hash_file(other.directory / compare.PREDICTIONS)
         key = session.key(loaded, (*session.COMPUTE, "evaluate"), inputs)
         with session.stage(loaded, "evaluate", key, options) as run:
             if run.fresh:
                 console.show(report.show(files.read_json(run.directory / "report.json")))
             else:
-                _evaluate(run, loaded, dataset, start)
+                _evaluate(run, loaded, dataset, start, other)
     return run.result
 
 
-def _evaluate(run: Run, loaded: Loaded, dataset: Dataset, start: Start) -> None:
+def _evaluate(run: Run, loaded: Loaded, dataset: Dataset, start: Start, other: Saved | None) -> None:
     config = loaded.experiment.evaluate
     assembled = assemble.as_scored(loaded.experiment, dataset, start)
     splits = score.splits_to_score(config, dataset)
     tallies = score.score(assembled, splits, config.batch)
-    metrics = {split: tally.metrics() for split, tally in tallies.items()}
-    undefined = {split: tally.undefined for split, tally in tallies.items()}
-    outcomes = requirements.check(config.require, metrics, undefined)
+    evidence = judge.judge(assembled, tallies, config, other)
+    outcomes = _outcomes(config, tallies, evidence)
     document = report.report(
         tallies,
         **score.model_and_data(assembled, str(start.directory), start.hash),
         rows={split: dataset.split(split).rows for split in splits},
         outcomes=outcomes,
         samples=score.samples(assembled, config.samples) if config.samples else [],
+        evidence=evidence,
     )
-    files.write_json(run.directory / "report.json", document)
-    report.write_predictions(run.directory / "predictions.csv", tallies, score.origin(dataset, splits))
-    run.finish(metrics=document["metrics"], requirements=document["requirements"], model=document["model"])
+    report.write_predictions(run.directory / compare.PREDICTIONS, tallies, score.origin(dataset, splits))
+    files.write_json(run.directory / compare.REPORT, document)
+    run.finish(
+        metrics=document["metrics"],
+        intervals=document["intervals"],
+        requirements=document["requirements"],
+        model=document["model"],
+    )
     console.show(report.show(document))
     if unknown := [outcome for outcome in outcomes if outcome.unknown]:
         raise ConfigError(f"evaluate.require: {unknown[0]}")
     if unmet := requirements.unmet(outcomes):
         raise RequirementError(unmet)
+
+
+def _outcomes(
+    config: EvaluateConfig, tallies: Mapping[str, Tally], evidence: Mapping[str, Any]
+) -> list[requirements.Outcome]:
+    metrics = {split: tally.metrics() for split, tally in tallies.items()}
+    undefined = {split: tally.undefined for split, tally in tallies.items()}
+    figures, reasons = requirements.with_bounds(metrics, undefined, evidence)
+    return requirements.check(config.require, figures, reasons, evidence.get("against"))

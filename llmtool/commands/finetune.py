@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from llmtool.commands import Options, session
 from llmtool.core import console, files
+from llmtool.core.contracts import Tally
 from llmtool.core.errors import DataError
 from llmtool.core.run import Run
 from llmtool.data.store import Dataset
 from llmtool.evaluation import report
-from llmtool.experiment import Experiment, FinetuneConfig, Loaded
+from llmtool.experiment import FinetuneConfig, Loaded
+from llmtool.metrics import bootstrap
 from llmtool.models import adapters
 from llmtool.stages import assemble, score
 from llmtool.stages.assemble import Assembled, Start
 
-Metrics = dict[str, dict[str, float]]
+Tallies = dict[str, Tally]
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -38,25 +41,32 @@ def _finetune(
 ) -> None:
     experiment = loaded.experiment
     old = _old_data(start, dataset)
-    before = _scores(experiment, {"old": old}, start) if old else {}
+    before: Tallies = _validation("old", assemble.as_scored(experiment, old, start)) if old else {}
     assembled, said = assemble.from_start(experiment, dataset, start)
     if said:
         console.say(said)
-    before |= {"new": _validation(assembled)}
+    before |= _validation("new", assembled)
     assemble.adapt(assembled, start, config.method)
     result = session.fit(run, loaded, assembled, config, options)
     assembled.restore(result.best)
-    after: Metrics = {"new": _validation(assembled)}
+    after = _validation("new", assembled)
     if old and not said:
-        after["old"] = _validation(assemble.on(assembled, old))
+        after |= _validation("old", assemble.on(assembled, old))
+    changes = {
+        name: bootstrap.paired(after[name], before[name], experiment.seed) for name in after if name in before
+    }
+    as_json = {name: {key: asdict(change) for key, change in of.items()} for name, of in changes.items()}
     merged = _merge(run, assembled, config)
+    found, was = _figures(after), _figures(before)
     session.finish_fit(
-        run, loaded, assembled, result, {"validation": after["new"]}, before=before, after=after, head=said,
-        start={"path": str(start.directory), "hash": start.hash}, merged=merged,
+        run, loaded, assembled, result, {"validation": found["new"]} if "new" in found else {},
+        before=was, after=found, changes=as_json, head=said, merged=merged,
+        start={"path": str(start.directory), "hash": start.hash},
     )  # fmt: skip
     titles = {"new": "this data:" if old else "", "old": f"{start.dataset['path']}:"}
-    pairs = {titles[name]: (before.get(name), after[name]) for name in ("new", "old") if name in after}
-    console.show(report.before_after(pairs))
+    shown = [name for name in ("new", "old") if name in after]
+    pairs = {titles[name]: (was.get(name), found[name]) for name in shown}
+    console.show(report.before_after(pairs, {titles[name]: changes.get(name, {}) for name in shown}))
     if old and said:
         console.say(f"{start.dataset['path']} cannot be scored any more: its classes went with the old head")
     session.say_fit(result)
@@ -80,14 +90,15 @@ def _old_data(start: Start, dataset: Dataset) -> Dataset | None:
     return old
 
 
-def _scores(experiment: Experiment, datasets: dict[str, Dataset], start: Start) -> Metrics:
-    return {name: _validation(assemble.as_scored(experiment, data, start)) for name, data in datasets.items()}
-
-
-def _validation(assembled: Assembled) -> dict[str, float]:
+def _validation(name: str, assembled: Assembled) -> Tallies:
+    """The evidence of the validation split under this name; nothing where there is no such split."""
     if "validation" not in assembled.dataset.splits:
         return {}
-    return score.score(assembled, ["validation"])["validation"].metrics()
+    return {name: score.score(assembled, ["validation"])["validation"]}
+
+
+def _figures(tallies: Tallies) -> dict[str, dict[str, float]]:
+    return {name: tally.metrics() for name, tally in tallies.items()}
 
 
 def _merge(run: Run, assembled: Assembled, config: FinetuneConfig) -> str | None:

@@ -19,6 +19,7 @@ from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.core.run import CODE_CHANGED, Run, failed_result
 from llmtool.data import data_files
 from llmtool.data.store import CARD, Dataset
+from llmtool.evaluation import compare
 from llmtool.experiment import FinetuneConfig, Loaded
 from llmtool.experiment import resolved as experiment_yaml
 from llmtool.models import adapters
@@ -123,6 +124,17 @@ def model_to_score(loaded: Loaded, dataset: Dataset) -> str:
         if not change.startswith((CODE_CHANGED, "start: ")):
             console.note(f"{root / stage}, which is scored as it is: {change}")
     return str(assemble.find_checkpoint(str(root / stage)))
+
+
+def compared(loaded: Loaded) -> compare.Saved | None:
+    """The evaluation that `evaluate.compare` names, read back."""
+    if loaded.experiment.evaluate.compare is None:
+        return None
+    with named("evaluate.compare"):
+        other = compare.saved(loaded.experiment.evaluate.compare)
+        if other.directory.resolve() == (Path(loaded.experiment.run) / "evaluate").resolve():
+            raise ConfigError(f"{other.directory} is this run's own evaluation; name another run")
+        return other
 
 
 @contextmanager

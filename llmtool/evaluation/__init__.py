@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from llmtool.core.config import Section
-from llmtool.evaluation.requirements import Requirements, SplitName
+from llmtool.evaluation.requirements import Requirements, SplitName, splits_of
 
 
 class SamplesConfig(Section):
@@ -45,6 +45,13 @@ class EvaluateConfig(Section):
     require: Requirements = Field(
         default={}, description='what a figure must reach, as in {test.f1: ">=0.85"}; unmet: exit 3'
     )
+    metric: str | None = Field(
+        default=None,
+        description="the figure that is held against baselines and slices; default: accuracy, rmse or loss",
+    )
+    compare: str | None = Field(
+        default=None, description="an evaluated run to compare with, row by row, from its saved predictions"
+    )
     batch: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
         default="auto", description="rows scored at once"
     )
@@ -55,9 +62,9 @@ class EvaluateConfig(Section):
         if self.splits is not None:
             if len(set(self.splits)) < len(self.splits):
                 raise ValueError(f"splits: {', '.join(self.splits)} names a split twice")
-            for name in self.require:
-                if name.partition(".")[0] not in self.splits:
+            for split in splits_of(self.require):
+                if split not in self.splits:
                     raise ValueError(
-                        f"require: {name} is of a split that `splits` leaves out ({', '.join(self.splits)})"
+                        f"require: {split} is a split that `splits` leaves out ({', '.join(self.splits)})"
                     )
         return self

@@ -19,10 +19,23 @@ from rich.text import Text
 from llmtool.core import console, files
 from llmtool.core.contracts import Tally
 from llmtool.evaluation.requirements import Outcome
+from llmtool.metrics.bootstrap import Difference
 
 AVERAGES = ("macro", "micro", "weighted")
 MOST_CLASSES = 30  # rows of the per-class table; beyond it, those with the lowest F1
 MOST_CELLS = 12  # classes of the confusion matrix on a screen
+NOTHING: dict[str, Any] = {  # the evidence of a report that has none
+    "intervals": {},
+    "no_interval": {},
+    "bootstrap": {},
+    "baselines": [],
+    "against": None,
+    "comparison": None,
+    "calibration": {},
+    "slices": {},
+    "overlap": {},
+}
+PROBABILITY = "probability "  # begins the name of a column of predictions.csv
 
 
 def report(
@@ -33,14 +46,16 @@ def report(
     rows: Mapping[str, int],
     outcomes: Sequence[Outcome] = (),
     samples: Sequence[Mapping[str, Any]] = (),
+    evidence: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of report.json; a number that is not finite stands as None.
 
     model: where the weights lie and their hash. dataset: its directory and fingerprint. rows: of each split.
+    evidence: what stages.judge found of the figures: their intervals, baselines, comparison, slices ...
     """
     return files.plain(
         {
-            "format": 1,
+            "format": 2,
             "model": dict(model),
             "dataset": dict(dataset),
             "rows": dict(rows),
@@ -50,6 +65,7 @@ def report(
             "requirements": [asdict(outcome) | {"says": str(outcome)} for outcome in outcomes],
             "samples": [dict(sample) for sample in samples],
         }
+        | {**NOTHING, **(evidence or {})}
     )
 
 
@@ -76,15 +92,17 @@ def write_predictions(
             writer.writerow([harmless(name) for name in header])
         assert header == ["split", *columns]
         count = len(next(iter(predicted.values())))
-        writer.writerows(zip([split] * count, *map(_cells, columns.values()), strict=True))
+        cells = [_cells(column, 9 if PROBABILITY in name else 12) for name, column in columns.items()]
+        writer.writerows(zip([split] * count, *cells, strict=True))
         written += count
     files.write_text(path, text.getvalue())
     return written
 
 
-def _cells(column: np.ndarray) -> list[Any]:
-    if column.dtype.kind == "f":  # nine digits give a float32 back exactly
-        return [float(f"{value:.9g}") if math.isfinite(value) else "" for value in column.tolist()]
+def _cells(column: np.ndarray, digits: int) -> list[Any]:
+    """digits: nine give a float32 back exactly; a date in seconds takes more."""
+    if column.dtype.kind == "f":
+        return [float(f"{value:.{digits}g}") if math.isfinite(value) else "" for value in column.tolist()]
     if column.dtype.kind in "iu":
         return list(column.tolist())
     return [harmless(value) for value in column.tolist()]
@@ -110,7 +128,7 @@ def harmless(value: object) -> str:
 
 def show(report: Mapping[str, Any]) -> Group:
     """The report for a person: figures by split, classes and mistakes of the last split, requirements."""
-    parts: list[RenderableType] = [metrics_table(report["metrics"], report["rows"])]
+    parts: list[RenderableType] = [metrics_table(report["metrics"], report["rows"], report["intervals"])]
     notes: dict[str, list[str]] = {}
     for split, reasons in report["undefined"].items():
         for name, reason in reasons.items():
@@ -135,18 +153,38 @@ def show(report: Mapping[str, Any]) -> Group:
     for sample in report["samples"]:
         written = Text(console.clean(sample["text"]), style="dim")
         parts += [Text(f"\n--- after {sample['prompt']!r}"), written]
+    compared = report["comparison"]
+    if compared:
+        parts.append(Text(f"beside {compared['with']}:", style="bold"))
+        parts += [Text(f"  {console.clean(line, lines=False)}") for line in compared["says"]]
     parts += [requirement_line(outcome) for outcome in report["requirements"]]
     return Group(*parts)
 
 
-def metrics_table(metrics: Mapping[str, Mapping[str, float]], rows: Mapping[str, int]) -> Table:
-    """A line for each figure, a column for each split; averages over classes stand in the per-class table."""
-    table = _table("", ["figure", *metrics])
-    names = dict.fromkeys(name for figures in metrics.values() for name in figures)
-    for name in names:
-        if not name.endswith(tuple(f"_{average}" for average in AVERAGES)):
-            table.add_row(name, *(number(figures.get(name)) for figures in metrics.values()))
-    table.add_row("rows", *(f"{rows[split]:,}" if split in rows else "-" for split in metrics), style="dim")
+def metrics_table(
+    metrics: Mapping[str, Mapping[str, float]],
+    rows: Mapping[str, int],
+    intervals: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+) -> Table:
+    """A line for each figure, a column for each split, its 95 % interval beside it; averages over classes
+    stand in the per-class table."""
+    intervals = intervals or {}
+    table = _table(
+        "", ["figure", *(head for split in metrics for head in [split, *["95 %"] * (split in intervals)])]
+    )
+    for name in dict.fromkeys(name for figures in metrics.values() for name in figures):
+        if name.endswith(tuple(f"_{average}" for average in AVERAGES)):
+            continue
+        cells: list[str | Text] = []
+        for split, figures in metrics.items():
+            cells.append(number(figures.get(name)))
+            if split in intervals:
+                cells.append(Text(interval(intervals[split].get(name)), style="dim"))
+        table.add_row(name, *cells)
+    counts = [
+        [f"{rows[split]:,}" if split in rows else "-", *[""] * (split in intervals)] for split in metrics
+    ]
+    table.add_row("rows", *(cell for cells in counts for cell in cells), style="dim")
     return table
 
 
@@ -184,12 +222,16 @@ def confusion_table(confusion: Mapping[str, Any]) -> Table:
     return table
 
 
-def before_after(pairs: Mapping[str, tuple[Mapping[str, float] | None, Mapping[str, float]]]) -> Table:
+def before_after(
+    pairs: Mapping[str, tuple[Mapping[str, float] | None, Mapping[str, float]]],
+    changes: Mapping[str, Mapping[str, Difference]],
+) -> Table:
     """Figures before and after fine-tuning, side by side; pairs: "new validation" -> (before, after).
 
-    Before is None where the start could not be scored (its head knew other classes).
+    Before is None where the start could not be scored (its head knew other classes). changes: the
+    differences, row by row, with their intervals.
     """
-    table = _table("", ["figure", "before", "after", "change"])
+    table = _table("", ["figure", "before", "after", "change", "95 %"])
     for title, (before, after) in pairs.items():
         table.add_section()
         for name in dict.fromkeys([*(before or {}), *after]):
@@ -197,7 +239,11 @@ def before_after(pairs: Mapping[str, tuple[Mapping[str, float] | None, Mapping[s
                 continue
             old, new = (before or {}).get(name), after.get(name)
             change = f"{new - old:+.4f}" if old is not None and new is not None else "-"
-            table.add_row(f"{title} {name}", number(old), number(new), change)
+            found = changes.get(title, {}).get(name)
+            bounds = None if found is None or found.low is None else f"{found.low:+.4f} to {found.high:+.4f}"
+            table.add_row(
+                f"{title} {name}", number(old), number(new), change, Text(bounds or "-", style="dim")
+            )
     return table
 
 
@@ -213,6 +259,11 @@ def requirement_line(outcome: Mapping[str, Any]) -> Text:
 def number(value: float | None) -> str:
     """A figure at a readable precision; `-` for none."""
     return "-" if value is None else console.number(float(value))
+
+
+def interval(bounds: Sequence[float] | None) -> str:
+    """`0.842 to 0.861`; `-` for none."""
+    return "-" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}"
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

@@ -1,11 +1,15 @@
-"""Requirements on figures, as in `require: {test.f1: ">=0.85"}`: read with the file, checked after."""
+"""Requirements on figures, as in `require: {test.f1: ">=0.85"}`: read with the file, checked after.
+
+A figure may also be a bound of its 95 % interval (`test.f1.low`, `test.f1.high`), or how it changed against
+the run that `compare` names (`test.f1.change`, `test.f1.change.low`, `test.f1.change.high`).
+"""
 
 from __future__ import annotations
 
 import math
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
@@ -14,6 +18,8 @@ from pydantic import AfterValidator, BeforeValidator
 from llmtool.core.config import suggest
 
 SplitName = Literal["train", "validation", "test"]
+BASELINE = "beats_baseline"
+BOUNDS = (".low", ".high")
 
 _COMPARE = {">=": operator.ge, "<=": operator.le, "==": operator.eq, ">": operator.gt, "<": operator.lt}
 _BOUND = re.compile(r"\s*(>=|<=|==|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%?)\s*", re.ASCII)
@@ -34,6 +40,8 @@ class Outcome:
     unknown: bool = False
 
     def __str__(self) -> str:
+        if self.name == BASELINE:
+            return f"{self.name}: {self.reason}"
         if self.value is None:
             return f"{self.name} must be {self.bound}: {self.reason}"
         compare, number = parse(self.bound)
@@ -58,12 +66,15 @@ def parse(text: str) -> tuple[str, float]:
     return match[1], number
 
 
-def _checked_bound(text: str) -> str:
-    parse(text)
+def _checked_bound(text: str | bool) -> str | bool:
+    if not isinstance(text, bool):
+        parse(text)
     return text
 
 
 def _checked_name(name: str) -> str:
+    if name == BASELINE:
+        return name
     split, dot, metric = name.partition(".")
     if not dot or not metric:
         raise ValueError(f"{name!r} names no figure; write split.metric, as in test.accuracy")
@@ -73,7 +84,7 @@ def _checked_name(name: str) -> str:
     return name
 
 
-Bound = Annotated[str, AfterValidator(_checked_bound)]
+Bound = Annotated[str | bool, AfterValidator(_checked_bound)]
 Figure = Annotated[str, AfterValidator(_checked_name)]
 
 
@@ -84,7 +95,7 @@ def _flat(given: Any) -> Any:
     result: dict[Any, Any] = {}
     for name, value in given.items():
         inner = (
-            {f"{name}.{key}": bound for key, bound in value.items()}
+            {f"{name}.{key}": bound for key, bound in _flat(value).items()}
             if isinstance(value, dict)
             else {name: value}
         )
@@ -94,19 +105,83 @@ def _flat(given: Any) -> Any:
     return result
 
 
-Requirements = Annotated[dict[Figure, Bound], BeforeValidator(_flat)]
+def _right_kind(requirements: dict[str, str | bool]) -> dict[str, str | bool]:
+    for name, bound in requirements.items():
+        if isinstance(bound, bool) and name != BASELINE:
+            raise ValueError(f'{name}: {bound} is no requirement; write a comparison and a number: ">=0.85"')
+        if name == BASELINE and not isinstance(bound, bool):
+            raise ValueError(f"{name}: {bound!r} is neither true nor false")
+    return requirements
+
+
+Requirements = Annotated[dict[Figure, Bound], BeforeValidator(_flat), AfterValidator(_right_kind)]
+
+
+def splits_of(requirements: Mapping[str, str | bool]) -> list[str]:
+    """The splits whose figures are asked for."""
+    return list(dict.fromkeys(name.partition(".")[0] for name in requirements if name != BASELINE))
 
 
 def check(
-    requirements: Mapping[str, str],
+    requirements: Mapping[str, str | bool],
     metrics: Mapping[str, Mapping[str, float]],
     undefined: Mapping[str, Mapping[str, str]] | None = None,
+    against: Mapping[str, Any] | None = None,
 ) -> list[Outcome]:
     """One outcome a requirement, in their order; one whose figure is not there is unmet, with the reason.
 
-    metrics: split -> figure -> value. undefined: split -> figure -> reason.
+    metrics: split -> figure -> value. undefined: split -> figure -> reason. against: what the report says of
+    the model beside the strongest baseline.
     """
-    return [_outcome(name, bound, metrics, undefined or {}) for name, bound in requirements.items()]
+    return [
+        _beats(against) if isinstance(bound, bool) else _outcome(name, bound, metrics, undefined or {})
+        for name, bound in requirements.items()
+        if bound is not False
+    ]
+
+
+def with_bounds(
+    metrics: Mapping[str, Mapping[str, float]],
+    undefined: Mapping[str, Mapping[str, str]],
+    evidence: Mapping[str, Any],
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, str]]]:
+    """Figures and reasons, with those that a requirement may name besides: bounds, and changes.
+
+    evidence: the parts of report.json called intervals, no_interval and comparison.
+    """
+    found = {split: dict(figures) for split, figures in metrics.items()}
+    reasons = {split: dict(undefined.get(split, {})) for split in metrics}
+    compared = evidence["comparison"] or {"splits": {}, "says": ["evaluate.compare names no run"]}
+    for split, figures in metrics.items():
+        for name in [*figures, *undefined.get(split, {})]:
+            why = undefined.get(split, {}).get(name)
+            bounds = evidence["intervals"].get(split, {}).get(name)
+            no_bounds = why or evidence["no_interval"].get(split, {}).get(name, "")
+            _add(found[split], reasons[split], name, bounds, no_bounds)
+            change = compared["splits"].get(split, {}).get(name)
+            if change:
+                found[split][f"{name}.change"] = change["difference"]
+                _add(found[split], reasons[split], f"{name}.change", change["interval"], change["says"])
+            else:
+                why = why or "; ".join(compared["says"])
+                reasons[split] |= dict.fromkeys([f"{name}.change{end}" for end in ("", *BOUNDS)], why)
+    return found, reasons
+
+
+def _add(
+    found: dict[str, float], reasons: dict[str, str], name: str, bounds: Sequence[float] | None, why: str
+) -> None:
+    names = [name + end for end in BOUNDS]
+    if bounds:
+        found |= dict(zip(names, bounds, strict=True))
+    else:
+        reasons |= dict.fromkeys(names, why)
+
+
+def _beats(against: Mapping[str, Any] | None) -> Outcome:
+    if not against:
+        return Outcome(BASELINE, "true", None, False, "no baseline could be taken")
+    return Outcome(BASELINE, "true", against["difference"], against["beats"], against["says"])
 
 
 def unmet(outcomes: list[Outcome]) -> str:
@@ -128,7 +203,7 @@ def _outcome(
     if metric in undefined.get(split, {}):
         return Outcome(name, bound, None, False, f"undefined, since {undefined[split][metric]}")
     if metric not in metrics[split]:
-        known = list(metrics[split])
+        known = [name for name in metrics[split] if "." not in name]
         hint = suggest(metric, known)
         reason = f"there is no figure {metric!r}{hint} (figures: {', '.join(known)})"
         return Outcome(name, bound, None, False, reason, unknown=True)

@@ -1,1 +1,10 @@
 """Evidence that adds over batches, and the figures taken from it: one tally for each kind of problem."""
+
+from typing import Literal
+
+LESS_IS_BETTER = {"log_loss", "mae", "rmse", "loss", "perplexity", "bits_per_byte"}
+
+
+def direction(figure: str) -> Literal["min", "max"]:
+    """Whether less or more of a figure is better."""
+    return "min" if figure in LESS_IS_BETTER else "max"

@@ -14,7 +14,7 @@ from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.data.batches import unit_edges
 from llmtool.data.store import Dataset, Split
 from llmtool.data.tokenizers import FittedTokenizer
-from llmtool.evaluation import EvaluateConfig, SamplesConfig
+from llmtool.evaluation import EvaluateConfig, SamplesConfig, requirements
 from llmtool.evaluation.loop import evaluate
 from llmtool.metrics.language import LanguageTally
 from llmtool.models.generation import generate
@@ -94,9 +94,9 @@ def splits_to_score(config: EvaluateConfig, dataset: Dataset) -> list[str]:
     Raises ConfigError for a split that the dataset does not have.
     """
     has = dataset.splits
-    required = [name.partition(".")[0] for name in config.require]
+    required = requirements.splits_of(config.require)
     wanted: list[str] = list(config.splits or [split for split in ("validation", "test") if split in has])
-    wanted += [split for split in dict.fromkeys(required) if split not in wanted]
+    wanted += [split for split in required if split not in wanted]
     if missing := [split for split in wanted if split not in has]:
         key = "evaluate.splits" if config.splits else "evaluate.require"
         raise ConfigError(f"{key}: the dataset has no split {missing[0]!r} (it has: {', '.join(has)})")
@@ -109,8 +109,8 @@ def splits_to_score(config: EvaluateConfig, dataset: Dataset) -> list[str]:
 
 
 def origin(dataset: Dataset, splits: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Split -> the columns `file` and `line` of each row (of a text: of the document that each unit stands in);
-    no columns where that is not known."""
+    """Split -> the columns `file` and `line` of each row (of a text: of the document each unit stands in); no
+    columns where that is not known."""
     result: dict[str, dict[str, np.ndarray]] = {}
     for name in splits:
         split = dataset.split(name)

@@ -25,6 +25,7 @@ from llmtool.evaluation.report import (
     write_predictions,
 )
 from llmtool.evaluation.requirements import check
+from llmtool.metrics.bootstrap import Difference
 from llmtool.metrics.classification import ClassificationTally
 from llmtool.metrics.language import LanguageTally
 from llmtool.metrics.regression import RegressionTally
@@ -202,9 +203,10 @@ def test_language_and_regression_reports() -> None:
 
 def test_before_and_after_stand_side_by_side() -> None:
     pairs = {"new": ({"f1": 0.5, "f1_macro": 0.4}, {"f1": 0.75}), "old": (None, {"accuracy": 0.9})}
-    lines = [line.split() for line in rendered(before_after(pairs)).splitlines()]
-    assert ["new", "f1", "0.5000", "0.7500", "+0.2500"] in lines
-    assert ["old", "accuracy", "-", "0.9000", "-"] in lines
+    changes = {"new": {"f1": Difference(0.25, -0.1, 0.4)}}
+    lines = [line.split() for line in rendered(before_after(pairs, changes)).splitlines()]
+    assert ["new", "f1", "0.5000", "0.7500", "+0.2500", "-0.1000", "to", "+0.4000"] in lines
+    assert ["old", "accuracy", "-", "0.9000", "-", "-"] in lines
     assert not any("f1_macro" in line for line in lines)
 
 

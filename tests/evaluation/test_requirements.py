@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from llmtool.core import config
 from llmtool.core.config import Section
 from llmtool.core.errors import ConfigErrors
 from llmtool.evaluation import EvaluateConfig
-from llmtool.evaluation.requirements import check, parse, unmet
+from llmtool.evaluation.requirements import check, parse, splits_of, unmet, with_bounds
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_set_reaches_a_requirement() -> None:
         (
             "{splits: [test], require: {validation.f1: '>1'}}",
             "t.yaml:1:28: evaluate.require: ",
-            "validation.f1 is of a split",
+            "validation is a split that",
         ),
         ("{splits: [tst]}", "t.yaml:1:21: evaluate.splits.0: ", 'did you mean "test"?'),
         (
@@ -175,3 +176,64 @@ def test_what_is_wrong_is_named_with_its_place(text: str, place: str, message: s
 
 def test_every_key_is_described() -> None:
     assert all(field.description for field in EvaluateConfig.model_fields.values())
+
+
+EVIDENCE: dict[str, Any] = {
+    "intervals": {"test": {"f1": [0.7, 0.9]}},
+    "no_interval": {"test": {"loss": "2 units cannot be drawn from"}},
+    "comparison": {
+        "splits": {"test": {"f1": {"difference": 0.01, "interval": [-0.01, 0.03], "says": ""}}},
+        "says": [],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "bound", "met", "says"),
+    [
+        ("test.f1.low", ">=0.7", True, "test.f1.low is 0.7"),
+        ("test.f1.high", "<0.9", False, "test.f1.high is 0.9, must be <0.9"),
+        ("test.f1.change", ">0", True, "test.f1.change is 0.01"),
+        ("test.f1.change.low", ">=0", False, "test.f1.change.low is -0.01, must be >=0"),
+        ("test.loss.low", ">0", False, "test.loss.low must be >0: undefined, since 2 units cannot"),
+        ("test.auc.low", ">0", False, "test.auc.low must be >0: undefined, since one class"),
+        ("test.loss.change", "<0", False, "test.loss.change must be <0: undefined, since"),
+        ("test.f2.low", ">0", False, "test.f2.low must be >0: there is no figure 'f2.low'"),
+    ],
+)
+def test_bounds_and_changes_can_be_required(name: str, bound: str, met: bool, says: str) -> None:
+    figures, reasons = with_bounds(
+        {"test": {"f1": 0.8, "loss": 1.0}}, {"test": {"auc": "one class"}}, EVIDENCE
+    )
+    outcome = check({name: bound}, figures, reasons)[0]
+    assert outcome.met is met
+    assert str(outcome).startswith(says)
+    assert outcome.unknown == ("f2" in name)
+
+
+def test_a_change_without_a_run_to_compare_with_says_so() -> None:
+    found = with_bounds({"test": {"f1": 0.8}}, {}, {**EVIDENCE, "comparison": None})
+    outcome = check({"test.f1.change.low": ">0"}, *found)[0]
+    assert (outcome.met, outcome.unknown) == (False, False)
+    assert "evaluate.compare names no run" in str(outcome)
+
+
+def test_beating_the_baseline_can_be_required() -> None:
+    against = {"difference": 0.02, "beats": True, "says": "test accuracy 0.9 against 0.88"}
+    assert check({"beats_baseline": True}, {}, against=against)[0].met
+    lost = check({"beats_baseline": True}, {}, against={**against, "beats": False})
+    assert unmet(lost) == "beats_baseline: test accuracy 0.9 against 0.88"
+    assert not check({"beats_baseline": True}, {})[0].met
+    assert check({"beats_baseline": False}, {}) == []
+    assert splits_of({"beats_baseline": True, "test.f1": ">0", "test.f1.low": ">0"}) == ["test"]
+
+
+def test_requirements_of_the_wrong_kind_are_named() -> None:
+    assert read("{require: {beats_baseline: true, test.f1.low: '>0'}}").require["beats_baseline"] is True
+    for text, message in (
+        ("{require: {beats_baseline: '>1'}}", "neither true nor false"),
+        ("{require: {test.f1: true}}", "True is no requirement"),
+    ):
+        with pytest.raises(ConfigErrors) as error:
+            read(text)
+        assert message in str(error.value)
