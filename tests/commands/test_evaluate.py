@@ -1,0 +1,101 @@
+"""evaluate: how sure the figures are, what they are compared with, and gates on both."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Run
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("project", ["table", "text"])
+def test_every_figure_has_an_interval_or_a_reason(finished: Path, project: str) -> None:
+    report = read(finished / f"runs/{project}/evaluate/report.json")
+    for split, figures in report["metrics"].items():
+        for name, value in figures.items():
+            bounds = report["intervals"][split].get(name)
+            if bounds is None:
+                assert report["no_interval"][split][name]
+            else:
+                assert bounds[0] <= value <= bounds[1], name
+        assert "accuracy" in report["intervals"][split] or "loss" in report["intervals"][split]
+
+
+def other_run(copy: Path, llmtool: Run, project: str) -> str:
+    """The same data, a shorter training, evaluated."""
+    text = (copy / f"{project}.yaml").read_text().replace("steps: 12", "steps: 4").replace("finetune:", "#")
+    (copy / "other.yaml").write_text(text)
+    for command in ("train", "evaluate"):
+        ended = llmtool(command, "other.yaml", cwd=copy)
+        assert ended.code == 0, ended.err
+    return "runs/other"
+
+
+@pytest.mark.parametrize("project", ["table", "text"])
+def test_two_runs_are_compared_row_by_row(copy: Path, llmtool: Run, project: str) -> None:
+    other = other_run(copy, llmtool, project)
+    ended = llmtool("evaluate", f"{project}.yaml", "--set", f"evaluate.compare={other}", cwd=copy)
+    assert ended.code == 0, ended.err
+    assert f"beside {other}/evaluate:" in ended.out
+    found = read(copy / f"runs/{project}/evaluate/report.json")["comparison"]
+    theirs = read(copy / f"{other}/evaluate/report.json")["metrics"]["test"]
+    for name, figure in found["splits"]["test"].items():
+        assert figure["there"] == pytest.approx(theirs[name], rel=1e-6)
+        assert figure["difference"] == pytest.approx(figure["here"] - figure["there"])
+    again = llmtool("evaluate", f"{project}.yaml", "--set", f"evaluate.compare={other}", cwd=copy)
+    assert "nothing has changed" in again.out
+    gate = f"test.{'accuracy' if project == 'table' else 'loss'}.change.high"
+    set_ = ("--set", f"evaluate.compare={other}", "--set", f'evaluate.require.{gate}="<-1000"')
+    ended = llmtool("evaluate", f"{project}.yaml", *set_, cwd=copy)
+    assert ended.code == 3
+    assert gate in ended.error
+
+
+def test_a_gate_on_a_bound(copy: Path, llmtool: Run) -> None:
+    low = read(copy / "runs/table/evaluate/report.json")["intervals"]["test"]["accuracy"][0]
+    for bound, code in ((low - 0.01, 0), (low + 0.01, 3)):
+        gate = f'evaluate.require.test.accuracy.low=">={bound}"'
+        assert llmtool("evaluate", "table.yaml", "--set", gate, cwd=copy).code == code
+
+
+def test_what_cannot_be_compared(copy: Path, llmtool: Run) -> None:
+    def error(value: str) -> str:
+        ended = llmtool("evaluate", "table.yaml", "--set", f"evaluate.compare={value}", cwd=copy)
+        assert ended.code == 2
+        assert "evaluate.compare" in ended.error
+        return ended.error
+
+    assert "no evaluation here" in error("runs/nowhere")
+    assert "this run's own evaluation" in error("runs/table")
+    shutil.copytree(copy / "runs/table", copy / "runs/torn")
+    path = copy / "runs/torn/evaluate/predictions.csv"
+    path.write_text(path.read_text()[:-200])
+    assert "run evaluate there again" in error("runs/torn")
+    # Other data: a word in the report, and a requirement on the change is unmet with that word.
+    ended = llmtool("evaluate", "table.yaml", "--set", "evaluate.compare=runs/text", cwd=copy)
+    assert ended.code == 0
+    assert "not compared with runs/text/evaluate: it was scored on another dataset" in ended.out
+    set_ = ("--set", "evaluate.compare=runs/text", "--set", 'evaluate.require.test.f1.change=">0"')
+    ended = llmtool("evaluate", "table.yaml", *set_, cwd=copy)
+    assert (ended.code, "another dataset" in ended.error) == (3, True)
+
+
+def test_the_headline_figure_can_be_named(copy: Path, llmtool: Run) -> None:
+    ended = llmtool("evaluate", "table.yaml", "--set", "evaluate.metric=acuracy", cwd=copy)
+    assert ended.code == 2
+    assert "evaluate.metric: 'acuracy' is not a figure of this task (choices: accuracy," in ended.error
+
+
+def test_finetune_says_how_sure_the_change_is(finished: Path) -> None:
+    result = read(finished / "runs/table/finetune/result.json")
+    for name, change in result["changes"]["new"].items():
+        assert change["value"] == pytest.approx(result["after"]["new"][name] - result["before"]["new"][name])
+        assert change["low"] is None or change["low"] <= change["high"]
