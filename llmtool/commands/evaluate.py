@@ -41,7 +41,8 @@ def _evaluate(run: Run, loaded: Loaded, dataset: Dataset, start: Start, other: S
     assembled = assemble.as_scored(loaded.experiment, dataset, start)
     splits = score.splits_to_score(config, dataset)
     tallies = score.score(assembled, splits, config.batch)
-    evidence = judge.judge(assembled, tallies, config, other)
+    evidence = judge.judge(assembled, tallies, config, other=other, cache=run.root / judge.BASELINES)
+    seconds = evidence.pop("seconds")
     outcomes = _outcomes(config, tallies, evidence)
     document = report.report(
         tallies,
@@ -58,6 +59,7 @@ def _evaluate(run: Run, loaded: Loaded, dataset: Dataset, start: Start, other: S
         intervals=document["intervals"],
         requirements=document["requirements"],
         model=document["model"],
+        baseline_seconds=seconds,
     )
     console.show(report.show(document))
     if unknown := [outcome for outcome in outcomes if outcome.unknown]:

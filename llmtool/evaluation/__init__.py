@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from llmtool.core.config import Section
+from llmtool.evaluation.baselines import BaselinesConfig
 from llmtool.evaluation.requirements import Requirements, SplitName, splits_of
 
 
@@ -51,6 +52,9 @@ class EvaluateConfig(Section):
     )
     compare: str | None = Field(
         default=None, description="an evaluated run to compare with, row by row, from its saved predictions"
+    )
+    baselines: BaselinesConfig = Field(
+        default=BaselinesConfig(), description="simple models of the same data, to be held against"
     )
     batch: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
         default="auto", description="rows scored at once"

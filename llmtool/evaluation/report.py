@@ -23,6 +23,7 @@ from llmtool.metrics.bootstrap import Difference
 
 AVERAGES = ("macro", "micro", "weighted")
 MOST_CLASSES = 30  # rows of the per-class table; beyond it, those with the lowest F1
+BASELINE_FIGURES = ("accuracy", "f1", "roc_auc", "log_loss", "rmse", "mae", "r2", "loss", "token_accuracy")
 MOST_CELLS = 12  # classes of the confusion matrix on a screen
 NOTHING: dict[str, Any] = {  # the evidence of a report that has none
     "intervals": {},
@@ -129,6 +130,10 @@ def harmless(value: object) -> str:
 def show(report: Mapping[str, Any]) -> Group:
     """The report for a person: figures by split, classes and mistakes of the last split, requirements."""
     parts: list[RenderableType] = [metrics_table(report["metrics"], report["rows"], report["intervals"])]
+    if report["baselines"]:
+        parts.append(baselines_table(report["baselines"], report["against"]))
+    if report["against"]:
+        parts.append(Text(report["against"]["says"], style="" if report["against"]["beats"] else "bold"))
     notes: dict[str, list[str]] = {}
     for split, reasons in report["undefined"].items():
         for name, reason in reasons.items():
@@ -185,6 +190,22 @@ def metrics_table(
         [f"{rows[split]:,}" if split in rows else "-", *[""] * (split in intervals)] for split in metrics
     ]
     table.add_row("rows", *(cell for cells in counts for cell in cells), style="dim")
+    return table
+
+
+def baselines_table(found: Sequence[Mapping[str, Any]], against: Mapping[str, Any] | None) -> Table:
+    """A line for each baseline, with its figures on the last split; what it is, or why it is missing."""
+    split = next((list(one["metrics"])[-1] for one in found if one["metrics"]), "")
+    names = list(dict.fromkeys(name for one in found for name in one["metrics"].get(split, {})))
+    names = [name for name in names if not name.endswith(tuple(f"_{average}" for average in AVERAGES))]
+    first = [against["metric"]] if against else []
+    shown = [name for name in dict.fromkeys([*first, *BASELINE_FIGURES]) if name in names][:4]
+    table = _table(f"baselines on {split}" if split else "baselines", ["", *shown, "what it is"])
+    table.columns[-1].justify = "left"
+    for one in found:
+        figures = one["metrics"].get(split, {})
+        about = f"missing: {one['missing']}" if one["missing"] else one["note"] or one["about"]
+        table.add_row(one["name"], *(number(figures.get(name)) for name in shown), Text(about, style="dim"))
     return table
 
 

@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from llmtool.core import console
 from llmtool.core.contracts import Tally, Tokens
 from llmtool.core.errors import ConfigError
 from llmtool.data.batches import FEW, unit_edges
 from llmtool.data.store import Dataset, Split
-from llmtool.evaluation import EvaluateConfig, compare
-from llmtool.metrics import bootstrap
+from llmtool.evaluation import EvaluateConfig, baselines, compare
+from llmtool.evaluation.baselines import Baseline
+from llmtool.metrics import bootstrap, direction
+from llmtool.metrics.classification import ClassificationTally
 from llmtool.stages.assemble import Assembled
 
+BASELINES = ".baselines"  # beside the stages of a run: what baselines predicted, kept for the next evaluation
 HEADLINE = {"classes": "accuracy", "values": "rmse", "next_token": "loss"}
 
 
 def judge(
-    assembled: Assembled, tallies: Mapping[str, Tally], config: EvaluateConfig, other: compare.Saved | None
+    assembled: Assembled,
+    tallies: Mapping[str, Tally],
+    config: EvaluateConfig,
+    *,
+    other: compare.Saved | None = None,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
-    """The parts of report.json that say what the figures are worth.
+    """The parts of report.json that say what the figures are worth, and under `seconds` what they took.
 
-    other: the evaluation to compare with. Raises ConfigError for an `evaluate.metric` that is no figure.
+    other: the evaluation to compare with. cache: where the predictions of baselines are kept. Raises
+    ConfigError for an `evaluate.metric` that is no figure.
     """
     dataset, seed = assembled.dataset, assembled.seed
     figure = headline(config, dataset, tallies)
     sure = {split: bootstrap.intervals(tally, seed) for split, tally in tallies.items()}
+    simple = baselines.baselines(
+        dataset, list(tallies), config.baselines, positive=_positive(tallies), seed=seed, cache=cache
+    )
     return {
         "intervals": {split: found.found for split, found in sure.items()},
         "no_interval": {split: found.missing for split, found in sure.items()},
@@ -34,7 +48,45 @@ def judge(
             "level": bootstrap.LEVEL,
             "unit": {split: unit(dataset, dataset.split(split)) for split in tallies},
         },
+        "baselines": [_baseline(one) for one in simple],
+        "seconds": {one.name: round(one.seconds, 3) for one in simple if not one.cached},
+        "against": against(tallies, simple, figure, seed),
         "comparison": compare.compare(tallies, dataset.fingerprint, other, figure, seed) if other else None,
+    }
+
+
+def _positive(tallies: Mapping[str, Tally]) -> int:
+    return next((tally.positive for tally in tallies.values() if isinstance(tally, ClassificationTally)), 1)
+
+
+def _baseline(one: Baseline) -> dict[str, Any]:
+    fields = {key: getattr(one, key) for key in ("name", "about", "note", "missing")}
+    return {**fields, "metrics": {split: tally.metrics() for split, tally in one.tallies.items()}}
+
+
+def against(
+    tallies: Mapping[str, Tally], simple: Sequence[Baseline], figure: str, seed: int
+) -> dict[str, Any] | None:
+    """The model beside the strongest baseline, by the headline figure of the last split, row by row."""
+    split = list(tallies)[-1]
+    best = baselines.strongest(simple, split, figure)
+    if best is None or figure not in tallies[split].metrics():
+        return None
+    mine, theirs = tallies[split], best.tallies[split]
+    found = bootstrap.paired(mine, theirs, seed)[figure]
+    better = (found.value > 0) == (direction(figure) == "max")
+    values = [tally.metrics()[figure] for tally in (mine, theirs)]
+    return {
+        "split": split,
+        "metric": figure,
+        "baseline": best.name,
+        "value": values[0],
+        "theirs": values[1],
+        "difference": found.value,
+        "interval": None if found.low is None else [found.low, found.high],
+        "beats": better and found.clear,
+        "says": f"{split} {figure} {console.number(values[0])} against {console.number(values[1])} of "
+        f"{best.name}: {compare.sentence(figure, found)}",
     }
 
 

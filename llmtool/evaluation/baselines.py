@@ -1,0 +1,385 @@
+"""What a model is held against: trivial and classical models of the same split and encoding.
+
+Bounded by work, not by the clock, so that their figures do not depend on how busy the machine is; the clock
+only leaves out what has not begun when the time is up, by name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import torch
+from pydantic import Field
+
+from llmtool.core import files, seeds
+from llmtool.core.config import Section
+from llmtool.core.contracts import Tally
+from llmtool.core.environment import code_version
+from llmtool.core.errors import LlmtoolError
+from llmtool.data.batches import unit_edges
+from llmtool.data.store import Dataset, Split
+from llmtool.evaluation.ngrams import MOST_TOKENS, NGrams, Stream, best_order
+from llmtool.metrics import direction
+from llmtool.metrics.classification import ClassificationTally
+from llmtool.metrics.language import LanguageTally
+from llmtool.metrics.regression import RegressionTally
+
+CELLS = 100_000_000  # rows x features x classes that a classical model learns from
+TREES = 1500  # of gradient boosting, over all classes
+ROUNDS = 100  # of gradient boosting, scikit-learn's default
+SOLVER = 300  # iterations of logistic regression
+LONGEST = 20_000_000  # tokens of a split that n-grams score
+SMALLEST = 1e-15  # probability, below which scikit-learn's log loss does not go either
+
+Evidence = dict[str, np.ndarray]  # split -> what a tally is made from
+
+
+class BaselinesConfig(Section):
+    """Which simple models are fitted on the same data, to be held against."""
+
+    kind: Literal["all", "simple"] = Field(
+        default="all",
+        description="all: with logistic or ridge regression and gradient boosting, or n-grams; simple: those "
+        "that cost nothing (the majority, the mean, single tokens)",
+    )
+    seconds: float = Field(
+        default=60.0, gt=0, allow_inf_nan=False, description="no further one is begun after this time"
+    )
+
+
+@dataclass
+class Baseline:
+    """tallies: the evidence of each split; none where it is `missing`, which says why. note: what was cut."""
+
+    name: str
+    about: str
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    note: str = ""
+    missing: str = ""
+    seconds: float = 0.0
+    cached: bool = False
+
+
+@dataclass
+class _Plan:
+    """A baseline before it is fitted; `fit` gives the evidence of each split, and a note."""
+
+    name: str
+    about: str
+    fit: Callable[[Sequence[str]], tuple[Evidence, str]]
+    simple: bool = False
+
+
+class _Kind(Protocol):
+    """One kind of data: its baselines, and the tally that their evidence makes."""
+
+    def plans(self) -> Iterator[_Plan]:
+        """The baselines, cheap ones first."""
+
+    def tally(self, split: Split, evidence: np.ndarray) -> Tally:
+        """The tally of a split's evidence."""
+
+
+def baselines(
+    dataset: Dataset,
+    splits: Sequence[str],
+    config: BaselinesConfig,
+    *,
+    positive: int,
+    seed: int,
+    cache: Path | None = None,
+) -> list[Baseline]:
+    """Every baseline of this kind of data, scored on the splits; one that cannot be had says why.
+
+    positive: index of the positive class of two. cache: a directory where their predictions are kept. All is
+    a function of dataset and seed, but for what the time leaves out.
+    """
+    kinds: dict[str, Callable[[Dataset, int, int], _Kind]] = {
+        "classes": _Classes, "values": _Values, "next_token": _Tokens
+    }  # fmt: skip
+    kind = kinds[dataset.targets["kind"]](dataset, positive, seed)
+    began = time.monotonic()
+    found = []
+    for plan in kind.plans():
+        if config.kind == "simple" and not plan.simple:
+            continue
+        started = time.monotonic()
+        made = Baseline(plan.name, plan.about)
+        found.append(made)
+        place = _Cache(cache, dataset.fingerprint, seed, plan) if cache and not plan.simple else None
+        evidence, made.note, made.seconds = place.read(splits) if place else ({}, "", 0.0)
+        made.cached = bool(evidence)
+        if not evidence:
+            if started - began > config.seconds:
+                made.missing = f"the limit of {config.seconds:g} s was reached (evaluate.baselines.seconds)"
+                continue
+            try:
+                evidence, made.note = plan.fit(splits)
+            except (ValueError, ArithmeticError, np.linalg.LinAlgError, MemoryError) as error:
+                made.missing = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            made.seconds = time.monotonic() - started
+            if place and evidence:
+                place.write(evidence, made)
+        made.tallies = {name: kind.tally(dataset.split(name), part) for name, part in evidence.items()}
+    return found
+
+
+def strongest(found: Sequence[Baseline], split: str, figure: str) -> Baseline | None:
+    """The one with the best figure of this split; None where none has it."""
+    sign = 1.0 if direction(figure) == "max" else -1.0
+    scored = [
+        (sign * one.tallies[split].metrics()[figure], one)
+        for one in found
+        if split in one.tallies and figure in one.tallies[split].metrics()
+    ]
+    return max(scored, key=lambda pair: pair[0])[1] if scored else None
+
+
+class _Cache:
+    """The predictions of one baseline on disk, good for one dataset, one seed and one version of the code."""
+
+    def __init__(self, directory: Path, fingerprint: str, seed: int, plan: _Plan) -> None:
+        self.path = directory / f"{re.sub('[^a-z]+', '_', plan.name)}.safetensors"
+        self.key = {"dataset": fingerprint, "seed": str(seed), "code": code_version(), "about": plan.about}
+
+    def read(self, splits: Sequence[str]) -> tuple[Evidence, str, float]:
+        """The evidence of these splits, its note, the seconds it took; nothing where it is not whole."""
+        try:
+            with safetensors.safe_open(self.path, "np") as file:
+                about = file.metadata() or {}
+                if {key: about.get(key) for key in self.key} != self.key or set(splits) - set(file.keys()):
+                    return {}, "", 0.0
+                found = {name: file.get_tensor(name) for name in splits}
+                return found, about["note"], json.loads(about["seconds"])
+        except (OSError, ValueError, KeyError, safetensors.SafetensorError):
+            return {}, "", 0.0
+
+    def write(self, evidence: Evidence, made: Baseline) -> None:
+        """Keep it; a disk that cannot take it costs the next evaluation some seconds, nothing else."""
+        about = {**self.key, "note": made.note, "seconds": json.dumps(round(made.seconds, 3))}
+        try:
+            files.make_directories(self.path.parent)
+            files.write_bytes(self.path, safetensors.numpy.save(evidence, about))
+        except LlmtoolError:
+            return
+
+
+# --- tables: one of several classes ---
+
+
+class _Classes:
+    """Evidence: (n, C) float32 logarithms of the classes' probabilities."""
+
+    def __init__(self, dataset: Dataset, positive: int, seed: int) -> None:
+        self.dataset, self.positive, self.seed = dataset, positive, seed
+        self.names = [str(name) for name in dataset.targets["names"]]
+        counts = np.asarray(dataset.targets["counts"], np.float64)
+        self.shares = counts / counts.sum()
+
+    def tally(self, split: Split, evidence: np.ndarray) -> Tally:
+        """Judged as a model's logits are."""
+        targets = torch.from_numpy(np.asarray(split.arrays["targets"]).astype(np.int64))
+        return ClassificationTally(torch.from_numpy(evidence), targets, self.names, self.positive)
+
+    def plans(self) -> Iterator[_Plan]:
+        """Majority, stratified, logistic regression, gradient boosting."""
+        rounds = max(1, min(ROUNDS, TREES // (1 if len(self.names) == 2 else len(self.names))))
+        trees = f"{rounds} rounds of decision trees, on the same inputs"
+        drawn = "a class drawn by its share of the training rows"
+        boosting = partial(_boosting, "Classifier", rounds, self.seed)
+        yield _Plan(
+            "majority", "always the most frequent class", partial(self._each, self._most), simple=True
+        )
+        yield _Plan("stratified", drawn, partial(self._each, self._drawn), simple=True)
+        yield _Plan("logistic regression", "linear, on the same inputs", partial(self._fitted, _logistic))
+        yield _Plan("gradient boosting", trees, partial(self._fitted, boosting))
+
+    def _each(
+        self, predict: Callable[[Split], np.ndarray], splits: Sequence[str], note: str = ""
+    ) -> tuple[Evidence, str]:
+        shares = {name: predict(self.dataset.split(name)) for name in splits}
+        return {
+            name: np.log(np.maximum(part, SMALLEST)).astype(np.float32) for name, part in shares.items()
+        }, note
+
+    def _most(self, split: Split) -> np.ndarray:
+        return np.tile(self.shares, (split.rows, 1))
+
+    def _drawn(self, split: Split) -> np.ndarray:
+        random = seeds.generator(self.seed, "stratified", split.name)
+        return np.eye(len(self.names))[random.choice(len(self.names), split.rows, p=self.shares)]
+
+    def _fitted(self, make: Callable[[], Any], splits: Sequence[str]) -> tuple[Evidence, str]:
+        inputs, targets, note = _sample(self.dataset.split("train"), len(self.names), self.seed)
+        model, more = _fit(make(), inputs, targets)
+
+        def predict(split: Split) -> np.ndarray:
+            shares = np.zeros((split.rows, len(self.names)))
+            shares[:, model.classes_] = model.predict_proba(np.asarray(split.arrays["inputs"]))
+            return shares
+
+        return self._each(predict, splits, _joined(note, more))
+
+
+def _logistic() -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(max_iter=SOLVER)
+
+
+def _boosting(what: str, rounds: int, seed: int) -> Any:
+    from sklearn import ensemble
+
+    random = seeds.derive(seed, "boosting") % 2**32
+    return getattr(ensemble, f"HistGradientBoosting{what}")(max_iter=rounds, random_state=random)
+
+
+# --- tables: numbers ---
+
+
+class _Values:
+    """Evidence: (n, k) float32 predictions, standardised as the card says."""
+
+    def __init__(self, dataset: Dataset, positive: int, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+        self.names = [str(name) for name in dataset.targets["names"]]
+        self.mean, scale = (np.atleast_1d(np.asarray(dataset.targets[k], float)) for k in ("mean", "scale"))
+        self.scale = np.where(scale == 0, 1.0, scale)
+
+    def tally(self, split: Split, evidence: np.ndarray) -> Tally:
+        """Judged as a model's predictions are."""
+        targets, predictions = torch.from_numpy(self._targets(split)), torch.from_numpy(evidence)
+        return RegressionTally(predictions, targets, self.names, list(self.mean), list(self.scale))
+
+    def plans(self) -> Iterator[_Plan]:
+        """Mean, median, ridge regression, gradient boosting."""
+        rounds = max(1, min(ROUNDS, TREES // len(self.names)))
+        trees = f"{rounds} rounds of decision trees, on the same inputs"
+        boosting = partial(_boosting, "Regressor", rounds, self.seed)
+        yield _Plan("mean", "always the mean of the training rows", self._mean, simple=True)
+        yield _Plan("median", "always the median of the training rows", self._median, simple=True)
+        yield _Plan("ridge regression", "linear, on the same inputs", partial(self._fitted, _ridge))
+        yield _Plan("gradient boosting", trees, partial(self._fitted, boosting))
+
+    def _targets(self, split: Split) -> np.ndarray:
+        """(n, k) float64."""
+        return np.asarray(split.arrays["targets"], np.float64).reshape(split.rows, -1)
+
+    def _mean(self, splits: Sequence[str]) -> tuple[Evidence, str]:
+        return self._constant(np.zeros(len(self.names)), splits)
+
+    def _median(self, splits: Sequence[str]) -> tuple[Evidence, str]:
+        middle = np.median(self._targets(self.dataset.split("train")), axis=0)
+        return self._constant((middle - self.mean) / self.scale, splits)
+
+    def _constant(self, value: np.ndarray, splits: Sequence[str]) -> tuple[Evidence, str]:
+        rows = {name: self.dataset.split(name).rows for name in splits}
+        return {name: np.tile(value.astype(np.float32), (count, 1)) for name, count in rows.items()}, ""
+
+    def _fitted(self, make: Callable[[], Any], splits: Sequence[str]) -> tuple[Evidence, str]:
+        inputs, targets, note = _sample(self.dataset.split("train"), len(self.names), self.seed)
+        values = (targets.reshape(len(inputs), -1).astype(np.float64) - self.mean) / self.scale
+        models, notes = zip(*(_fit(make(), inputs, column) for column in values.T), strict=True)
+        evidence = {}
+        for name in splits:
+            rows = np.asarray(self.dataset.split(name).arrays["inputs"])
+            evidence[name] = np.stack([model.predict(rows) for model in models], axis=1).astype(np.float32)
+        return evidence, _joined(note, *notes)
+
+
+def _ridge() -> Any:
+    from sklearn.linear_model import Ridge
+
+    return Ridge()
+
+
+# --- text: the next token ---
+
+
+class _Tokens:
+    """Evidence: (3, u) nats, scored tokens and first choices of each unit of the text."""
+
+    def __init__(self, dataset: Dataset, positive: int, seed: int) -> None:
+        self.dataset, self.vocabulary = dataset, int(dataset.targets["vocabulary"])
+
+    def tally(self, split: Split, evidence: np.ndarray) -> Tally:
+        """Judged as a model's evidence is."""
+        nats, tokens, correct = torch.from_numpy(evidence)
+        whole = split.meta.get("bytes")
+        size = whole * float(tokens.sum()) / split.meta["tokens"] if whole else None
+        return LanguageTally(nats, tokens, correct, size)
+
+    def plans(self) -> Iterator[_Plan]:
+        """Unigram, trigram, and the order that does best on a part of the training text."""
+        yield _Plan("unigram", "each token by its share of the training text", self._of(1), simple=True)
+        yield _Plan("trigram", "from the two tokens before, Kneser-Ney", self._of(3))
+        yield _Plan("n-gram", "from as many tokens before as help, Kneser-Ney", self._of(None))
+
+    def _of(self, order: int | None) -> Callable[[Sequence[str]], tuple[Evidence, str]]:
+        return partial(self._fitted, order)
+
+    def _fitted(self, order: int | None, splits: Sequence[str]) -> tuple[Evidence, str]:
+        train = self.dataset.split("train")
+        total, length = len(train.arrays["tokens"]), min(len(train.arrays["tokens"]), MOST_TOKENS)
+        cut = f"learned from the first {length:,} of {total:,} tokens" if length < total else ""
+        stream = _stream(train).part(0, length)
+        chosen = best_order(stream, self.vocabulary) if order is None else order
+        model = NGrams(stream, self.vocabulary, chosen)
+        evidence = {}
+        for name in splits:
+            split = self.dataset.split(name)
+            if len(split.arrays["tokens"]) > LONGEST:
+                raise ValueError(f"{name} has more than {LONGEST:,} tokens")
+            highest = min(chosen, model.highest)
+            evidence[name] = _by_unit(split, *model.score(_stream(split), [highest])[highest])
+        said = f"order {chosen}, chosen on the last tenth of the training text" if order is None else ""
+        return evidence, _joined(said, cut)
+
+
+def _stream(split: Split) -> Stream:
+    return Stream.of(np.asarray(split.arrays["tokens"]), np.asarray(split.arrays["documents"]))
+
+
+def _by_unit(split: Split, nats: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """(3, u) sums over the units that a model's evidence has; a document's first token is never scored."""
+    scored = np.ones(len(nats))
+    scored[np.concatenate([[0], np.asarray(split.arrays["documents"][:-1], np.int64)])] = 0
+    starts = unit_edges(split)[:-1]
+    return np.stack([np.add.reduceat(part * scored, starts) for part in (nats, np.ones(len(nats)), right)])
+
+
+# --- what they share ---
+
+
+def _sample(split: Split, outputs: int, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """The training rows, as many of them as the work allows, and what was left out."""
+    inputs, targets = np.asarray(split.arrays["inputs"]), np.asarray(split.arrays["targets"])
+    allowed = max(1000, CELLS // max(1, inputs.shape[1] * outputs))
+    if split.rows <= allowed:
+        return inputs, targets, ""
+    rows = np.sort(seeds.generator(seed, "baselines").choice(split.rows, allowed, replace=False))
+    return inputs[rows], targets[rows], f"learned from {allowed:,} of {split.rows:,} rows"
+
+
+def _fit(model: Any, inputs: np.ndarray, targets: np.ndarray) -> tuple[Any, str]:
+    """The model, fitted; that it did not converge goes into the note."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model.fit(inputs, targets)
+    unfinished = any("converge" in str(warning.message).lower() for warning in said)
+    return model, f"stopped after {SOLVER} iterations, before converging" if unfinished else ""
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(dict.fromkeys(note for note in notes if note))

@@ -1,0 +1,167 @@
+"""Baselines: scikit-learn's own figures, the same again from the cache, and never silently missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn import dummy, ensemble, linear_model, metrics
+
+from llmtool.core.contracts import Tally
+from llmtool.data.store import Dataset
+from llmtool.evaluation import baselines as room
+from llmtool.evaluation.baselines import Baseline, BaselinesConfig, baselines, strongest
+from tests.conftest import Run
+
+VALUES = """\
+data:
+  source: {format: csv, path: values.csv}
+  split: {by: random, train: 0.7, validation: 0.15, test: 0.15}
+  encode: {as: features, target: y}
+model: {family: mlp, hidden: [4]}
+"""
+
+
+def found(dataset: Dataset, cache: Path | None = None, **config: Any) -> dict[str, Baseline]:
+    splits = ["validation", "test"]
+    made = baselines(dataset, splits, BaselinesConfig(**config), positive=0, seed=0, cache=cache)
+    return {one.name: one for one in made}
+
+
+@pytest.fixture(scope="module")
+def table(finished: Path) -> Dataset:
+    return Dataset.open(finished / "runs/table/prepare")
+
+
+@pytest.fixture(scope="module")
+def text(finished: Path) -> Dataset:
+    return Dataset.open(finished / "runs/text/prepare")
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory: pytest.TempPathFactory, llmtool: Run) -> Dataset:
+    directory = tmp_path_factory.mktemp("values")
+    random = np.random.default_rng(0)
+    rows = [f"{a:.3f},{b:.3f},{1e6 + 3 * a + b * b:.3f}" for a, b in random.normal(size=(200, 2))]
+    (directory / "values.csv").write_text("\n".join(["a,b,y", *rows]))
+    (directory / "values.yaml").write_text(VALUES)
+    assert llmtool("prepare", "values.yaml", cwd=directory).code == 0
+    return Dataset.open(directory / "runs/values/prepare")
+
+
+def arrays(dataset: Dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
+    part = dataset.split(split).arrays
+    return np.asarray(part["inputs"]), np.asarray(part["targets"])
+
+
+def test_classes_have_scikit_learns_figures(table: Dataset) -> None:
+    made = found(table)
+    assert list(made) == ["majority", "stratified", "logistic regression", "gradient boosting"]
+    (inputs, targets), (rows, truth) = arrays(table, "train"), arrays(table, "test")
+    models = {
+        "majority": dummy.DummyClassifier(strategy="prior"),
+        "logistic regression": linear_model.LogisticRegression(max_iter=300),
+        "gradient boosting": ensemble.HistGradientBoostingClassifier(random_state=0),
+    }
+    for name, model in models.items():
+        shares = model.fit(inputs, targets).predict_proba(rows)
+        figures = made[name].tallies["test"].metrics()
+        assert figures["accuracy"] == metrics.accuracy_score(truth, shares.argmax(axis=1))
+        assert figures["log_loss"] == pytest.approx(metrics.log_loss(truth, shares), rel=1e-5)
+        assert figures["roc_auc"] == pytest.approx(metrics.roc_auc_score(truth == 0, shares[:, 0]))
+    by_chance = float(np.square(np.bincount(targets) / len(targets)).sum())
+    assert made["stratified"].tallies["test"].metrics()["accuracy"] == pytest.approx(by_chance, abs=0.25)
+
+
+def test_values_have_scikit_learns_figures(values: Dataset) -> None:
+    made = found(values)
+    (inputs, targets), (rows, truth) = arrays(values, "train"), arrays(values, "test")
+    inputs, targets, rows, truth = (part.astype(np.float64) for part in (inputs, targets, rows, truth))
+    models = {
+        "mean": dummy.DummyRegressor(),
+        "median": dummy.DummyRegressor(strategy="median"),
+        "ridge regression": linear_model.Ridge(),
+    }
+    for name, model in models.items():
+        predicted = model.fit(inputs, targets.ravel()).predict(rows)
+        rmse = made[name].tallies["test"].metrics()["rmse"]
+        assert rmse == pytest.approx(metrics.root_mean_squared_error(truth, predicted), rel=1e-4), name
+    best = strongest(list(made.values()), "test", "rmse")
+    assert best is not None
+    assert best.name in ("ridge regression", "gradient boosting")
+
+
+def test_text_is_scored_on_the_models_own_targets(finished: Path, text: Dataset) -> None:
+    made = found(text)
+    assert list(made) == ["unigram", "trigram", "n-gram"]
+    import json
+
+    details = json.loads((finished / "runs/text/evaluate/report.json").read_text())["details"]
+    for one in made.values():
+        for split in ("validation", "test"):
+            mine = one.tallies[split].details()
+            assert (mine["tokens"], mine["bytes"]) == (details[split]["tokens"], details[split]["bytes"])
+    losses = [one.tallies["test"].metrics()["loss"] for one in made.values()]
+    assert losses[0] > losses[1] > losses[2]
+
+
+def figures(made: dict[str, Baseline]) -> dict[str, Any]:
+    def of(tally: Tally) -> Any:
+        return tally.metrics()
+
+    return {name: {split: of(tally) for split, tally in one.tallies.items()} for name, one in made.items()}
+
+
+@pytest.mark.parametrize("kind", ["table", "values", "text"])
+def test_the_cache_gives_the_same_again(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    dataset = request.getfixturevalue(kind)
+    first, again = found(dataset, tmp_path), found(dataset, tmp_path)
+    assert figures(first) == figures(again) == figures(found(dataset))
+    assert [one.note for one in first.values()] == [one.note for one in again.values()]
+    assert any(one.cached for one in again.values())
+    assert not any(one.cached for one in first.values())
+
+
+def test_a_foreign_or_damaged_cache_is_left_alone(table: Dataset, text: Dataset, tmp_path: Path) -> None:
+    before = found(table, tmp_path)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:-7])
+    assert figures(found(table, tmp_path)) == figures(before)
+    other = baselines(table, ["test"], BaselinesConfig(), positive=0, seed=1, cache=tmp_path)
+    assert not any(one.cached for one in other)
+    (tmp_path / "blocked").write_text("a file where a directory should be")
+    assert figures(found(table, tmp_path / "blocked" / "inside")) == figures(before)
+
+
+def test_nothing_is_missing_without_a_word(table: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = found(table, seconds=1e-9)
+    assert "the limit of 1e-09 s was reached" in made["gradient boosting"].missing
+    assert made["gradient boosting"].tallies == {}
+
+    def broken() -> None:
+        raise ValueError("Input X contains what it should not\nand more")
+
+    monkeypatch.setattr(room, "_logistic", broken)
+    made = found(table)
+    assert made["logistic regression"].missing == "Input X contains what it should not"
+    assert made["gradient boosting"].tallies
+    assert list(found(table, kind="simple")) == ["majority", "stratified"]
+
+
+def test_work_is_bounded_and_cuts_are_noted(table: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "CELLS", 1)
+    monkeypatch.setattr(room, "SOLVER", 1)
+    rows = dataset_rows = table.split("train").rows
+    assert rows < 1000  # the least that is learned from: nothing is cut here
+    assert found(table)["logistic regression"].note == "stopped after 1 iterations, before converging"
+    inputs, targets, note = room._sample(_many(table), 2, 0)
+    assert (len(inputs), len(targets)) == (1000, 1000)
+    assert note == f"learned from 1,000 of {5 * dataset_rows:,} rows"
+
+
+def _many(dataset: Dataset) -> Any:
+    split = dataset.split("train")
+    wide = {name: np.concatenate([array] * 5) for name, array in split.arrays.items()}
+    return type(split)(split.name, 5 * split.rows, wide, split.meta, split.sources)
