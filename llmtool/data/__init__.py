@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -65,6 +65,10 @@ class DataConfig(Section):
         "for each split, by order for whole texts, otherwise by chance; in shares of 0.8, 0.1 and 0.1",
     )
     encode: EncodeConfig = Field(description="how rows become arrays; fitted on the train rows only")
+    leakage: Literal["report", "refuse"] = Field(
+        default="report",
+        description="what to do about rows or columns that tell of validation and test what only they should",
+    )
     max_bad: float = Field(
         default=0.01,
         ge=0,

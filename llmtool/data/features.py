@@ -167,7 +167,8 @@ class FeatureEncoder:
         return frozenset(self.config.markers) | {""}
 
     @property
-    def _targets(self) -> list[str]:
+    def target_names(self) -> list[str]:
+        """The columns to be predicted."""
         target = self.config.target
         assert target is not None
         return [target] if isinstance(target, str) else target
@@ -176,34 +177,36 @@ class FeatureEncoder:
 
     def columns(self, available: list[str]) -> list[str]:
         """The input columns and the target; ConfigError names one that the data lacks."""
-        for name in self._targets:
+        for name in self.target_names:
             _find(name, available, "target")
         if self.fitted is not None:
             for column in self.fitted:
                 _find(column.name, available, f"like: {self.config.like}")
             self.names = [column.name for column in self.fitted]
-            if shared := set(self.names) & set(self._targets):
+            if shared := set(self.names) & set(self.target_names):
                 raise ConfigError(f"data.encode.target: {min(shared)!r} is an input of {self.config.like}")
-            return [*self.names, *self._targets]
+            return [*self.names, *self.target_names]
         for place in ("columns", "ignore", "numbers", "categories", "dates"):
             for name in getattr(self.config, place) or []:
                 _find(name, available, place)
         chosen = available if self.config.columns is None else self.config.columns
-        self.names = [name for name in chosen if name not in {*self._targets, *self.config.ignore}]
-        return [*self.names, *self._targets]
+        self.names = [name for name in chosen if name not in {*self.target_names, *self.config.ignore}]
+        return [*self.names, *self.target_names]
 
     def refuse(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
         """Rows without a target."""
-        reasons = {f"{name} (target) is missing": Cells(frame[name]).missing(BLANK) for name in self._targets}
+        reasons = {
+            f"{name} (target) is missing": Cells(frame[name]).missing(BLANK) for name in self.target_names
+        }
         return {reason: mask for reason, mask in reasons.items() if mask.any()}
 
     def stratum(self, frame: pd.DataFrame) -> pd.Series:
         """The class of each row as text."""
-        if len(self._targets) > 1:
+        if len(self.target_names) > 1:
             raise ConfigError("data.split.by: stratified needs one target; name a column with `on`")
         import pandas as pd
 
-        return pd.Series(Cells(frame[self._targets[0]]).text, index=frame.index, dtype=object)
+        return pd.Series(Cells(frame[self.target_names[0]]).text, index=frame.index, dtype=object)
 
     # --- fitting
 
@@ -212,7 +215,7 @@ class FeatureEncoder:
         names = [] if self.fitted is not None else self.names
         assert names is not None, "columns() comes before fit()"
         markers = self._markers
-        every = [*names, *self._targets]
+        every = [*names, *self.target_names]
         found = {
             name: ColumnStatistics(name, markers, len(every), seeds.generator(self.seed, "sample", name))
             for name in every
@@ -225,7 +228,9 @@ class FeatureEncoder:
                 found[name].add(Cells(chunk.frame[name]), ordinals)
         if rows == 0:
             raise DataError("the train split has no rows; nothing can be learned from it")
-        self.target = fit_target([found[name] for name in self._targets], self.config.target_kind, self.notes)
+        self.target = fit_target(
+            [found[name] for name in self.target_names], self.config.target_kind, self.notes
+        )
         if self.fitted is None:
             self.fitted = [column for name in names if (column := self._fit_column(found[name])) is not None]
             if not self.fitted:
@@ -395,7 +400,7 @@ class FeatureWriter:
         assert encoder.target is not None
         self._target = encoder.target
         self._inputs = ArrayWriter(directory / f"{split}.inputs.bin", "<f4", (width,))
-        self._targets = ArrayWriter(
+        self.target_names = ArrayWriter(
             directory / f"{split}.targets.bin", self._target.dtype, self._target.shape
         )
         self._origin = ArrayWriter(directory / f"{split}.origin.bin", "<i8", (2,))
@@ -409,7 +414,7 @@ class FeatureWriter:
         keep = np.ones(len(frame), dtype=bool)
         keep[list(refused)] = False
         self._inputs.append(block[keep])
-        self._targets.append(targets[keep])
+        self.target_names.append(targets[keep])
         self._origin.append(np.stack([chunk.file, chunk.line], axis=1)[keep].astype(np.int64))
         ordinals = frame.index.to_numpy()
         return {int(ordinals[row]): reason for row, reason in sorted(refused.items())}
@@ -418,7 +423,7 @@ class FeatureWriter:
         """Rows written, and the arrays."""
         arrays = {
             "inputs": self._inputs.close(),
-            "targets": self._targets.close(),
+            "targets": self.target_names.close(),
             "origin": self._origin.close(),
         }
         return {"rows": self._inputs.rows, "arrays": arrays}

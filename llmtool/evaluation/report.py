@@ -158,6 +158,9 @@ def show(report: Mapping[str, Any]) -> Group:
     for sample in report["samples"]:
         written = Text(console.clean(sample["text"]), style="dim")
         parts += [Text(f"\n--- after {sample['prompt']!r}"), written]
+    parts += [
+        Text(overlap_line(split, found)) for split, found in report["overlap"].items() if found["shared"]
+    ]
     compared = report["comparison"]
     if compared:
         parts.append(Text(f"beside {compared['with']}:", style="bold"))
@@ -275,6 +278,13 @@ def requirement_line(outcome: Mapping[str, Any]) -> Text:
     return Text(
         f"{'met' if met else 'UNMET':<6}{outcome['says']}{bound}", style="green" if met else "bold red"
     )
+
+
+def overlap_line(split: str, found: Mapping[str, Any]) -> str:
+    """How much of a split stands in the training text."""
+    share = f"{100 * found['runs_shared']:.2g} % of all runs"
+    parts = f"{found['shared']:,} of {found['units']:,} parts of {split}"
+    return f"{parts} share a run of {found['run']} tokens with the training text ({share})"
 
 
 def number(value: float | None) -> str:

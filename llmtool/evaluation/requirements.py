@@ -147,12 +147,14 @@ def with_bounds(
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, str]]]:
     """Figures and reasons, with those that a requirement may name besides: bounds, and changes.
 
-    evidence: the parts of report.json called intervals, no_interval and comparison.
+    evidence: the parts of report.json called intervals, no_interval, comparison and overlap.
     """
     found = {split: dict(figures) for split, figures in metrics.items()}
     reasons = {split: dict(undefined.get(split, {})) for split in metrics}
     compared = evidence["comparison"] or {"splits": {}, "says": ["evaluate.compare names no run"]}
     for split, figures in metrics.items():
+        if split in evidence["overlap"]:
+            found[split]["overlap"] = evidence["overlap"][split]["share"]
         for name in [*figures, *undefined.get(split, {})]:
             why = undefined.get(split, {}).get(name)
             bounds = evidence["intervals"].get(split, {}).get(name)

@@ -9,6 +9,7 @@ from typing import Any
 from llmtool.core import console
 from llmtool.core.contracts import Tally, Tokens
 from llmtool.core.errors import ConfigError
+from llmtool.data import overlap
 from llmtool.data.batches import FEW, unit_edges
 from llmtool.data.store import Dataset, Split
 from llmtool.evaluation import EvaluateConfig, baselines, compare
@@ -49,10 +50,17 @@ def judge(
             "unit": {split: unit(dataset, dataset.split(split)) for split in tallies},
         },
         "baselines": [_baseline(one) for one in simple],
+        "overlap": _overlap(dataset, list(tallies)),
         "seconds": {one.name: round(one.seconds, 3) for one in simple if not one.cached},
         "against": against(tallies, simple, figure, seed),
         "comparison": compare.compare(tallies, dataset.fingerprint, other, figure, seed) if other else None,
     }
+
+
+def _overlap(dataset: Dataset, splits: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(dataset.inputs, Tokens):
+        return {}
+    return {split: overlap.overlap(dataset, split) for split in splits if split != "train"}
 
 
 def _positive(tallies: Mapping[str, Tally]) -> int:

@@ -13,20 +13,23 @@ import numpy as np
 
 from llmtool.core import files
 from llmtool.core.errors import DataError
-from llmtool.data import DataConfig
+from llmtool.data import DataConfig, leakage
 from llmtool.data.cleaning import Masks, clean, contents
 from llmtool.data.encoding import Encoder
+from llmtool.data.features import FeatureEncoder
 from llmtool.data.readers import BadRow
 from llmtool.data.sources import SPLITS, Chunk, Source
 from llmtool.data.splitting import DROPPED, Assigned, RowTable, labels
 from llmtool.data.store import CARD, make_card
 from llmtool.data.targets import NOT_IN_TRAIN
+from llmtool.data.tokens import TokensEncode
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LEDGER = "ledger.json"
 QUARANTINE = "quarantine.jsonl"
+LEAKAGE = "leakage.json"
 HOPELESS = 10_000  # bad rows after which reading stops, if most rows are bad
 SMALL = 2**26  # a source of at most so many bytes in memory, by estimate, is read once
 CELL = 64  # bytes of an object in memory beside its characters
@@ -62,10 +65,12 @@ def prepare(
     reading = _Reading(data, rows, columns, code, before, progress)
     encoder.fit(lambda: reading.rows("fitting", code == 0))
     names = [str(path) for path in data.source.files()]
-    kept, splits = _write(encoder, reading, scan, directory, names)
+    sample = leakage.Sample.of(code, len(columns), names, seed, getattr(data.encode, "text", None))
+    kept, splits = _write(encoder, reading, scan, directory, sample)
     _refuse_bad(data, scan)
     ledger = _ledger(scan, assigned, kept)
-    notes = [*assigned.notes, *encoder.notes]
+    found = _leaks(data, encoder, sample, directory)
+    notes = [*assigned.notes, *encoder.notes, *found]
     card = make_card(data.encode.as_, encoder.inputs, encoder.targets, encoder.state(), splits, notes, names)
     files.write_json(directory / LEDGER, ledger)
     for path in _written(directory):
@@ -83,7 +88,10 @@ def _written(directory: Path) -> list[Path]:
 def _sweep(directory: Path) -> None:
     """Take away what an earlier run left, the card first: without it, nothing here counts as a dataset."""
     with files.disk_errors(directory):
-        for path in [directory / CARD, directory / LEDGER, directory / QUARANTINE, *_written(directory)]:
+        for path in [
+            *(directory / name for name in (CARD, LEDGER, QUARANTINE, LEAKAGE)),
+            *_written(directory),
+        ]:
             if path.is_file() or path.is_symlink():
                 files.fs.unlink(path)
 
@@ -365,7 +373,7 @@ class _Reading:
 
 
 def _write(
-    encoder: Encoder, reading: _Reading, scan: _Scan, directory: Path, paths: list[str]
+    encoder: Encoder, reading: _Reading, scan: _Scan, directory: Path, sample: leakage.Sample
 ) -> tuple[Counter[str], dict[str, dict[str, Any]]]:
     """Encode every split; returns the rows kept by split, and the meta of each split."""
     kept: Counter[str] = Counter()
@@ -373,13 +381,14 @@ def _write(
     writers = {code: encoder.writer(directory, SPLITS[code]) for code in present}
     for chunk in reading.rows("encoding", reading.code >= 0):
         codes = reading.code[chunk.frame.index.to_numpy()]
+        sample.add(chunk, codes)
         for code in present:
             mask = codes == code
             if mask.any():
                 part = chunk.take(mask)
                 reasons = writers[code].add(part)
                 kept[SPLITS[code]] += int(mask.sum()) - len(reasons)
-                _refuse(scan, part, reasons, paths)
+                _refuse(scan, part, reasons, sample.paths)
     splits = {SPLITS[code]: writer.close() for code, writer in writers.items()}
     for name in splits:
         if not kept[name]:
@@ -401,6 +410,28 @@ def _refuse(scan: _Scan, chunk: Chunk, reasons: dict[int, str], paths: list[str]
         kind = "dropped" if reason == NOT_IN_TRAIN else "quarantined"
         fates[row] = scan.fates[0][ordinal] = scan.fate(kind, reason)
     _quarantine(scan, chunk, fates, paths)
+
+
+def _leaks(data: DataConfig, encoder: Encoder, sample: leakage.Sample, directory: Path) -> list[str]:
+    """Look for what leaks from split to split, write it down; returns a note for each thing found.
+
+    Raises DataError where the file says to refuse.
+    """
+    if isinstance(encoder, FeatureEncoder):
+        inputs = [column.name for column in encoder.fitted or []]
+        kind = encoder.targets["kind"]
+        found = leakage.of_table(sample.table(), inputs, encoder.target_names, kind, data.split.by)
+    else:
+        assert isinstance(data.encode, TokensEncode)
+        found = leakage.of_text(sample, data.encode.text)
+    document = {"rows": sample.rows, "findings": [asdict(one) for one in found]}
+    files.write_json(directory / LEAKAGE, files.plain(document))
+    warnings = [one for one in found if one.warning]
+    if data.leakage == "refuse" and warnings:
+        more = f" (and {len(warnings) - 1} more in {directory / LEAKAGE})" if len(warnings) > 1 else ""
+        raise DataError(f"data.leakage: {warnings[0].says}; {warnings[0].advice}{more}")
+    shown = [one for one in found if one.warning or one.kind != "near_duplicates"]
+    return [f"{one.says}; {one.advice}" for one in shown]
 
 
 # --- the account ------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from llmtool.stages import assemble
 from tests.conftest import COMMANDS, Ended, Run
 
 RUN_FILES = {
-    "prepare": {"card.json", "ledger.json", "quarantine.jsonl", "result.json"},
+    "prepare": {"card.json", "leakage.json", "ledger.json", "quarantine.jsonl", "result.json"},
     "describe": {"describe.json", "model_card.md", "result.json"},
     "train": {"experiment.yaml", "environment.json", "metrics.jsonl", "checkpoints", "best", "last"},
     "evaluate": {"report.json", "predictions.csv", "result.json"},

@@ -179,6 +179,7 @@ def test_every_key_is_described() -> None:
 
 
 EVIDENCE: dict[str, Any] = {
+    "overlap": {"test": {"share": 0.25}},
     "intervals": {"test": {"f1": [0.7, 0.9]}},
     "no_interval": {"test": {"loss": "2 units cannot be drawn from"}},
     "comparison": {
@@ -195,6 +196,7 @@ EVIDENCE: dict[str, Any] = {
         ("test.f1.high", "<0.9", False, "test.f1.high is 0.9, must be <0.9"),
         ("test.f1.change", ">0", True, "test.f1.change is 0.01"),
         ("test.f1.change.low", ">=0", False, "test.f1.change.low is -0.01, must be >=0"),
+        ("test.overlap", "<=0.01", False, "test.overlap is 0.25, must be <=0.01"),
         ("test.loss.low", ">0", False, "test.loss.low must be >0: undefined, since 2 units cannot"),
         ("test.auc.low", ">0", False, "test.auc.low must be >0: undefined, since one class"),
         ("test.loss.change", "<0", False, "test.loss.change must be <0: undefined, since"),
