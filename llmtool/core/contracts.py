@@ -121,10 +121,10 @@ class Tally(Protocol):
     def width(self) -> int:
         """Rankings that `resampled` takes: how much longer than a sum over the units it takes, about."""
 
-    def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+    def resampled(self, weights: np.ndarray, only: str | None = None) -> dict[str, np.ndarray]:
         """Every figure with unit i counted weights[b, i] times: name -> (B,) float64, NaN where undefined.
 
-        weights: (B, units) whole numbers.
+        weights: (B, units) whole numbers. only: the figure wanted, if others need not be taken.
         """
 
     def take(self, units: np.ndarray) -> Self:

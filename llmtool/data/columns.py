@@ -23,7 +23,7 @@ Missing = Literal["median", "mean", "zero"]
 Reasons = dict[str, np.ndarray]  # reason -> (rows,) bool, the rows a column cannot encode
 
 QUANTILES = 1000  # landmarks of the quantile transform, as scikit-learn's default
-RARE, ABSENT = "(rare)", "(missing)"
+RARE, ABSENT, OTHER = "(rare)", "(missing)", "(other)"
 _EDGE = 1e-7  # scikit-learn's BOUNDS_THRESHOLD: how near to an end counts as the end
 
 
@@ -67,6 +67,19 @@ class NumberColumn:
             f"{self.name} is infinite or beyond 3.4e38": numbers.infinite,
         }
 
+    def decode(self, block: np.ndarray) -> np.ndarray:
+        """(n,) float64 in the column's own unit, as far as float32 holds it; NaN where it was missing.
+
+        Without a flag, what stood in for missing values cannot be told from them.
+        """
+        values = block[:, 0].astype(np.float64)
+        if self.scale == "quantile":
+            share = torch.special.ndtr(torch.from_numpy(values)).numpy()
+            values = np.interp(share, np.linspace(0, 1, len(self.landmarks)), self.landmarks)
+        else:
+            values = values * self.deviation + self.mean
+        return np.where(block[:, -1] > 0.5, np.nan, values) if self.flag else values
+
 
 @dataclass(frozen=True)
 class CategoryColumn:
@@ -105,6 +118,12 @@ class CategoryColumn:
         rows = np.flatnonzero(chosen >= 0)
         out[rows, chosen[rows]] = 1
         return {}
+
+    def decode(self, block: np.ndarray) -> np.ndarray:
+        """(n,) object: the category, `(rare)`, `(missing)`, or `(other)` for one that train did not have."""
+        words = [*self.categories, *[RARE] * self.rare, *[ABSENT] * self.missing, OTHER]
+        chosen = np.where(block.any(axis=1), block.argmax(axis=1), len(words) - 1)
+        return np.array(words, dtype=object)[chosen]
 
 
 @dataclass(frozen=True)
@@ -157,6 +176,12 @@ class DateColumn:
         if self.flag:
             out[:, -1] = dates.missing
         return {f"{self.name} is not a date": dates.wrong}
+
+    def decode(self, block: np.ndarray) -> np.ndarray:
+        """(n,) datetime64[D]; NaT where it was missing and a flag says so."""
+        days = np.round(block[:, 0].astype(np.float64) * self.deviation + self.mean)
+        dates = np.clip(days, -(10**6), 10**7).astype("datetime64[D]")
+        return np.where(block[:, -1] > 0.5, np.datetime64("NaT"), dates) if self.flag else dates
 
 
 Column = NumberColumn | CategoryColumn | DateColumn

@@ -400,7 +400,7 @@ class FeatureWriter:
         assert encoder.target is not None
         self._target = encoder.target
         self._inputs = ArrayWriter(directory / f"{split}.inputs.bin", "<f4", (width,))
-        self.target_names = ArrayWriter(
+        self._targets = ArrayWriter(
             directory / f"{split}.targets.bin", self._target.dtype, self._target.shape
         )
         self._origin = ArrayWriter(directory / f"{split}.origin.bin", "<i8", (2,))
@@ -414,7 +414,7 @@ class FeatureWriter:
         keep = np.ones(len(frame), dtype=bool)
         keep[list(refused)] = False
         self._inputs.append(block[keep])
-        self.target_names.append(targets[keep])
+        self._targets.append(targets[keep])
         self._origin.append(np.stack([chunk.file, chunk.line], axis=1)[keep].astype(np.int64))
         ordinals = frame.index.to_numpy()
         return {int(ordinals[row]): reason for row, reason in sorted(refused.items())}
@@ -423,7 +423,7 @@ class FeatureWriter:
         """Rows written, and the arrays."""
         arrays = {
             "inputs": self._inputs.close(),
-            "targets": self.target_names.close(),
+            "targets": self._targets.close(),
             "origin": self._origin.close(),
         }
         return {"rows": self._inputs.rows, "arrays": arrays}

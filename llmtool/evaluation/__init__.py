@@ -56,6 +56,9 @@ class EvaluateConfig(Section):
     baselines: BaselinesConfig = Field(
         default=BaselinesConfig(), description="simple models of the same data, to be held against"
     )
+    slices: bool = Field(
+        default=True, description="look for the parts of the data on which the model does worse"
+    )
     batch: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
         default="auto", description="rows scored at once"
     )

@@ -38,7 +38,8 @@ from llmtool.metrics.regression import RegressionTally
 CELLS = 100_000_000  # rows x features x classes that a classical model learns from
 TREES = 1500  # of gradient boosting, over all classes
 ROUNDS = 100  # of gradient boosting, scikit-learn's default
-SOLVER = 300  # iterations of logistic regression
+SOLVER = 100  # iterations of logistic regression, scikit-learn's default
+MANY = 50_000_000  # cells from which more than one thread is worth having
 LONGEST = 20_000_000  # tokens of a split that n-grams score
 SMALLEST = 1e-15  # probability, below which scikit-learn's log loss does not go either
 
@@ -221,12 +222,14 @@ class _Classes:
         return np.eye(len(self.names))[random.choice(len(self.names), split.rows, p=self.shares)]
 
     def _fitted(self, make: Callable[[], Any], splits: Sequence[str]) -> tuple[Evidence, str]:
-        inputs, targets, note = _sample(self.dataset.split("train"), len(self.names), self.seed)
-        model, more = _fit(make(), inputs, targets)
+        model = make()
+        features = _features(self.dataset, model)
+        inputs, targets, note = _sample(self.dataset.split("train"), features, len(self.names), self.seed)
+        model, more = _fit(model, inputs, targets)
 
         def predict(split: Split) -> np.ndarray:
             shares = np.zeros((split.rows, len(self.names)))
-            shares[:, model.classes_] = model.predict_proba(np.asarray(split.arrays["inputs"]))
+            shares[:, model.classes_] = model.predict_proba(np.asarray(split.arrays["inputs"])[:, features])
             return shares
 
         return self._each(predict, splits, _joined(note, more))
@@ -288,12 +291,13 @@ class _Values:
         return {name: np.tile(value.astype(np.float32), (count, 1)) for name, count in rows.items()}, ""
 
     def _fitted(self, make: Callable[[], Any], splits: Sequence[str]) -> tuple[Evidence, str]:
-        inputs, targets, note = _sample(self.dataset.split("train"), len(self.names), self.seed)
+        features = _features(self.dataset, make())
+        inputs, targets, note = _sample(self.dataset.split("train"), features, len(self.names), self.seed)
         values = (targets.reshape(len(inputs), -1).astype(np.float64) - self.mean) / self.scale
         models, notes = zip(*(_fit(make(), inputs, column) for column in values.T), strict=True)
         evidence = {}
         for name in splits:
-            rows = np.asarray(self.dataset.split(name).arrays["inputs"])
+            rows = np.asarray(self.dataset.split(name).arrays["inputs"])[:, features]
             evidence[name] = np.stack([model.predict(rows) for model in models], axis=1).astype(np.float32)
         return evidence, _joined(note, *notes)
 
@@ -362,19 +366,35 @@ def _by_unit(split: Split, nats: np.ndarray, right: np.ndarray) -> np.ndarray:
 # --- what they share ---
 
 
-def _sample(split: Split, outputs: int, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
+def _features(dataset: Dataset, model: Any) -> np.ndarray:
+    """(f,) the features a model is given: all, but for trees those bins of a number that follow from it."""
+    names = [str(name) for name in dataset.card["inputs"]["names"]]
+    if not hasattr(model, "max_leaf_nodes"):
+        return np.arange(len(names))
+    known = set(names)
+    bins = [re.sub(r"\[\d+\]$", "", name) for name in names]
+    return np.array([at for at, name in enumerate(names) if bins[at] == name or bins[at] not in known])
+
+
+def _sample(
+    split: Split, features: np.ndarray, outputs: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, str]:
     """The training rows, as many of them as the work allows, and what was left out."""
     inputs, targets = np.asarray(split.arrays["inputs"]), np.asarray(split.arrays["targets"])
-    allowed = max(1000, CELLS // max(1, inputs.shape[1] * outputs))
+    allowed = max(1000, CELLS // max(1, len(features) * outputs))
     if split.rows <= allowed:
-        return inputs, targets, ""
+        return inputs[:, features], targets, ""
     rows = np.sort(seeds.generator(seed, "baselines").choice(split.rows, allowed, replace=False))
-    return inputs[rows], targets[rows], f"learned from {allowed:,} of {split.rows:,} rows"
+    return inputs[rows][:, features], targets[rows], f"learned from {allowed:,} of {split.rows:,} rows"
 
 
 def _fit(model: Any, inputs: np.ndarray, targets: np.ndarray) -> tuple[Any, str]:
     """The model, fitted; that it did not converge goes into the note."""
-    with warnings.catch_warnings(record=True) as said:
+    from threadpoolctl import threadpool_limits
+
+    # Threads that wait for each other in turn make a busy machine ten times slower.
+    few = threadpool_limits(1 if inputs.size < MANY else None)
+    with warnings.catch_warnings(record=True) as said, few:
         warnings.simplefilter("always")
         model.fit(inputs, targets)
     unfinished = any("converge" in str(warning.message).lower() for warning in said)

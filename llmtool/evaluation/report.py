@@ -19,6 +19,7 @@ from rich.text import Text
 from llmtool.core import console, files
 from llmtool.core.contracts import Tally
 from llmtool.evaluation.requirements import Outcome
+from llmtool.metrics import direction
 from llmtool.metrics.bootstrap import Difference
 
 AVERAGES = ("macro", "micro", "weighted")
@@ -159,6 +160,10 @@ def show(report: Mapping[str, Any]) -> Group:
         written = Text(console.clean(sample["text"]), style="dim")
         parts += [Text(f"\n--- after {sample['prompt']!r}"), written]
     parts += [
+        Text(calibration_line(split, found)) for split, found in list(report["calibration"].items())[-1:]
+    ]
+    parts += [line for split, found in report["slices"].items() for line in slice_lines(split, found)]
+    parts += [
         Text(overlap_line(split, found)) for split, found in report["overlap"].items() if found["shared"]
     ]
     compared = report["comparison"]
@@ -278,6 +283,31 @@ def requirement_line(outcome: Mapping[str, Any]) -> Text:
     return Text(
         f"{'met' if met else 'UNMET':<6}{outcome['says']}{bound}", style="green" if met else "bold red"
     )
+
+
+def calibration_line(split: str, found: Mapping[str, Any]) -> str:
+    """Whether the model's confidence is right, and what a temperature would do."""
+    said = f"confidence on {split}: expected calibration error {number(found['ece'])}"
+    if found["temperature"] is None:
+        return said
+    return (
+        f"{said}; with temperature {found['temperature']:.3g}, from validation, {number(found['ece_scaled'])}"
+    )
+
+
+def slice_lines(split: str, found: Mapping[str, Any]) -> list[Text]:
+    """The slices that are clearly worse than the rest, at most five."""
+    sign = 1 if direction(found["metric"]) == "max" else -1
+    worse = [one for one in found["worst"] if one["differs"] and sign * one["difference"] < 0]
+    if not worse:
+        return [Text(f"no slice of {split} is clearly worse than the rest ({found['looked_at']} looked at)")]
+    head = f"worse than the rest of {split} by {found['metric']} ({found['looked_at']} slices looked at):"
+    lines = [
+        f"  {console.clean(one['slice'], lines=False)}: {number(one['value'])} against "
+        f"{number(one['rest'])}, {one['rows']:,} rows, p {one['p_corrected']:.1g}"
+        for one in worse[:5]
+    ]
+    return [Text(head), *map(Text, lines)]
 
 
 def overlap_line(split: str, found: Mapping[str, Any]) -> str:

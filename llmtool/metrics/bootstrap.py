@@ -76,6 +76,12 @@ def intervals(tally: Tally, seed: int) -> Intervals:
     return result
 
 
+def draw(tally: Tally, seed: int, draws: int, figure: str) -> Floats:
+    """(draws,) a figure of rows drawn with replacement, NaN where it is undefined."""
+    chunks = _weights(tally, draws, seed)
+    return np.concatenate([tally.resampled(weights, figure)[figure] for weights in chunks])
+
+
 def paired(first: Tally, second: Tally, seed: int) -> dict[str, Difference]:
     """The difference first - second of each figure that both have; they were scored on the same units."""
     assert first.units == second.units, "tallies of other rows cannot be compared row by row"

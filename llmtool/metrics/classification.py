@@ -105,9 +105,9 @@ class ClassificationTally:
         """Rankings: one of two classes, else one of each class."""
         return 1 if len(self.names) == 2 else len(self.names)
 
-    def resampled(self, weights: np.ndarray) -> dict[str, Floats]:
+    def resampled(self, weights: np.ndarray, only: str | None = None) -> dict[str, Floats]:
         """Every figure with row i counted weights[b, i] times: name -> (B,), NaN where undefined."""
-        return resampled(self.judgement(), weights)
+        return resampled(self.judgement(), weights, only)
 
     def take(self, units: np.ndarray) -> ClassificationTally:
         """The evidence of these rows alone; units: their numbers, or a bool for each."""
@@ -269,8 +269,11 @@ def ranking_areas(scores: Floats, positive: NDArray[np.bool_]) -> tuple[float, f
     return twice_area / (2 * positives * negatives), float((np.diff(hits) * precision).sum() / positives)
 
 
-def resampled(seen: Judgement, weights: Integers) -> dict[str, Floats]:
-    """Every figure with row i counted weights[b, i] times: name -> (B,), NaN where undefined."""
+def resampled(seen: Judgement, weights: Integers, only: str | None = None) -> dict[str, Floats]:
+    """Every figure with row i counted weights[b, i] times: name -> (B,), NaN where undefined.
+
+    only: the figure wanted; rankings and surprise are then left out where it is neither.
+    """
     classes = range(seen.classes)
     cells = seen.targets * seen.classes + seen.predicted
     order = np.argsort(cells, kind="stable")
@@ -282,6 +285,8 @@ def resampled(seen: Judgement, weights: Integers) -> dict[str, Floats]:
         np.int64
     )
     result = count_figures(hits, by(true), by(predicted), seen.positive)
+    if only in result:
+        return result
     scores = seen.probabilities
     of = [seen.positive] if seen.classes == 2 else classes
     areas = [resampled_areas(scores[:, c], seen.targets == c, weights) for c in of]

@@ -92,7 +92,7 @@ class LanguageTally:
         """Figures these tokens leave undefined: name -> reason."""
         return self._figures()[1]
 
-    def resampled(self, weights: np.ndarray) -> dict[str, Floats]:
+    def resampled(self, weights: np.ndarray, only: str | None = None) -> dict[str, Floats]:
         """Every figure with unit i counted weights[b, i] times: name -> (B,), NaN where undefined.
 
         A unit's bytes are taken to be its share of the scored tokens, as those of the whole text are.

@@ -92,7 +92,7 @@ class RegressionTally:
         """Sums are all it takes."""
         return len(self.names)
 
-    def resampled(self, weights: np.ndarray) -> dict[str, Floats]:
+    def resampled(self, weights: np.ndarray, only: str | None = None) -> dict[str, Floats]:
         """mae, rmse and r2 with row i counted weights[b, i] times: name -> (B,), NaN where undefined."""
         predictions, targets = self.pairs()
         middle = targets.mean(axis=0)  # squares of what is left lose nothing to a large mean

@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llmtool.core import console
 from llmtool.core.contracts import Tally, Tokens
 from llmtool.core.errors import ConfigError
-from llmtool.data import overlap
+from llmtool.data import decoding, overlap
 from llmtool.data.batches import FEW, unit_edges
 from llmtool.data.store import Dataset, Split
-from llmtool.evaluation import EvaluateConfig, baselines, compare
+from llmtool.evaluation import EvaluateConfig, baselines, compare, slices
 from llmtool.evaluation.baselines import Baseline
-from llmtool.metrics import bootstrap, direction
+from llmtool.metrics import bootstrap, calibration, direction
 from llmtool.metrics.classification import ClassificationTally
 from llmtool.stages.assemble import Assembled
 
@@ -50,11 +52,37 @@ def judge(
             "unit": {split: unit(dataset, dataset.split(split)) for split in tallies},
         },
         "baselines": [_baseline(one) for one in simple],
+        "calibration": _calibration(tallies),
+        "slices": _slices(dataset, tallies, figure, seed) if config.slices else {},
         "overlap": _overlap(dataset, list(tallies)),
         "seconds": {one.name: round(one.seconds, 3) for one in simple if not one.cached},
         "against": against(tallies, simple, figure, seed),
         "comparison": compare.compare(tallies, dataset.fingerprint, other, figure, seed) if other else None,
     }
+
+
+def _calibration(tallies: Mapping[str, Tally]) -> dict[str, Any]:
+    """Of each split; the temperature is fitted on validation alone."""
+    found: dict[str, Any] = {}
+    fitted, why = None, "the temperature is fitted on validation, which was not scored"
+    if isinstance(validation := tallies.get("validation"), ClassificationTally):
+        fitted, why = calibration.temperature(validation)
+    for split, tally in tallies.items():
+        if isinstance(tally, ClassificationTally) and (made := calibration.calibration(tally, fitted)):
+            found[split] = {**made, "temperature": fitted, "no_temperature": why}
+    return found
+
+
+def _slices(dataset: Dataset, tallies: Mapping[str, Tally], figure: str, seed: int) -> dict[str, Any]:
+    """Of the last split: by the columns of a table and its classes, by the length of documents."""
+    split, tally = list(tallies.items())[-1]
+    if figure not in tally.metrics():
+        return {}
+    columns = decoding.columns_of(dataset, split)
+    if isinstance(tally, ClassificationTally) and figure in ("accuracy", "log_loss"):
+        names = np.array(tally.names, dtype=object)
+        columns["class"] = names[tally.judgement().targets]
+    return {split: made} if (made := slices.slices(tally, columns, figure, seed)) else {}
 
 
 def _overlap(dataset: Dataset, splits: Sequence[str]) -> dict[str, Any]:

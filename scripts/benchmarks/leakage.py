@@ -1,4 +1,4 @@
-"""What of planted leaks `prepare` finds: copies across splits, edited documents, columns that tell the target.
+"""What `prepare` finds of planted leaks: copies across splits, edited documents, columns that tell too much.
 
     python scripts/benchmarks/leakage.py --save
 

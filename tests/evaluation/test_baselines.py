@@ -62,7 +62,7 @@ def test_classes_have_scikit_learns_figures(table: Dataset) -> None:
     (inputs, targets), (rows, truth) = arrays(table, "train"), arrays(table, "test")
     models = {
         "majority": dummy.DummyClassifier(strategy="prior"),
-        "logistic regression": linear_model.LogisticRegression(max_iter=300),
+        "logistic regression": linear_model.LogisticRegression(max_iter=100),
         "gradient boosting": ensemble.HistGradientBoostingClassifier(random_state=0),
     }
     for name, model in models.items():
@@ -156,7 +156,7 @@ def test_work_is_bounded_and_cuts_are_noted(table: Dataset, monkeypatch: pytest.
     rows = dataset_rows = table.split("train").rows
     assert rows < 1000  # the least that is learned from: nothing is cut here
     assert found(table)["logistic regression"].note == "stopped after 1 iterations, before converging"
-    inputs, targets, note = room._sample(_many(table), 2, 0)
+    inputs, targets, note = room._sample(_many(table), np.arange(3), 2, 0)
     assert (len(inputs), len(targets)) == (1000, 1000)
     assert note == f"learned from 1,000 of {5 * dataset_rows:,} rows"
 

@@ -1,0 +1,56 @@
+"""Encoded rows as a person knows them: columns in their own units, text as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llmtool.core.contracts import Features
+from llmtool.data.batches import unit_edges
+from llmtool.data.columns import column_from_state
+from llmtool.data.store import Dataset
+
+
+def columns_of(dataset: Dataset, split: str, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Column -> (n,) values of these rows (all of them when None).
+
+    Of a table: float64, NaN where missing; words; dates as datetime64[D]. Of a text: `tokens`, the length of
+    each unit (data.batches.unit_edges).
+    """
+    found = dataset.split(split)
+    if not isinstance(dataset.inputs, Features):
+        lengths = np.diff(unit_edges(found)).astype(np.float64)
+        return {"tokens": lengths if rows is None else lengths[rows]}
+    block = np.asarray(found.arrays["inputs"])
+    block = block if rows is None else block[rows]
+    result: dict[str, np.ndarray] = {}
+    at = 0
+    for state in dataset.card["encoder"]["columns"]:
+        column = column_from_state(state)
+        width = len(column.features)
+        result[column.name] = column.decode(block[:, at : at + width])
+        at += width
+    return result
+
+
+def decoded_rows(dataset: Dataset, split: str, rows: np.ndarray) -> list[dict[str, Any]]:
+    """These rows of a table as JSON-ready mappings, the target among them; numbers with seven digits."""
+    columns = columns_of(dataset, split, rows)
+    targets = np.asarray(dataset.split(split).arrays["targets"])[rows]
+    about = dataset.targets
+    if about["kind"] == "classes":
+        columns["target"] = np.array([str(name) for name in about["names"]], dtype=object)[targets]
+    else:
+        names = [str(name) for name in about["names"]]
+        values = targets.reshape(len(rows), -1).T
+        columns |= {f"target {name}": column for name, column in zip(names, values, strict=True)}
+    return [{name: _plain(column[at]) for name, column in columns.items()} for at in range(len(rows))]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.datetime64):
+        return None if np.isnat(value) else str(value)
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.7g}") if np.isfinite(value) else None
+    return value if isinstance(value, str) else value.item()
