@@ -16,7 +16,14 @@ from llmtool.commands import Options, Scratch, describe, evaluate, finetune, pre
 from llmtool.commands.killed import TooSlowError, until_killed
 from llmtool.core import console, files
 from llmtool.core.devices import is_out_of_memory, peak_flops, resolve_device, resolve_precision
-from llmtool.core.errors import ConfigError, ConfigErrors, LlmtoolError, MemoryLimitError, RequirementError
+from llmtool.core.errors import (
+    ConfigError,
+    ConfigErrors,
+    DataError,
+    LlmtoolError,
+    MemoryLimitError,
+    RequirementError,
+)
 from llmtool.core.run import refuse_place
 from llmtool.experiment import Loaded
 from llmtool.stages import forecast
@@ -86,20 +93,20 @@ class _Rehearsal:
             self.step("describe", self.describe, "prepare")
         heavy = ""
         for section in sections:
-            self.step(f"memory of {section}", partial(self.plan, section), "describe")
+            self.step(f"{section}: plan", partial(self.plan, section), "describe")
         if self.described:
             heavy = forecast.too_heavy(self.described, self.rate())
         made: list[str] = []
         for section in sections:
-            after = [f"memory of {section}", *(["train"] if self.builds_on_train(section) else [])]
+            after = [f"{section}: plan", *(["train"] if self.builds_on_train(section) else [])]
             if heavy:
                 self.leave_out(section, heavy)
                 continue
             self.step(section, partial(self.until_killed, section), *after)
-            self.step(f"{section}, resumed", partial(self.resume, section), section)
+            self.step(f"{section}: resume", partial(self.resume, section), section)
             made.append(section)
         if (made or self.scores_another()) and not heavy:
-            self.step("evaluate", self.evaluate, "prepare", *(f"{name}, resumed" for name in made[-1:]))
+            self.step("evaluate", self.evaluate, "prepare", *(f"{name}: resume" for name in made[-1:]))
         self.step("disk", self.disk, "prepare")
         self.seconds = time.monotonic() - self.began
 
@@ -129,6 +136,9 @@ class _Rehearsal:
         """What the section really is, whether it fits into memory, and how much of it can be rehearsed."""
         config, options = getattr(self.loaded.experiment, section), self.options.scratch
         assert options is not None
+        if section == "finetune" and not self.builds_on_train(section):
+            with session.located(self.loaded, section):
+                session.model_to_start(self.loaded)
         with session.located(self.loaded, section):
             fit = forecast.fitting(config, self.card, self.share("train"), self.described, self.rate())
         self.fittings[section] = fit
@@ -212,11 +222,10 @@ class _Rehearsal:
         return peak_flops(device, resolve_precision(self.loaded.experiment.precision, device))[0]
 
     def builds_on_train(self, section: str) -> bool:
-        if section != "finetune" or self.loaded.experiment.train is None:
+        given = self.loaded.experiment
+        if section != "finetune" or given.train is None or given.finetune is None:
             return False
-        assert self.options.scratch is not None
-        tuned = scratch.derive(self.loaded, self.options.scratch).experiment.finetune
-        return tuned is not None and tuned.start.startswith(str(self.place))
+        return scratch.moved(given.finetune.start, given, str(self.place)) != given.finetune.start
 
     def scores_another(self) -> bool:
         there = (Path(self.loaded.experiment.run) / "train" / "best").exists()
@@ -267,7 +276,7 @@ class _Rehearsal:
         else:
             said = f"internal error: {type(error).__name__}: {error}"
         said = said.replace(str(self.place), self.loaded.experiment.run)
-        if self.share(None) < 1:
+        if self.share(None) < 1 and issubclass(kind, ConfigError | DataError):
             said += f" (on a sample: {100 * self.share(None):.2g} % of the source were read)"
         told = kind(said)
         told.__cause__ = error
@@ -275,10 +284,11 @@ class _Rehearsal:
 
     def document(self) -> dict[str, Any]:
         """What was done and what is to be expected, as plain data."""
-        parts = {name: self.time_of(name) for name in self.fittings}
+        parts: dict[str, Any] = {}
         prepared = next((step for step in self.steps if step["name"] == "prepare"), None)
         if prepared and prepared["status"] == "ok":
             parts["prepare"] = {"seconds": prepared["seconds"] / self.share(None)}
+        parts |= {name: self.time_of(name) for name in self.fittings}
         peak = max(
             resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
         )

@@ -35,7 +35,7 @@ def derive(loaded: Loaded, scratch: Scratch) -> Loaded:
             budget = {"budget": Budget(**keys["budget"])} if "budget" in keys else {}
             updates[name] = section.model_copy(update={**keys, **budget})
     if (tuned := updates.get("finetune", old.finetune)) is not None:
-        updates["finetune"] = tuned.model_copy(update={"start": _moved(tuned.start, old, scratch.run)})
+        updates["finetune"] = tuned.model_copy(update={"start": moved(tuned.start, old, scratch.run)})
     updates["evaluate"] = old.evaluate.model_copy(update=_evaluate(old, scratch))
     return replace(loaded, experiment=old.model_copy(update=updates))
 
@@ -49,14 +49,14 @@ def _evaluate(old: Experiment, scratch: Scratch) -> dict[str, Any]:
         ]
         of = made[0] if made else None
     if of is not None:
-        updates["of"] = _moved(of, old, scratch.run)
+        updates["of"] = moved(of, old, scratch.run)
     if samples is not None and scratch.sample_tokens is not None:
         fewer = min(samples.tokens, scratch.sample_tokens)
         updates["samples"] = samples.model_copy(update={"tokens": fewer, "count": 1})
     return updates
 
 
-def _moved(path: str, old: Experiment, run: str) -> str:
+def moved(path: str, old: Experiment, run: str) -> str:
     """A place inside the file's own run as the same place inside `run`, where the file has what makes it."""
     inside = os.path.relpath(os.path.realpath(path), os.path.realpath(old.run)).split(os.sep)
     stage = "train" if inside == ["."] else inside[0]

@@ -306,15 +306,8 @@ def refuse_place(root: str | Path, stages: list[str]) -> None:
         place = place.parent
     for spot in [place, *(path / name for name in stages if (path / name).is_dir())]:
         if not os.access(spot, os.W_OK | os.X_OK):
-            raise ConfigError(f"run: {spot}: nothing can be written here (permission denied)")
-    if place != path:
-        trial = files.temporary_beside(place / LOCK)
-        try:
-            files.fs.make_directory(trial)  # some places say only then that they take none
-            files.fs.remove_directory(trial)
-        except OSError as error:
-            raise ConfigError(f"run: {path}: {(error.strerror or str(error)).lower()}") from None
-    elif (path / LOCK).is_file() and (path / LOCK).stat().st_size:  # while nobody holds it, it is empty
+            raise ConfigError(f"run: {spot}: nothing may be written here")
+    if (path / LOCK).is_file() and (path / LOCK).stat().st_size:  # while nobody holds it, it is empty
         descriptor = os.open(path / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

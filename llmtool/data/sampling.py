@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from llmtool.data.sources import Source
 
-SLICE = 1 << 16  # characters that are kept or skipped together
+SLICE = 1 << 14  # characters that are kept or skipped together
 STRETCHES = 32  # spread over what comes after the beginning, the last one at the end
 UNPACKED = 4  # characters for each byte of a packed file, about
 PACKED = (".gz", ".zst", ".parquet", ".pq")

@@ -16,7 +16,7 @@ from llmtool.core.errors import LlmtoolError, MemoryLimitError
 from llmtool.stages.fit import resolve
 from llmtool.training import TrainConfig
 
-REACHED = 0.3  # share of a device's measured peak that a training step reaches, about
+REACHED = 0.5  # share of a device's measured peak that a training step reaches, about
 BYTES = 16  # an optimizer step moves so many for each weight: weight, gradient, two moments, to and fro
 BANDWIDTH = 5e9  # bytes a second that a CPU core moves, about
 STEP = 3.0  # seconds that a rehearsed step may take; a longer one is rehearsed with fewer rows
@@ -124,7 +124,7 @@ def refuse_memory(
     if there is not None and needed > 0.9 * there:
         fewer = int((0.9 * there - fixed) / each) if each else 0
         hint = (
-            f"lower {section}.micro_batch (about {fewer} rows fit; the result stays the same)"
+            f"{section}.micro_batch: {_divisor(fit.batch, fewer)} fits and gives the same result"
             if fewer >= 1
             else "a smaller model or shorter context is needed"
         )
@@ -134,6 +134,11 @@ def refuse_memory(
             f"{bytes_(there)}: {hint}"
         )
     return {"needed": needed, "activations": activations, "device_bytes": there, "rows": fit.micro_batch}
+
+
+def _divisor(batch: int, most: int) -> int:
+    """The largest part of a batch that divides it and is not more than `most`."""
+    return next(part for part in range(min(most, batch), 0, -1) if batch % part == 0)
 
 
 def clock(rows: list[dict[str, Any]], saved_at: int) -> tuple[float, float]:
