@@ -17,6 +17,7 @@ class Scratch:
     rows: int | None = None  # of each split, scored at most; of text: tokens
     sample_tokens: int | None = None  # of a text that evaluate has written
     fit: dict[str, dict[str, Any]] = field(default_factory=dict)
+    chain: bool = True  # whether what the file says of its own run is meant of this one
     kill_at: int | None = None  # the step after which, before it is saved, the process kills itself
     samples: list[Any] = field(
         default_factory=list

@@ -34,6 +34,8 @@ def derive(loaded: Loaded, scratch: Scratch) -> Loaded:
         if (section := getattr(old, name)) is not None:
             budget = {"budget": Budget(**keys["budget"])} if "budget" in keys else {}
             updates[name] = section.model_copy(update={**keys, **budget})
+    if not scratch.chain:
+        return replace(loaded, experiment=old.model_copy(update=updates))
     if (tuned := updates.get("finetune", old.finetune)) is not None:
         updates["finetune"] = tuned.model_copy(update={"start": moved(tuned.start, old, scratch.run)})
     updates["evaluate"] = old.evaluate.model_copy(update=_evaluate(old, scratch))
