@@ -16,7 +16,7 @@ import typer
 
 from llmtool import __version__
 from llmtool.commands import Options
-from llmtool.core.errors import Cancelled, Interrupted, LlmtoolError, Terminated
+from llmtool.core.errors import Cancelled, ConfigError, Interrupted, LlmtoolError, Terminated
 
 app = typer.Typer(
     name="llmtool",
@@ -40,23 +40,49 @@ Resume = Annotated[
     bool,
     typer.Option("--resume", help="Go on from the newest valid checkpoint even if the file has changed."),
 ]
+Rehearse = Annotated[
+    bool,
+    typer.Option(
+        "--rehearse", help="Try the whole file aside, on a sample, in a minute; say what it will take."
+    ),
+]
+Verify = Annotated[
+    str | None,
+    typer.Option(
+        "--verify",
+        metavar="resume|invariance",
+        help="Prove on this file that a killed training ends in the same bits, or that micro-batches and "
+        "packing change nothing. resume:200 makes 200 steps.",
+        show_default=False,
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 @app.command()
 def prepare(
-    config: Config, set_: Set = None, json: Json = False, force: Force = False, debug: Debug = False
+    config: Config,
+    set_: Set = None,
+    json: Json = False,
+    force: Force = False,
+    rehearse: Rehearse = False,
+    debug: Debug = False,
 ) -> None:
     """Read, clean, split and encode the data."""
-    _run("prepare", Options(config, set_ or [], force), json, debug)
+    _run("prepare", Options(config, set_ or [], force), json, debug, rehearse)
 
 
 @app.command()
 def describe(
-    config: Config, set_: Set = None, json: Json = False, force: Force = False, debug: Debug = False
+    config: Config,
+    set_: Set = None,
+    json: Json = False,
+    force: Force = False,
+    rehearse: Rehearse = False,
+    debug: Debug = False,
 ) -> None:
     """Show the model's structure, cost and fit; CONFIG.YAML may also be a checkpoint directory."""
-    _run("describe", Options(config, set_ or [], force), json, debug)
+    _run("describe", Options(config, set_ or [], force), json, debug, rehearse)
 
 
 @app.command()
@@ -66,10 +92,12 @@ def train(
     json: Json = False,
     force: Force = False,
     resume: Resume = False,
+    rehearse: Rehearse = False,
+    verify: Verify = None,
     debug: Debug = False,
 ) -> None:
     """Train the model, preparing the data first if need be."""
-    _run("train", Options(config, set_ or [], force, resume), json, debug)
+    _run("train", Options(config, set_ or [], force, resume), json, debug, rehearse, verify)
 
 
 @app.command()
@@ -79,18 +107,25 @@ def finetune(
     json: Json = False,
     force: Force = False,
     resume: Resume = False,
+    rehearse: Rehearse = False,
+    verify: Verify = None,
     debug: Debug = False,
 ) -> None:
     """Adapt an existing model to this data; scores before and after stand side by side."""
-    _run("finetune", Options(config, set_ or [], force, resume), json, debug)
+    _run("finetune", Options(config, set_ or [], force, resume), json, debug, rehearse, verify)
 
 
 @app.command()
 def evaluate(
-    config: Config, set_: Set = None, json: Json = False, force: Force = False, debug: Debug = False
+    config: Config,
+    set_: Set = None,
+    json: Json = False,
+    force: Force = False,
+    rehearse: Rehearse = False,
+    debug: Debug = False,
 ) -> None:
     """Score the model on validation and test data, and check what `require:` asks for."""
-    _run("evaluate", Options(config, set_ or [], force), json, debug)
+    _run("evaluate", Options(config, set_ or [], force), json, debug, rehearse)
 
 
 @app.callback(invoke_without_command=True)
@@ -100,14 +135,25 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit()
 
 
-def _run(command: str, options: Options, as_json: bool, debug: bool) -> None:
+def _run(
+    command: str,
+    options: Options,
+    as_json: bool,
+    debug: bool,
+    rehearse: bool = False,
+    verify: str | None = None,
+) -> None:
     """Run one command and end the process with its exit code; a traceback only if asked for."""
+    aside: tuple[Any, ...] = (command,) if rehearse else (command, verify) if verify is not None else ()
+    name = command if not aside else "rehearse" if rehearse else "verify"
     status: dict[str, Any] = {"command": command, "status": "failed", "exit_code": 1}
     before = _catch_sigterm()
     try:
-        module = _load(f"llmtool.commands.{command}")
+        if rehearse and verify is not None:
+            raise ConfigError("--rehearse and --verify: give one of them")
+        module = _load(f"llmtool.commands.{name}")
         importlib.import_module("llmtool.core.console").configure(json=as_json)
-        result = module.run(options)
+        result = module.run(options, *aside)
         status = {"command": command, "status": "done", "exit_code": 0, **result}
     except LlmtoolError as error:
         status = _told(status, error, error.status, error.exit_code)

@@ -1,6 +1,27 @@
 """One file per command: load the experiment, open the run, call the stages in order, show the result."""
 
 from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """How a command works that runs aside, for a rehearsal or a proof: with its results in another directory.
+
+    fit: section ("train", "finetune") -> keys of it that are set, as plain data.
+    """
+
+    run: str
+    dataset: str | None = None  # a prepared dataset that is taken as it is
+    characters: int | None = None  # of the source, read at most; None: all
+    rows: int | None = None  # of each split, scored at most; of text: tokens
+    sample_tokens: int | None = None  # of a text that evaluate has written
+    fit: dict[str, dict[str, Any]] = field(default_factory=dict)
+    chain: bool = True  # whether what the file says of its own run is meant of this one
+    kill_at: int | None = None  # the step after which, before it is saved, the process kills itself
+    samples: list[Any] = field(
+        default_factory=list
+    )  # filled: the data.sampling.Sample of each command's source
 
 
 @dataclass(frozen=True)
@@ -11,3 +32,4 @@ class Options:
     overrides: list[str] = field(default_factory=list)
     force: bool = False
     resume: bool = False
+    scratch: Scratch | None = None

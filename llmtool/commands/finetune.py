@@ -87,7 +87,7 @@ def _old_data(start: Start, dataset: Dataset) -> Dataset | None:
             f"{start.dataset['path']} is gone or has changed: no scores on what the start learned from"
         )
         return None
-    return old
+    return old.first(dataset.limit)
 
 
 def _validation(name: str, assembled: Assembled) -> Tallies:

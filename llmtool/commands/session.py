@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from llmtool import experiment
-from llmtool.commands import Options
+from llmtool.commands import Options, scratch
 from llmtool.core import console, files
 from llmtool.core.devices import is_out_of_memory, peak_flops
 from llmtool.core.environment import code_version
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.core.run import CODE_CHANGED, Run, failed_result
-from llmtool.data import data_files
+from llmtool.data import data_hashes
 from llmtool.data.store import CARD, Dataset
 from llmtool.evaluation import compare
 from llmtool.experiment import FinetuneConfig, Loaded
@@ -51,6 +53,8 @@ def command(options: Options, name: str, *needs: str) -> Iterator[Loaded]:
         if options.force and options.resume:
             raise ConfigError("--force begins anew and --resume goes on: give one of them")
         loaded = experiment.load(options.config, options.overrides)
+        if options.scratch:
+            loaded = scratch.derive(loaded, options.scratch)
         for section in needs:
             loaded.need(section, name)
         with located(loaded, name):
@@ -58,7 +62,7 @@ def command(options: Options, name: str, *needs: str) -> Iterator[Loaded]:
     except BaseException as error:
         if getattr(error, "result", {}).get("command") != name:
             root = loaded.experiment.run if loaded else experiment.run_of(options.config, options.overrides)
-            if root:
+            if root := options.scratch.run if options.scratch else root:
                 failed_result(root, name, error)
         raise
 
@@ -181,8 +185,7 @@ def prepare_key(loaded: Loaded) -> dict[str, Any]:
         inner = Path(like) / "prepare"
         hint = f"; did you mean {inner}?" if (inner / CARD).is_file() else ""
         raise ConfigError(f"data.encode.like: {like}: no prepared dataset here (no {CARD} in it){hint}")
-    inputs = {str(path): files.hash_file(path) for path in data_files(data)}
-    return key(loaded, ("seed", "data"), inputs)
+    return key(loaded, ("seed", "data"), data_hashes(data))
 
 
 def prepared(loaded: Loaded, options: Options) -> Dataset:
@@ -190,6 +193,9 @@ def prepared(loaded: Loaded, options: Options) -> Dataset:
 
     Raises DataError when the one that is there was made from other data or settings.
     """
+    aside = options.scratch
+    if aside and aside.dataset:
+        return Dataset.open(aside.dataset).first(aside.rows)
     wanted = prepare_key(loaded)
     judged = Run.judge(loaded.experiment.run, "prepare", wanted)
     directory = judged.directory
@@ -203,7 +209,7 @@ def prepared(loaded: Loaded, options: Options) -> Dataset:
         with stage(loaded, "prepare", wanted, replace(options, force=False)) as run:
             if not run.fresh:
                 prepare_into(run, loaded)
-    return Dataset.open(directory)
+    return Dataset.open(directory).first(aside.rows if aside else None)
 
 
 def card_if_prepared(loaded: Loaded) -> dict[str, Any] | None:
@@ -256,14 +262,17 @@ class Pace:
 class Watch:
     """Shows a person how training goes: the rows of metrics.jsonl, at most a few a second.
 
-    metric: the figure that selects; of each validation it stands first.
+    metric: the figure that selects; of each validation it stands first. kill_at: of a rehearsal, the step
+    after which the process dies as from a power cut.
     """
 
-    def __init__(self, display: console.ProgressDisplay, metric: str) -> None:
-        self.display, self.metric, self.last = display, metric, 0.0
+    def __init__(self, display: console.ProgressDisplay, metric: str, kill_at: int | None = None) -> None:
+        self.display, self.metric, self.kill_at, self.last = display, metric, kill_at, 0.0
 
     def row(self, row: dict[str, Any]) -> None:
         """A row of metrics.jsonl; validations are always shown."""
+        if row["step"] == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
         if "validation" in row:
             found = row["validation"]
             names = [name for name in dict.fromkeys([self.metric, *found]) if name in found][:3]
@@ -308,7 +317,7 @@ def fit(run: Run, loaded: Loaded, assembled: Assembled, config: TrainConfig, opt
             assembled,
             config,
             run.directory,
-            progress=Watch(display, metric),
+            progress=Watch(display, metric, options.scratch.kill_at if options.scratch else None),
             resume=run.state == "unfinished" or options.resume,
             as_yaml=as_yaml,
             flops_per_row=float(flops),

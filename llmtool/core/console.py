@@ -113,6 +113,17 @@ def configure(json: bool = False, quiet: bool = False) -> None:
     _settings = _Settings(json, quiet)
 
 
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Inside, nothing is shown but warnings and errors."""
+    global _settings
+    before, _settings = _settings, _Settings(json=True, quiet=True)
+    try:
+        yield
+    finally:
+        _settings = before
+
+
 # --- text ---------------------------------------------------------------------------------------------------
 
 

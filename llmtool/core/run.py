@@ -295,6 +295,28 @@ def outcome(error: BaseException | None) -> tuple[str, int]:
     return LlmtoolError.status, LlmtoolError.exit_code
 
 
+def refuse_place(root: str | Path, stages: list[str]) -> None:
+    """Raise what opening these stages would, without writing into the run: a place that cannot hold it, may
+    not be written, or that another process works on."""
+    path = _checked(root)
+    for name in stages:
+        _check_stage(path / name)
+    place = path
+    while not os.path.lexists(place):
+        place = place.parent
+    for spot in [place, *(path / name for name in stages if (path / name).is_dir())]:
+        if not os.access(spot, os.W_OK | os.X_OK):
+            raise ConfigError(f"run: {spot}: nothing may be written here")
+    if (path / LOCK).is_file() and (path / LOCK).stat().st_size:  # while nobody holds it, it is empty
+        descriptor = os.open(path / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _held(path, descriptor) from None
+        finally:
+            os.close(descriptor)
+
+
 # --- what a stage's work belongs to -------------------------------------------------------------------------
 
 
@@ -435,12 +457,9 @@ def _acquire(root: Path) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 1000, 0).decode("utf-8", "replace").strip()
+            held = _held(root, descriptor)
             os.close(descriptor)
-            who = holder or "another llmtool process"
-            raise LlmtoolError(
-                f"{root}: {who} is working on this run; wait for it or choose another `run:`"
-            ) from None
+            raise held from None
         except OSError:
             os.close(descriptor)
             raise
@@ -452,6 +471,12 @@ def _acquire(root: Path) -> int:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, holder_line.encode(), 0)
         return descriptor
+
+
+def _held(root: Path, descriptor: int) -> LlmtoolError:
+    holder = os.pread(descriptor, 1000, 0).decode("utf-8", "replace").strip()
+    who = holder or "another llmtool process"
+    return LlmtoolError(f"{root}: {who} is working on this run; wait for it or choose another `run:`")
 
 
 def _let_go(lock: int) -> None:

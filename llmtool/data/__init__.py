@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from llmtool.core import files
 from llmtool.core.config import Section
 from llmtool.data.cleaning import (
     DropDuplicates,
@@ -102,3 +103,11 @@ def data_files(config: DataConfig) -> list[Path]:
     """Every file that preparing reads, in order. Raises DataError for one that is missing."""
     further = getattr(config.encode, "files", None)
     return [*config.source.files(), *(further() if further else [])]
+
+
+def data_hashes(config: DataConfig) -> dict[str, str]:
+    """Each of these files with the hash of its bytes; of a rehearsal with its size and time of change."""
+    if config.source._sample is None:
+        return {str(path): files.hash_file(path) for path in data_files(config)}
+    stats = {path: path.stat() for path in data_files(config)}
+    return {str(path): f"{stat.st_size} bytes of {stat.st_mtime_ns}" for path, stat in stats.items()}

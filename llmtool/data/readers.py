@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from llmtool.core.errors import ConfigError, DataError
+from llmtool.data.sampling import Thin
 
 BLOCK = 1 << 18  # bytes decompressed at a time
 RECORD_LIMIT = (
@@ -230,10 +231,16 @@ def _refuse_binary(path: Path, head: bytes, encoding: str, strict: bool) -> None
         raise DataError(f"{path}: not text (NUL bytes in its first 8 KiB)")
 
 
-def lines(path: Path, encoding: str, limit: int, strict: bool = False) -> Iterator[tuple[int, str, bool]]:
-    """(number from 1, text, whole) of each line; one beyond `limit` characters is cut, whole False."""
+def lines(
+    path: Path, encoding: str, limit: int, strict: bool = False, thin: Thin | None = None
+) -> Iterator[tuple[int, str, bool]]:
+    """(number from 1, text, whole) of each line; one beyond `limit` characters is cut, whole False.
+
+    thin: of lines outside its stretches nothing is left, they are blank ones.
+    """
     rest, number, skipping = "", 0, False
-    for text in characters(path, encoding, strict):
+    blocks = characters(path, encoding, strict)
+    for text in blocks if thin is None else thin.lines(blocks):
         parts = text.split("\n")
         parts[0] = rest + parts[0]
         rest = parts.pop()
@@ -301,11 +308,17 @@ class _Feeder:
 
 
 def csv_records(
-    path: Path, encoding: str, delimiter: str, quote: str | None, comment: str | None, skip_space: bool
+    path: Path,
+    encoding: str,
+    delimiter: str,
+    quote: str | None,
+    comment: str | None,
+    skip_space: bool,
+    thin: Thin | None = None,
 ) -> Iterator[tuple[int, list[str]] | BadRow]:
     """(line, fields) of each record, the header's too; an unreadable one costs its first line only."""
     csv.field_size_limit(RECORD_LIMIT)
-    feeder = _Feeder(lines(path, encoding, RECORD_LIMIT), comment)
+    feeder = _Feeder(lines(path, encoding, RECORD_LIMIT, thin=thin), comment)
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
     reader = csv.reader(
         feeder,

@@ -10,28 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from llmtool.core.config import Section
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import readers
 from llmtool.data.readers import BadRow, BrokenFile
+from llmtool.data.sampling import UNPACKED, Sample, Thin
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SPLITS = ("train", "validation", "test")
 CHUNK_CHARACTERS = 1 << 22  # a chunk of long texts ends early, so that memory is bounded by characters too
-SKIPPED_CODECS = {
-    "idna",
-    "punycode",
-    "undefined",
-    "unicode-escape",
-    "raw-unicode-escape",
-    "utf-7",
-    "mbcs",
-    "oem",
-}
+SKIPPED_CODECS = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "utf-7"}
+SKIPPED_CODECS |= {"mbcs", "oem"}
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -67,11 +60,12 @@ class Chunk:
 
 @dataclass
 class Layout:
-    """The columns found so far in one reading, and the file that set them."""
+    """The columns found so far in one reading, the file that set them, what is read of the one at hand."""
 
     columns: list[str]
     first: Path | None = None
     delimiter: str = ","
+    thin: Thin | None = None
 
 
 Record = tuple[int, Any]  # line, and the row: list of fields, mapping, or text
@@ -86,6 +80,7 @@ class Source(Section):
         description="file, folder or glob, a list of them, or one for each of train, validation, test; "
         "relative to the working directory; .gz and .zst are unpacked"
     )
+    _sample: Sample | None = PrivateAttr(default=None)  # what a rehearsal reads; set by sampling.sampled
 
     @field_validator("path")
     @classmethod
@@ -126,6 +121,9 @@ class Source(Section):
         layout = Layout(columns=[])
         gather = _Gather(layout, rows, given=placed[0][1] is not None)
         for index, (path, split) in enumerate(placed):
+            layout.thin = self._sample.of(path) if self._sample else None
+            if layout.thin and not layout.thin.wanted:
+                continue
             before = gather.total
             gather.open(index, split, self.one_unit_a_file)
             try:
@@ -155,11 +153,8 @@ class _Gather:
     def __init__(self, layout: Layout, rows: int, given: bool) -> None:
         self.layout, self.rows, self.given = layout, rows, given
         self.total = 0  # rows in the chunks before
-        self.here: tuple[int, str | None, int | None] = (
-            0,
-            None,
-            None,
-        )  # file, split, unit of the file if it is one
+        # file, split, unit of the file if it is one
+        self.here: tuple[int, str | None, int | None] = (0, None, None)
         self._clear()
 
     def _clear(self) -> None:
@@ -289,7 +284,7 @@ class CsvSource(_TextSource):
             if self.delimiter == "auto":
                 layout.delimiter = readers.sniff_delimiter(path, self.encoding, self.comment, self.quote)
         records = readers.csv_records(
-            path, self.encoding, layout.delimiter, self.quote, self.comment, self.skip_space
+            path, self.encoding, layout.delimiter, self.quote, self.comment, self.skip_space, layout.thin
         )
         if isinstance(self.header, list):
             layout.columns, layout.first = list(self.header), path
@@ -361,7 +356,7 @@ class JsonlSource(_TextSource):
 
     def _records(self, path: Path, layout: Layout) -> Iterator[Record | BadRow]:
         known = set(layout.columns)
-        for number, text, whole in readers.lines(path, self.encoding, readers.LINE_LIMIT):
+        for number, text, whole in readers.lines(path, self.encoding, readers.LINE_LIMIT, thin=layout.thin):
             if not text.strip():
                 continue
             problem = readers.flaw(text, self.encoding) if whole else _too_long("line")
@@ -403,6 +398,12 @@ class ParquetSource(Source):
                         f"{path}: other columns than {layout.first}: {_difference(layout.columns, names)}"
                     )
                 for batch in table.iter_batches(batch_size=8192):
+                    size = table.metadata.num_rows
+                    if layout.thin and not layout.thin.keeps(
+                        layout.thin.size * UNPACKED * len(batch) // size
+                    ):
+                        number += len(batch)
+                        continue
                     columns = [[_cell(value) for value in column.to_pylist()] for column in batch.columns]
                     for row in zip(*columns, strict=True):
                         number += 1
@@ -454,11 +455,11 @@ class TextSource(_TextSource):
     def _records(self, path: Path, layout: Layout) -> Iterator[Record | BadRow]:
         layout.columns = ["text"]
         if self.documents == "file":
-            found = self._pieces(path)
-        elif self.documents == "line":
-            found = readers.lines(path, self.encoding, readers.LINE_LIMIT, strict=True)
+            found = self._pieces(path, layout.thin)
         else:
-            found = self._paragraphs(path)
+            found = readers.lines(path, self.encoding, readers.LINE_LIMIT, strict=True, thin=layout.thin)
+            if self.documents == "blank":
+                found = self._paragraphs(found)
         for number, text, whole in found:
             problem = readers.flaw(text, self.encoding) if whole else _too_long(self.documents)
             if problem:
@@ -466,15 +467,16 @@ class TextSource(_TextSource):
             elif self.documents == "file" or text.strip():  # blank lines are no documents
                 yield number, text
 
-    def _pieces(self, path: Path) -> Iterator[tuple[int, str, bool]]:
+    def _pieces(self, path: Path, thin: Thin | None) -> Iterator[tuple[int, str, bool]]:
         line = 1
         for text in readers.pieces(readers.characters(path, self.encoding, strict=True)):
-            yield line, text, True
+            if thin is None or thin.keeps(len(text)):
+                yield line, text, True
             line += text.count("\n")
 
-    def _paragraphs(self, path: Path) -> Iterator[tuple[int, str, bool]]:
+    def _paragraphs(self, lines: Iterator[tuple[int, str, bool]]) -> Iterator[tuple[int, str, bool]]:
         start, held, size, whole = 0, list[str](), 0, True
-        for number, text, complete in readers.lines(path, self.encoding, readers.LINE_LIMIT, strict=True):
+        for number, text, complete in lines:
             if not text.strip():
                 if held:
                     yield start, "\n".join(held), whole

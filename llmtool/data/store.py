@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ class Dataset:
     directory: Path
     card: dict[str, Any]
     fingerprint: str
+    limit: int | None = None  # rows (of text: tokens) at most of each split that is not train; set by `first`
 
     @classmethod
     def open(cls, directory: Path | str) -> Dataset:
@@ -113,7 +114,14 @@ class Dataset:
             raise DataError(f"{self.directory}: no split {name!r} (it has: {', '.join(self.splits)})")
         meta = self.card["splits"][name]
         arrays = {key: _map(self.directory, array) for key, array in meta["arrays"].items()}
-        return Split(name, meta["rows"], arrays, meta, list(self.card.get("sources", [])))
+        rows = meta["rows"]
+        if self.limit is not None and name != "train":
+            arrays, rows = _first(arrays, self.limit, rows)
+        return Split(name, rows, arrays, meta, list(self.card.get("sources", [])))
+
+    def first(self, limit: int | None) -> Dataset:
+        """The same dataset; of its splits, but for train, only `limit` rows (of text: tokens) are seen."""
+        return replace(self, limit=limit)
 
     def verify(self) -> None:
         """Read every array and compare its hash; DataError names the file that differs."""
@@ -220,6 +228,15 @@ def _array_is_sound(array: dict[str, Any]) -> bool:
         and len(shape) > 0
         and all(isinstance(size, int) and 0 <= size < 1 << 48 for size in shape)
     )
+
+
+def _first(arrays: dict[str, np.ndarray], limit: int, rows: int) -> tuple[dict[str, np.ndarray], int]:
+    """The beginning of a split's arrays: `limit` rows, or `limit` tokens with their documents."""
+    if "documents" not in arrays:
+        return {key: array[:limit] for key, array in arrays.items()}, min(limit, rows)
+    count = min(int(np.searchsorted(arrays["documents"], limit)) + 1, len(arrays["documents"]))
+    parts = {key: array[: limit if key == "tokens" else count] for key, array in arrays.items()}
+    return parts | {"documents": np.minimum(parts["documents"], limit)}, rows
 
 
 def _check_size(directory: Path, split: str, array: dict[str, Any]) -> None:

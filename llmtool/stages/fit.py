@@ -286,8 +286,15 @@ class _Session:
         )
 
 
+class Amount(Protocol):
+    """How much there is to train on."""
+
+    rows: int
+    tokens_per_row: int
+
+
 def resolve(
-    config: TrainConfig, train: Batches, device: torch.device, flops_per_row: float | None
+    config: TrainConfig, train: Amount, device: torch.device, flops_per_row: float | None
 ) -> TrainConfig:
     """The config with every `auto` replaced by what it means here; the batch is at most all rows."""
     rows, tokens, cuda = train.rows, train.tokens_per_row, device.type == "cuda"

@@ -1,0 +1,201 @@
+"""What the real run will take, by what a rehearsal measured: time, memory and disk."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmtool.core import files
+from llmtool.core.console import bytes_
+from llmtool.core.errors import LlmtoolError, MemoryLimitError
+from llmtool.stages.fit import resolve
+from llmtool.training import TrainConfig
+
+REACHED = 0.5  # share of a device's measured peak that a training step reaches, about
+BYTES = 16  # an optimizer step moves so many for each weight: weight, gradient, two moments, to and fro
+BANDWIDTH = 5e9  # bytes a second that a CPU core moves, about
+STEP = 3.0  # seconds that a rehearsed step may take; a longer one is rehearsed with fewer rows
+SCORING = 1.5  # seconds that scoring a split may take
+HEAVY = 3e9  # bytes of weights and optimizer state beyond which writing checkpoints alone takes a minute
+KEPT = 2  # checkpoints beside the `keep` newest ones at one moment: the best one, and one being written
+
+
+@dataclass
+class Rows:
+    """How much training data the whole source gives, as far as a sample can tell."""
+
+    rows: int
+    tokens_per_row: int
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """`train` or `finetune` as it will really be, and as it is rehearsed.
+
+    config: every `auto` resolved for the whole data. steps: in all; None where wall time is the budget.
+    rehearsed: rows of a step that this machine does in a few seconds.
+    """
+
+    config: TrainConfig
+    rows: int
+    tokens_per_row: int
+    steps: int | None
+    rehearsed: int
+    expected: float  # seconds of a whole step, by its FLOPs
+
+    @property
+    def batch(self) -> int:
+        """Rows of an optimizer step."""
+        assert isinstance(self.config.batch, int)
+        return self.config.batch
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows at once."""
+        assert isinstance(self.config.micro_batch, int)
+        return self.config.micro_batch
+
+
+def rows_of(card: dict[str, Any], split: str, share: float, tokens_per_row: int) -> int:
+    """Rows (of text: windows) of a split of the whole data; share: the part of it that the card is of."""
+    meta = card["splits"].get(split, {})
+    if tokens_per_row == 1:
+        return round(meta.get("rows", 0) / share)
+    pairs = round(meta.get("tokens", 0) / share) - 1
+    return 0 if pairs < tokens_per_row else max(1, pairs // tokens_per_row - 1)
+
+
+def fitting(
+    config: TrainConfig, card: dict[str, Any], share: float, description: dict[str, Any], rate: float
+) -> Fitting:
+    """Resolve `config` for the whole data. rate: FLOP/s of the device. Raises what training would."""
+    flops, tokens = description["flops"], description["flops"]["tokens_per_row"]
+    rows = rows_of(card, "train", share, tokens)
+    device = torch.device(description["memory"]["training"]["device"])
+    each = float(flops["row_forward"] + flops["row_backward"])
+    resolved = resolve(config, Rows(rows, tokens), device, each)
+    assert isinstance(resolved.batch, int)
+    update = BYTES * description["parameters"]["total"] / BANDWIDTH
+    row = each / (REACHED * rate)
+    fits = max(1, int((STEP - update) / row)) if update < STEP else 1
+    batch = min(resolved.batch, fits)
+    if batch < resolved.batch and isinstance(resolved.micro_batch, int) and batch > resolved.micro_batch:
+        batch -= batch % resolved.micro_batch
+    steps = resolved.budget.total_steps(rows, resolved.batch, tokens)
+    return Fitting(resolved, rows, tokens, steps, batch, resolved.batch * row + update)
+
+
+def affordable_rows(description: dict[str, Any], rate: float) -> int:
+    """Rows (of text: tokens) that are scored in a second or two."""
+    tokens = description["flops"]["tokens_per_row"]
+    least = 256 if tokens == 1 else 4 * tokens
+    return max(least, int(SCORING * REACHED * rate / max(description["flops"]["forward"], 1)))
+
+
+def too_heavy(description: dict[str, Any], rate: float) -> str:
+    """Why the model cannot be rehearsed in a minute on this machine; empty where it can."""
+    memory, flops = description["memory"], description["flops"]
+    state = memory["weights"] + memory["optimizer"]
+    if state > HEAVY:
+        return f"each checkpoint has {bytes_(state)}, more than can be written and read again in a minute"
+    row = (flops["row_forward"] + flops["row_backward"]) / (REACHED * rate)
+    if row > 2 * STEP:
+        return f"a step of a single row takes about {row:.0f} s here"
+    return ""
+
+
+def refuse_memory(
+    description: dict[str, Any], fit: Fitting, section: str, method: str = "full"
+) -> dict[str, Any]:
+    """What training needs at once; MemoryLimitError where the device has less.
+
+    method: of fine-tuning; where it trains only a part of the model, this is the least that it needs.
+    """
+    memory = description["memory"]
+    each = memory["activations"] / memory["training"]["rows"] if method in ("full", "lora") else 0
+    activations = round(each * fit.micro_batch)
+    fixed = memory["weights"] + (memory["gradients"] + memory["optimizer"] if method == "full" else 0)
+    needed, there = fixed + activations, memory["device_bytes"]
+    if there is not None and needed > 0.9 * there:
+        fewer = int((0.9 * there - fixed) / each) if each else 0
+        hint = (
+            f"{section}.micro_batch: {_divisor(fit.batch, fewer)} fits and gives the same result"
+            if fewer >= 1
+            else "a smaller model or shorter context is needed"
+        )
+        raise MemoryLimitError(
+            f"{section}: {fit.micro_batch} rows at once need about {bytes_(needed)} (weights, gradients, "
+            f"optimizer {bytes_(fixed)}, activations {bytes_(activations)}), and the device has "
+            f"{bytes_(there)}: {hint}"
+        )
+    return {"needed": needed, "activations": activations, "device_bytes": there, "rows": fit.micro_batch}
+
+
+def _divisor(batch: int, most: int) -> int:
+    """The largest part of a batch that divides it and is not more than `most`."""
+    return next(part for part in range(min(most, batch), 0, -1) if batch % part == 0)
+
+
+def clock(rows: list[dict[str, Any]], saved_at: int) -> tuple[float, float]:
+    """Seconds of a step and of a checkpoint, by metrics.jsonl with a line for each step."""
+    seconds = {row["step"]: row["time"]["seconds"] for row in rows if "loss" in row}
+    between = [seconds[step] - seconds[step - 1] for step in range(2, saved_at + 1)] or [seconds[1]]
+    step = statistics.median(between)
+    return step, max(0.0, seconds[saved_at + 1] - seconds[saved_at] - step)
+
+
+def time_of(
+    fit: Fitting, measured: tuple[float, float], description: dict[str, Any], validation_rows: int
+) -> dict[str, Any]:
+    """Steps and seconds of the real training. measured: seconds of a rehearsed step and of a checkpoint."""
+    step = measured[0] * fit.batch / fit.rehearsed
+    if fit.steps is None:
+        return {"steps": None, "step_seconds": step, "seconds": fit.config.budget.seconds, "checkpoints": 10}
+    flops = description["flops"]
+    forward = flops["row_forward"] / max(1, flops["row_forward"] + flops["row_backward"])
+    validations, checkpoints = (
+        math.ceil(fit.steps / every) if isinstance(every, int) else 10
+        for every in (fit.config.validate_every, fit.config.checkpoint_every)
+    )
+    scoring = step / fit.batch * forward * validation_rows
+    if not validation_rows:
+        validations = 0
+    seconds = fit.steps * step + validations * scoring + checkpoints * measured[1]
+    return {
+        "steps": fit.steps,
+        "batch": fit.batch,
+        "step_seconds": step,
+        "validations": validations,
+        "checkpoints": checkpoints,
+        "seconds": seconds,
+    }
+
+
+def refuse_disk(run: Path, dataset: int, checkpoints: dict[str, tuple[int, int, int]]) -> dict[str, Any]:
+    """Bytes that the run's directory needs; LlmtoolError where fewer are free.
+
+    checkpoints: section -> bytes of one, how many are written, how many newest ones are kept.
+    """
+    parts = {"dataset": dataset}
+    for section, (size, written, keep) in checkpoints.items():
+        parts[section] = size * min(written + 1, keep + KEPT)
+    needed, free = sum(parts.values()), files.free_bytes(run)
+    if needed > free:
+        listed = ", ".join(f"{name} {bytes_(size)}" for name, size in parts.items())
+        raise LlmtoolError(
+            f"{run}: the disk would be full: the run needs about {bytes_(needed)} ({listed}), and "
+            f"{bytes_(free)} are free; fewer checkpoints (`keep`, `checkpoint_every`) need less"
+        )
+    return {"needed": needed, "free": free, **parts}
+
+
+def size_of(directory: Path) -> int:
+    """Bytes of the files below a directory; 0 where there is none."""
+    return sum(
+        path.stat().st_size for path in directory.rglob("*") if path.is_file() and not path.is_symlink()
+    )
