@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from llmtool import __version__
-from llmtool.commands import Options
+from llmtool.commands import Options, ReportOptions
 from llmtool.core.errors import Cancelled, ConfigError, Interrupted, LlmtoolError, Terminated
 
 app = typer.Typer(
@@ -128,6 +128,23 @@ def evaluate(
     _run("evaluate", Options(config, set_ or [], force), json, debug, rehearse)
 
 
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Directories of runs.")],
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="FILE", help="Where the page goes; of one run: into it.")
+    ] = None,
+    tensorboard: Annotated[
+        str | None,
+        typer.Option("--tensorboard", metavar="DIR", help="Write the curves as TensorBoard events."),
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a run's report.html, or put several runs side by side."""
+    _run("report", ReportOptions(runs, html, tensorboard), json, debug)
+
+
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if show:
@@ -137,7 +154,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def _run(
     command: str,
-    options: Options,
+    options: Options | ReportOptions,
     as_json: bool,
     debug: bool,
     rehearse: bool = False,

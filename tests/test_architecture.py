@@ -17,7 +17,7 @@ RUNGS = {
 }  # fmt: skip
 # Imported where they are used: optional packages, scikit-learn with scipy, whose import takes 2 seconds, and
 # pandas (0.3 s), which commands that read no rows do without.
-LAZY = {"pyarrow", "zstandard", "sklearn", "scipy", "threadpoolctl", "pandas"}
+LAZY = {"pyarrow", "zstandard", "sklearn", "scipy", "threadpoolctl", "pandas", "tensorboard"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -33,3 +33,12 @@ class Options:
     force: bool = False
     resume: bool = False
     scratch: Scratch | None = None
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What the command line of `llmtool report` says."""
+
+    runs: list[str]
+    html: str | None = None
+    tensorboard: str | None = None

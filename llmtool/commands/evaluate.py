@@ -15,6 +15,7 @@ from llmtool.evaluation import EvaluateConfig, compare, report, requirements
 from llmtool.evaluation.compare import Saved
 from llmtool.experiment import Loaded
 from llmtool.stages import assemble, judge, score
+from llmtool.stages import report as stage_report
 from llmtool.stages.assemble import Start
 
 
@@ -62,6 +63,7 @@ def _evaluate(run: Run, loaded: Loaded, dataset: Dataset, start: Start, other: S
         baseline_seconds=seconds,
     )
     console.show(report.show(document))
+    console.say(f"report: {stage_report.write(run.root, doing='evaluate')}")
     if unknown := [outcome for outcome in outcomes if outcome.unknown]:
         raise ConfigError(f"evaluate.require: {unknown[0]}")
     if unmet := requirements.unmet(outcomes):

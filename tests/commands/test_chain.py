@@ -22,7 +22,7 @@ RUN_FILES = {
     "prepare": {"card.json", "leakage.json", "ledger.json", "quarantine.jsonl", "result.json"},
     "describe": {"describe.json", "model_card.md", "result.json"},
     "train": {"experiment.yaml", "environment.json", "metrics.jsonl", "checkpoints", "best", "last"},
-    "evaluate": {"report.json", "predictions.csv", "result.json"},
+    "evaluate": {"report.json", "report.html", "predictions.csv", "result.json"},
 }  # fmt: skip
 RUN_FILES["train"] |= {"result.json"}
 RUN_FILES["finetune"] = RUN_FILES["train"]
