@@ -21,8 +21,9 @@ class LanguageTally:
 
     nats, tokens, correct: (p,) sums over p pieces of the text, or one number each. units: (p,) int64 on the
     host, the unit of the text (data.batches.unit_edges) that each piece belongs to, -1 for no piece; None:
-    each is its own. `bytes` is the UTF-8 length of the text that was scored. The tally cannot know it:
-    stages.score sets it from the dataset's card; without it there is no bits_per_byte.
+    each is its own. Two things no batch can know, stages.score sets: `bytes`, the UTF-8 length of the text
+    that was scored (without it there is no bits_per_byte), and `all_units`, how many units the text has: the
+    last may be documents of one token, in which nothing is scored.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class LanguageTally:
     ) -> None:
         sums = torch.stack([part.detach().double().reshape(-1) for part in (nats, tokens, correct)])
         self._parts, self._units, self.bytes = [sums], [units], size  # parts: (3, p) each
+        self.all_units = 0
         self._settled: Floats | None = None
 
     def add(self, other: Self) -> None:
@@ -54,7 +56,7 @@ class LanguageTally:
             else:
                 unit = torch.cat([units for units in self._units if units is not None]).numpy()
                 there = unit >= 0
-                unit, count = unit[there], int(unit.max(initial=-1)) + 1
+                unit, count = unit[there], max(self.all_units, int(unit.max(initial=-1)) + 1)
                 self._settled = np.stack([np.bincount(unit, part[there], count) for part in parts])
         return self._settled
 

@@ -63,7 +63,7 @@ def _scored(assembled: Assembled, split: str, batch: int | Literal["auto"]) -> T
             raise DataError(f"{split}: {error}") from None
         torch.cuda.empty_cache()
         size = max(1, size // 2)
-    with_bytes(tally, data)
+    with_extent(tally, data)
     return tally
 
 
@@ -77,15 +77,17 @@ def auto_batch(assembled: Assembled, tokens_per_row: int) -> int:
     return max(1, min(TOKENS[device] // tokens_per_row, LOGIT_BYTES[device] // row))
 
 
-def with_bytes(tally: Tally, data: Split) -> None:
-    """Give a language tally the length of the text it scored.
+def with_extent(tally: Tally, data: Split) -> None:
+    """Give a language tally the extent of the text it scored: its units, and its length in bytes.
 
     That is the split's UTF-8 length times the share of its tokens that were scored: all but the first of each
     document. End-of-text tokens count in that share and have no bytes of their own: bits per byte carries the
     cost of saying where documents end, as it should.
     """
-    if isinstance(tally, LanguageTally) and data.meta.get("bytes") and data.meta.get("tokens"):
-        tally.bytes = data.meta["bytes"] * tally.tokens / data.meta["tokens"]
+    if isinstance(tally, LanguageTally):
+        tally.all_units = len(unit_edges(data)) - 1
+        if data.meta.get("bytes") and data.meta.get("tokens"):
+            tally.bytes = data.meta["bytes"] * tally.tokens / data.meta["tokens"]
 
 
 def splits_to_score(config: EvaluateConfig, dataset: Dataset) -> list[str]:

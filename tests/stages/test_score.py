@@ -259,6 +259,15 @@ def test_scored_alone_each_document_costs_the_same(tmp_path: Path) -> None:
     assert score(assembled(together, model), ["test"])["test"].nats == pytest.approx(nats, rel=1e-5)
 
 
+def test_documents_in_which_nothing_is_scored_are_units_too(tmp_path: Path) -> None:
+    """What else is said of each document (its length, a baseline's evidence) stands beside the tally's rows."""
+    documents = [*DOCUMENTS * 6, "", ""]  # an empty one is its end-of-text token alone
+    dataset = text(tmp_path, BytesTokenizer().fit(lambda: iter([])), documents)
+    tally = score(assembled(dataset, transformer(dataset)), ["test"])["test"]
+    assert tally.units == len(documents)
+    assert tally.predictions()["tokens"][-2:].tolist() == [0, 0]
+
+
 def test_the_automatic_batch_of_a_large_vocabulary_keeps_its_logits_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
