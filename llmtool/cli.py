@@ -56,6 +56,15 @@ Verify = Annotated[
         show_default=False,
     ),
 ]
+Replay = Annotated[
+    str | None,
+    typer.Option(
+        "--replay",
+        metavar="DIR",
+        help="Make a step again whose update was refused; DIR: what was kept of it. Writes nothing.",
+        show_default=False,
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -94,10 +103,11 @@ def train(
     resume: Resume = False,
     rehearse: Rehearse = False,
     verify: Verify = None,
+    replay: Replay = None,
     debug: Debug = False,
 ) -> None:
     """Train the model, preparing the data first if need be."""
-    _run("train", Options(config, set_ or [], force, resume), json, debug, rehearse, verify)
+    _run("train", Options(config, set_ or [], force, resume), json, debug, rehearse, verify, replay)
 
 
 @app.command()
@@ -109,10 +119,11 @@ def finetune(
     resume: Resume = False,
     rehearse: Rehearse = False,
     verify: Verify = None,
+    replay: Replay = None,
     debug: Debug = False,
 ) -> None:
     """Adapt an existing model to this data; scores before and after stand side by side."""
-    _run("finetune", Options(config, set_ or [], force, resume), json, debug, rehearse, verify)
+    _run("finetune", Options(config, set_ or [], force, resume), json, debug, rehearse, verify, replay)
 
 
 @app.command()
@@ -159,18 +170,20 @@ def _run(
     debug: bool,
     rehearse: bool = False,
     verify: str | None = None,
+    replay: str | None = None,
 ) -> None:
     """Run one command and end the process with its exit code; a traceback only if asked for."""
-    aside: tuple[Any, ...] = (command,) if rehearse else (command, verify) if verify is not None else ()
-    name = command if not aside else "rehearse" if rehearse else "verify"
+    aside: dict[str, list[str]] = {"rehearse": []} if rehearse else {}
+    aside |= {name: [of] for name, of in (("verify", verify), ("replay", replay)) if of is not None}
+    name = next(iter(aside), command)
     status: dict[str, Any] = {"command": command, "status": "failed", "exit_code": 1}
     before = _catch_sigterm()
     try:
-        if rehearse and verify is not None:
-            raise ConfigError("--rehearse and --verify: give one of them")
+        if len(aside) > 1:
+            raise ConfigError(f"--{' and --'.join(aside)}: give one of them")
         module = _load(f"llmtool.commands.{name}")
         importlib.import_module("llmtool.core.console").configure(json=as_json)
-        result = module.run(options, *aside)
+        result = module.run(options, *([command, *aside[name]] if aside else []))
         status = {"command": command, "status": "done", "exit_code": 0, **result}
     except LlmtoolError as error:
         status = _told(status, error, error.status, error.exit_code)

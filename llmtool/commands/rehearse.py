@@ -37,7 +37,6 @@ QUICK, STEPS, SLOW_STEPS = (
 )  # seconds of a step up to which six of them are made, to be timed; else three
 TOKENS = 16  # of each text that a rehearsed evaluate has written
 PATIENCE = 40.0  # seconds that the steps until the kill may take
-NEEDS = {"train": ("model", "train"), "finetune": ("finetune",)}
 COMMANDS = {"train": train, "finetune": finetune}
 
 
@@ -48,8 +47,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
     if options.force or options.resume:
         raise ConfigError("--rehearse begins anew and aside: --force and --resume mean nothing beside it")
     loaded = experiment.load(options.config, options.overrides)
-    for section in NEEDS.get(command, ()):
-        loaded.need(section, command)
+    session.need(loaded, command)
     with tempfile.TemporaryDirectory(prefix="llmtool-rehearsal-") as place:
         name = Path(loaded.experiment.run).name or "run"
         rehearsal = _Rehearsal(options, loaded, Path(place) / name, command)

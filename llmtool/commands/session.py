@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -81,6 +82,15 @@ def located(loaded: Loaded, section: str) -> Iterator[None]:
     except ConfigError as error:
         error.args = (loaded.locate(str(error), section),)
         raise
+
+
+NEEDS = {"train": ("model", "train"), "finetune": ("finetune",)}  # sections of the commands that train
+
+
+def need(loaded: Loaded, command: str) -> None:
+    """ConfigError unless the sections that a command which trains reads are there."""
+    for section in NEEDS.get(command, ()):
+        loaded.need(section, command)
 
 
 def key(loaded: Loaded, sections: tuple[str, ...], inputs: dict[str, str]) -> dict[str, Any]:
@@ -273,6 +283,8 @@ class Watch:
         """A row of metrics.jsonl; validations are always shown."""
         if row["step"] == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if "refused" in row:  # told in words
+            return
         if "validation" in row:
             found = row["validation"]
             names = [name for name in dict.fromkeys([self.metric, *found]) if name in found][:3]
@@ -301,13 +313,7 @@ def fit(run: Run, loaded: Loaded, assembled: Assembled, config: TrainConfig, opt
     def as_yaml(resolved: TrainConfig) -> str:
         return experiment_yaml(experiment.model_copy(update={section: resolved}))
 
-    rows = assembled.batches("train")
-    if assembled.adapter is None or isinstance(assembled.adapter, adapters.FullConfig):
-        model: Any = assembled.model  # every family counts itself
-        flops = model.flops(rows.tokens_per_row)
-    else:  # with frozen parts and updates beside them; counting them imports torch's compiler
-        figures = account(assembled.model, 1, rows.tokens_per_row, assembled.precision.name)
-        flops = figures.flops_forward + figures.flops_backward
+    rows, flops = assembled.batches("train"), flops_of(assembled)
     peak, _ = peak_flops(assembled.device, assembled.precision)
     batch = rows.rows if config.batch == "auto" else config.batch
     total = config.budget.total_steps(rows.rows, min(batch, rows.rows), rows.tokens_per_row)
@@ -320,9 +326,39 @@ def fit(run: Run, loaded: Loaded, assembled: Assembled, config: TrainConfig, opt
             progress=Watch(display, metric, options.scratch.kill_at if options.scratch else None),
             resume=run.state == "unfinished" or options.resume,
             as_yaml=as_yaml,
-            flops_per_row=float(flops),
+            flops_per_row=flops,
             peak=peak,
+            command=None if options.scratch else _as_given(section, options),
         )
+
+
+def _as_given(command: str, options: Options) -> str:
+    """The command line of this training, for a shell."""
+    sets = [word for override in options.overrides for word in ("--set", override)]
+    return shlex.join(["llmtool", command, options.config, *sets])
+
+
+def flops_of(assembled: Assembled) -> float:
+    """FLOPs of a row of training, forward and backward."""
+    rows = assembled.batches("train")
+    if assembled.adapter is None or isinstance(assembled.adapter, adapters.FullConfig):
+        model: Any = assembled.model  # every family counts itself
+        return float(model.flops(rows.tokens_per_row))
+    # with frozen parts and updates beside them; counting them imports torch's compiler
+    figures = account(assembled.model, 1, rows.tokens_per_row, assembled.precision.name)
+    return float(figures.flops_forward + figures.flops_backward)
+
+
+def assembled(loaded: Loaded, command: str, dataset: Dataset) -> Assembled:
+    """What `train` or `finetune` begins with, before its first step."""
+    if command == "train":
+        return assemble.from_experiment(loaded.experiment, dataset)
+    config = loaded.experiment.finetune
+    assert config is not None
+    start = assemble.from_checkpoint(model_to_start(loaded))
+    made, _ = assemble.from_start(loaded.experiment, dataset, start)
+    assemble.adapt(made, start, config.method)
+    return made
 
 
 def finish_fit(
@@ -337,6 +373,7 @@ def finish_fit(
         reason=result.reason,
         best={"step": result.best_step, "metric": result.metric, "value": result.best_value},
         resumed_from=result.resumed_from,
+        skipped=result.skipped,
         throughput=result.throughput,
         training_seconds=result.seconds,
         config=loaded.slice(*COMPUTE, "model", "task") | {"fit": result.config.model_dump(mode="json")},

@@ -14,14 +14,12 @@ from llmtool.core import console, files
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data.store import Dataset
 from llmtool.experiment import Loaded
-from llmtool.stages import assemble, verify
-from llmtool.stages.assemble import Assembled
-from llmtool.stages.fit import resolve
+from llmtool.stages import verify
+from llmtool.stages.settings import resolve
 from llmtool.stages.verify import Compared, Split
 
 STEPS = 8  # of each training, unless another number is given
 ROWS = 1 << 14  # of validation scored on the way; of text: tokens
-NEEDS = {"train": ("model", "train"), "finetune": ("finetune",)}
 COMMANDS = {"train": train, "finetune": finetune}
 
 
@@ -37,8 +35,7 @@ def run(options: Options, command: str, what: str) -> dict[str, Any]:
     if options.force or options.resume:
         raise ConfigError("--verify works aside: --force and --resume mean nothing beside it")
     loaded = experiment.load(options.config, options.overrides)
-    for section in NEEDS[command]:
-        loaded.need(section, command)
+    session.need(loaded, command)
     with tempfile.TemporaryDirectory(prefix="llmtool-verify-") as place, session.located(loaded, command):
         dataset = _dataset(loaded, options, Path(place))
         if kind == "resume":
@@ -116,7 +113,7 @@ def _row(part: Compared) -> list[Any]:
 
 def _invariance(loaded: Loaded, command: str, dataset: str) -> dict[str, Any]:
     """Loss and gradient of the same rows, however they are split into micro-batches or packed into rows."""
-    assembled = _assembled(loaded, command, dataset)
+    assembled = session.assembled(loaded, command, Dataset.open(dataset))
     config = getattr(loaded.experiment, command)
     rows = assembled.batches("train")
     resolved = resolve(config, rows, assembled.device, None)
@@ -141,18 +138,6 @@ def _invariance(loaded: Loaded, command: str, dataset: str) -> dict[str, Any]:
         "precision": assembled.precision.name,
         "parts": [{**asdict(part), "equal": part.equal} for part in parts],
     }
-
-
-def _assembled(loaded: Loaded, command: str, path: str) -> Assembled:
-    dataset = Dataset.open(path)
-    if command == "train":
-        return assemble.from_experiment(loaded.experiment, dataset)
-    config = loaded.experiment.finetune
-    assert config is not None
-    start = assemble.from_checkpoint(session.model_to_start(loaded))
-    assembled, _ = assemble.from_start(loaded.experiment, dataset, start)
-    assemble.adapt(assembled, start, config.method)
-    return assembled
 
 
 def _line(part: Split) -> list[Any]:

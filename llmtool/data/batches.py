@@ -90,7 +90,7 @@ class FeatureBatches:
         """Rows start to start + count of the training order."""
         first, rows = self._fetched
         if not first <= start <= start + count <= first + len(rows):
-            first, rows = start, self._gather(self._chosen(start, max(count, self._ahead)))
+            first, rows = start, self._gather(self.chosen(start, max(count, self._ahead)))
             self._fetched = first, rows
         part = slice(start - first, start - first + count)
         return Batch(rows.inputs[part], rows.targets[part])
@@ -98,7 +98,7 @@ class FeatureBatches:
     def where(self, start: int, count: int) -> list[str]:
         """`adult.csv:1234 (row 17 of train)`, rows counted from 1."""
         names = []
-        for row in map(int, self._chosen(start, count)):
+        for row in map(int, self.chosen(start, count)):
             place, name = _place(self._split, row), f"row {row + 1} of {self._split.name}"
             names.append(f"{place} ({name})" if place else name)
         return names
@@ -108,7 +108,8 @@ class FeatureBatches:
         for start in range(0, self.rows, size):
             yield self._gather(np.arange(start, min(start + size, self.rows)))
 
-    def _chosen(self, start: int, count: int) -> np.ndarray:
+    def chosen(self, start: int, count: int) -> np.ndarray:
+        """(count,) numbers of those rows in the split."""
         if self.rows == 0:
             raise DataError(f"{self._split.name} has no rows to train on")
         parts = [chosen for _, chosen in self._order.rows(start, count)]

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from llmtool.core.contracts import Features
-from llmtool.data.batches import unit_edges
+from llmtool.data.batches import Batches, FeatureBatches, unit_edges
 from llmtool.data.columns import column_from_state
 from llmtool.data.store import Dataset
+from llmtool.data.tokenizers import FittedTokenizer
 
 
 def columns_of(dataset: Dataset, split: str, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -32,6 +33,16 @@ def columns_of(dataset: Dataset, split: str, rows: np.ndarray | None = None) -> 
         result[column.name] = column.decode(block[:, at : at + width])
         at += width
     return result
+
+
+def decoded_batch(
+    dataset: Dataset, split: str, batches: Batches, start: int, count: int
+) -> list[dict[str, Any]]:
+    """Rows start to start + count of a training order, as of `decoded_rows`; of a text: its `text`."""
+    if isinstance(batches, FeatureBatches):
+        return decoded_rows(dataset, split, batches.chosen(start, count))
+    tokenizer = FittedTokenizer.from_state(dataset.card["encoder"]["tokenizer"], dataset.directory)
+    return [{"text": tokenizer.decode(ids)} for ids in batches.batch(start, count).inputs.tolist()]
 
 
 def decoded_rows(dataset: Dataset, split: str, rows: np.ndarray) -> list[dict[str, Any]]:

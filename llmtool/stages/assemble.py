@@ -15,6 +15,7 @@ from llmtool.core.contracts import OutputSpec, Task, Tokens
 from llmtool.core.devices import Precision, resolve_device, resolve_precision, set_determinism
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data.batches import Batches, open_batches
+from llmtool.data.decoding import decoded_batch
 from llmtool.data.store import Dataset
 from llmtool.experiment import Experiment
 from llmtool.models import adapters, pretrained
@@ -66,6 +67,10 @@ class Assembled:
     def batches(self, split: str) -> Batches:
         """The rows of a split; language models see windows as long as their context."""
         return open_batches(self.dataset, split, self.seed, context=getattr(self.model, "context", None))
+
+    def decoded(self, start: int, count: int) -> list[dict[str, Any]]:
+        """Rows start to start + count of the training order as a person knows them."""
+        return decoded_batch(self.dataset, "train", self.batches("train"), start, count)
 
     def save(self, directory: Path) -> None:
         """Write the model (or its adapter), the tokenizer and our card of it into `directory`."""

@@ -1,11 +1,9 @@
-"""Trains an assembled model: resolves what is `auto`, resumes, and hands the loop its three verbs."""
+"""Trains an assembled model: resumes, and hands the loop its verbs."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,23 +14,22 @@ from torch import Tensor
 
 from llmtool.core import checkpoint, files
 from llmtool.core.contracts import Batch, Loss
-from llmtool.core.devices import is_out_of_memory
 from llmtool.core.environment import environment
-from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
+from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data.batches import Batches
 from llmtool.evaluation.loop import evaluate
+from llmtool.experiment import FinetuneConfig
+from llmtool.stages import divergence
 from llmtool.stages.assemble import STATE, Assembled
 from llmtool.stages.score import auto_batch
+from llmtool.stages.settings import few_threads, make_plan, out_of_memory, resolve, threads
 from llmtool.training import TrainConfig
 from llmtool.training.loop import Loop, Plan, State, Verbs
+from llmtool.training.replay import Refused
 from llmtool.training.throughput import Meter
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 OPTIMIZER, LOOP = "optimizer.safetensors", "loop.json"
-CPU_TOKENS, CUDA_TOKENS = 1024, 32768  # tokens of one optimizer step when `batch` is auto
-CPU_RATE = 30e9  # FLOP/s that a core reaches in these models, measured
-ONE_THREAD = 3e7  # FLOPs of a micro-batch that a second CPU core makes no faster, measured
-COMPILE_PAYS = 600.0  # seconds of CPU training from which 20-60 s of compilation come back
 
 
 class Progress(Protocol):
@@ -60,6 +57,7 @@ class FitResult:
     seconds: float  # of all sessions
     throughput: dict[str, float]
     resumed_from: int | None = None
+    skipped: int = 0  # updates that the guard left out
     notes: list[str] = field(default_factory=list)
 
 
@@ -73,52 +71,61 @@ def fit(
     as_yaml: Callable[[TrainConfig], str] | None = None,
     flops_per_row: float | None = None,
     peak: float | None = None,
+    command: str | None = None,
 ) -> FitResult:
     """Train `assembled.model` in place; checkpoints, metrics.jsonl and what was resolved go into `directory`.
 
     resume: go on from the newest valid checkpoint there; without it, or without one, start anew.
     as_yaml: the whole experiment as YAML with this config in its place, for experiment.yaml.
     flops_per_row: forward and backward of one row. peak: FLOP/s of the device at this precision.
+    command: the one that trains, as it was given, for what is left behind of an update that was not made;
+    None: only the error tells of it.
     Raises DivergedError, MemoryLimitError, Interrupted, Cancelled, ConfigError.
     """
-    session = _Session(assembled, config, directory, progress)
+    session = _Session(assembled, config, directory, progress, command)
     session.begin(resume, flops_per_row)
     config = session.config
     if as_yaml is not None:
         files.write_text(directory / "experiment.yaml", as_yaml(config))
-    train = session.train
     assert isinstance(config.batch, int)
-    assert isinstance(config.micro_batch, int)
-    meter = Meter(config.batch, train.tokens_per_row, flops_per_row, peak)
-    plan = make_plan(config, train, assembled)
-    loss = session.loss()
-    small = flops_per_row is not None and flops_per_row * config.micro_batch < ONE_THREAD
-    with out_of_memory(config), threads(1 if small and assembled.device.type == "cpu" else None):
+    meter = Meter(config.batch, session.train.tokens_per_row, flops_per_row, peak)
+    session.plan = make_plan(config, session.train, assembled)
+    with out_of_memory(config), threads(few_threads(config, flops_per_row, assembled.device)):
         files.write_json(directory / "environment.json", session.environment())
-        compiled = session.compile(loss, plan) if config.compile else None
-        loop = Loop(
-            model=assembled.model,
-            loss=loss,
-            compiled=compiled,
-            batches=train,
-            optimizers=session.optimizers,
-            schedule=config.schedule,
-            plan=plan,
-            device=assembled.device,
-            meter=meter,
-            verbs=Verbs(session.validate if session.validation else None, session.record, session.save),
-        )
-        reason = loop.run(session.state)
+        compiled = session.compile() if config.compile else None
+        reason = session.loop(meter, compiled).run(session.state)
     return session.result(reason, meter)
+
+
+def at_checkpoint(
+    assembled: Assembled, config: TrainConfig, saved: Path, progress: Progress, flops_per_row: float | None
+) -> tuple[Loop, TrainConfig]:
+    """The loop that `fit` would run, with weights and optimizer of a checkpoint, and the resolved config.
+
+    Nothing is compiled, nothing is written.
+    """
+    session = _Session(assembled, config, saved, progress)
+    session.config = resolve(config, session.train, assembled.device, flops_per_row)
+    session.take_over(saved)
+    session.plan = make_plan(session.config, session.train, assembled)
+    return session.loop(Meter(session.plan.batch), None), session.config
 
 
 class _Session:
     """One run of `fit`: where it stands, and the three verbs the loop calls."""
 
+    plan: Plan
+
     def __init__(
-        self, assembled: Assembled, config: TrainConfig, directory: Path, progress: Progress
+        self,
+        assembled: Assembled,
+        config: TrainConfig,
+        directory: Path,
+        progress: Progress,
+        command: str | None = None,
     ) -> None:
         self.assembled, self.directory, self.progress = assembled, directory, progress
+        self.command = command
         self.train = assembled.batches("train")
         self.validation = (
             assembled.batches("validation") if "validation" in assembled.dataset.splits else None
@@ -150,6 +157,15 @@ class _Session:
         if found is None:
             _clear(self.directory)
             return
+        self.take_over(found)
+        self.resumed_from = self.state.step
+        truncate_metrics(self.directory / METRICS, self.state.step)
+        divergence.forget_after(self.directory / divergence.DIRECTORY, self.state.step)
+        self._point()
+        self.note(f"goes on from step {self.state.step}")
+
+    def take_over(self, found: Path) -> None:
+        """Weights, optimizer and place in the run from a checkpoint."""
         saved = files.read_json(found / STATE / LOOP)
         self.config = self.config.model_copy(
             update={"compile": saved["compile"]}
@@ -157,10 +173,21 @@ class _Session:
         self.state = State(**saved["state"], seconds=saved["time"]["seconds"])
         self.optimizers.restore(safetensors.torch.load_file(found / STATE / OPTIMIZER))
         self.assembled.restore(found)
-        self.resumed_from = self.state.step
-        truncate_metrics(self.directory / METRICS, self.state.step)
-        self._point()
-        self.note(f"goes on from step {self.state.step}")
+
+    def loop(self, meter: Meter, compiled: Callable[[Batch], Loss] | None) -> Loop:
+        """The loop over this run's parts."""
+        return Loop(
+            model=self.assembled.model,
+            loss=self.loss(),
+            compiled=compiled,
+            batches=self.train,
+            optimizers=self.optimizers,
+            schedule=self.config.schedule,
+            plan=self.plan,
+            device=self.assembled.device,
+            meter=meter,
+            verbs=Verbs(self.validate if self.validation else None, self.record, self.save, self.refuse),
+        )
 
     def environment(self) -> dict[str, Any]:
         """What the numbers of this run depend on besides its file."""
@@ -183,8 +210,9 @@ class _Session:
 
         return loss
 
-    def compile(self, loss: Callable[[Batch], Loss], plan: Plan) -> Callable[[Batch], Loss] | None:
+    def compile(self) -> Callable[[Batch], Loss] | None:
         """Model and loss as one compiled graph, tried on a micro-batch; None, with a note, if that fails."""
+        loss = self.loss()
 
         def tensors(inputs: Tensor, targets: Tensor, segments: Tensor | None) -> tuple[Tensor, Tensor]:
             result = loss(Batch(inputs, targets, segments))
@@ -197,7 +225,7 @@ class _Session:
 
         try:
             self.assembled.model.train()
-            compiled(self.train.batch(0, plan.micro_batch).to(self.assembled.device)).total.backward()
+            compiled(self.train.batch(0, self.plan.micro_batch).to(self.assembled.device)).total.backward()
             return compiled
         except Exception as error:  # whatever the compiler cannot do, the same model does without it
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -242,18 +270,55 @@ class _Session:
         """A checkpoint of this step; the links follow, older ones go."""
         if (self.directory / METRICS).exists():
             files.sync(self.directory / METRICS)  # the rows a resumed run will not write again
-        checkpoint.save(self.checkpoints, checkpoint.step_name(state.step), self._write)
+        checkpoint.save(
+            self.checkpoints,
+            checkpoint.step_name(state.step),
+            lambda directory: self._write(directory, state),
+        )
         self._point()
         newest = [path.name for path in checkpoint.steps(self.checkpoints)[-self.config.keep :]]
         checkpoint.prune(self.checkpoints, {*newest, checkpoint.step_name(state.best_step)})
 
-    def _write(self, directory: Path) -> None:
+    def refuse(self, update: Refused, state: State, ends: bool) -> str:
+        """Write down an update that was not made; returns what its error should say beside the facts."""
+        about = {key: getattr(update, key) for key in ("why", "loss", "norm", "limit", "says")}
+        before = State(step=update.step - 1, scale=state.scale, seconds=state.seconds)
+        place: Path | None = None
+        try:
+            if self.command is not None:
+                place = divergence.write(
+                    self.directory / divergence.DIRECTORY,
+                    update,
+                    self.plan,
+                    before,
+                    self.assembled,
+                    self.train,
+                    lambda directory: self._write(directory, before),
+                    self.command,
+                )
+            self.record({"step": update.step, "refused": {**about, "bundle": place and str(place)}})
+        except LlmtoolError as error:  # a full disk must not hide why training ends
+            if not ends:
+                raise
+            self.progress.note(f"nothing is kept of this step: {error}")
+        if not ends:
+            self.progress.note(f"{update.says} (left out, {state.skipped} so far)")
+            return ""
+        words = f"\n{state.in_a_row} updates in a row were refused" if self.plan.skip else ""
+        if place is not None:
+            words += f"\nmake this step again: {self.command} --replay {place}"
+        if self.command is not None and not self.plan.skip:
+            section = "finetune" if isinstance(self.config, FinetuneConfig) else "train"
+            words += f"\nleave such updates out: {self.command} --resume --set {section}.guard.action=skip"
+        return words
+
+    def _write(self, directory: Path, state: State) -> None:
         self.assembled.save(directory)
         (directory / STATE).mkdir()
         files.write_bytes(directory / STATE / OPTIMIZER, safetensors.torch.save(self.optimizers.state()))
-        state = asdict(self.state)
-        seconds = state.pop("seconds")
-        about = {"format": 1, "state": state, "compile": self.config.compile, "time": {"seconds": seconds}}
+        fields = asdict(state)
+        seconds = fields.pop("seconds")
+        about = {"format": 1, "state": fields, "compile": self.config.compile, "time": {"seconds": seconds}}
         files.write_json(directory / STATE / LOOP, about)
 
     def _point(self) -> None:
@@ -270,6 +335,8 @@ class _Session:
             self.note(
                 f"{self.metric} was undefined at every validation; the last checkpoint stands for the best"
             )
+        if state.skipped:
+            self.note(f"{state.skipped} updates were left out (guard.action: skip); metrics.jsonl names each")
         return FitResult(
             best=self.directory / "best",
             last=self.directory / "last",
@@ -282,75 +349,9 @@ class _Session:
             seconds=state.seconds,
             throughput=meter.summary(),
             resumed_from=self.resumed_from,
+            skipped=state.skipped,
             notes=self.notes,
         )
-
-
-class Amount(Protocol):
-    """How much there is to train on."""
-
-    rows: int
-    tokens_per_row: int
-
-
-def resolve(
-    config: TrainConfig, train: Amount, device: torch.device, flops_per_row: float | None
-) -> TrainConfig:
-    """The config with every `auto` replaced by what it means here; the batch is at most all rows."""
-    rows, tokens, cuda = train.rows, train.tokens_per_row, device.type == "cuda"
-    if rows == 0:
-        raise DataError(
-            "the train split has no rows to learn from"
-            if tokens == 1
-            else f"the train split is too short: the model's context needs {tokens + 1} tokens in a row"
-        )
-    if config.budget.tokens is not None and tokens == 1:
-        raise ConfigError("budget.tokens counts tokens; this dataset has rows: use steps, epochs or time")
-    if config.batch != "auto":
-        batch = config.batch
-    elif tokens > 1:
-        batch = _power_of_two((CUDA_TOKENS if cuda else CPU_TOKENS) / tokens, 4, 4096)
-    else:
-        batch = _power_of_two(rows / 64, 32, 1024)
-    batch = min(batch, rows)
-    micro = batch if config.micro_batch == "auto" else min(config.micro_batch, batch)
-    steps = config.budget.total_steps(rows, batch, tokens)
-    updates: dict[str, Any] = {"batch": batch, "micro_batch": micro}
-    if config.log_every == "auto":
-        updates["log_every"] = 20 if steps is None else max(1, steps // 100)
-    epochs = config.budget.epochs
-    if config.validate_every == "auto" and steps is not None:
-        per_epoch = math.ceil(rows / batch)
-        updates["validate_every"] = per_epoch if epochs and 5 <= epochs <= 20 else max(1, steps // 10)
-    if config.checkpoint_every == "auto" and steps is not None:
-        updates["checkpoint_every"] = updates.get("validate_every", config.validate_every)
-    if config.compile == "auto":
-        seconds = (flops_per_row or 0.0) * batch * (steps or 0) / (CPU_RATE * torch.get_num_threads())
-        updates["compile"] = cuda or seconds > COMPILE_PAYS
-    return config.model_copy(update=updates)
-
-
-def make_plan(config: TrainConfig, train: Batches, assembled: Assembled) -> Plan:
-    """The plain numbers the loop goes by; an `auto` left (wall time as budget) is every tenth of it."""
-    assert isinstance(config.batch, int)
-    assert isinstance(config.micro_batch, int)
-    assert isinstance(config.log_every, int)
-    steps = config.budget.total_steps(train.rows, config.batch, train.tokens_per_row)
-    return Plan(
-        batch=config.batch,
-        micro_batch=config.micro_batch,
-        steps=steps,
-        seconds=config.budget.seconds if steps is None else None,
-        session=config.budget.seconds if steps is not None else None,
-        clip=config.clip,
-        log_every=config.log_every,
-        validate_every=None if config.validate_every == "auto" else config.validate_every,
-        checkpoint_every=None if config.checkpoint_every == "auto" else config.checkpoint_every,
-        mode=config.select.mode if config.select else assembled.task.mode,
-        patience=config.stop.patience if config.stop else None,
-        seed=assembled.seed,
-        fp16=assembled.precision.scaler,
-    )
 
 
 def truncate_metrics(path: Path, step: int) -> None:
@@ -368,40 +369,5 @@ def truncate_metrics(path: Path, step: int) -> None:
 
 def _clear(directory: Path) -> None:
     files.make_directories(directory)
-    for name in ("best", "last", METRICS, CHECKPOINTS):
+    for name in ("best", "last", METRICS, CHECKPOINTS, divergence.DIRECTORY):
         files.remove_tree(directory / name)
-
-
-def _power_of_two(wanted: float, low: int, high: int) -> int:
-    return int(min(high, max(low, 2 ** round(math.log2(max(1.0, wanted))))))
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """torch's CPU threads within the block; None: as they are. They decide the last bits of sums."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def out_of_memory(config: TrainConfig) -> Iterator[None]:
-    """Whatever torch raises for want of memory, as MemoryLimitError with what to do."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        assert isinstance(config.micro_batch, int)
-        half = max(1, config.micro_batch // 2)
-        raise MemoryLimitError(
-            f"out of memory with {config.micro_batch} rows at once; "
-            + (
-                f"train.micro_batch: {half} halves what a step needs and gives the same result"
-                if config.micro_batch > 1
-                else "a smaller model or shorter context is needed, or a device with more memory"
-            )
-        ) from None

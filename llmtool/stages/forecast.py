@@ -13,7 +13,7 @@ import torch
 from llmtool.core import files
 from llmtool.core.console import bytes_
 from llmtool.core.errors import LlmtoolError, MemoryLimitError
-from llmtool.stages.fit import resolve
+from llmtool.stages.settings import resolve
 from llmtool.training import TrainConfig
 
 REACHED = 0.5  # share of a device's measured peak that a training step reaches, about

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from llmtool.core.config import Section
 from llmtool.training.budget import Budget
+from llmtool.training.guard import GuardConfig
 from llmtool.training.optimizers import AdamWConfig, OptimizerConfig
 from llmtool.training.schedules import CosineSchedule, ScheduleConfig
 
@@ -40,6 +41,9 @@ class TrainConfig(Section):
         default=CosineSchedule(name="cosine"), description="how the learning rate moves over the run"
     )
     clip: float | None = Field(default=1.0, gt=0, description="longest gradient (its norm); null: no limit")
+    guard: GuardConfig = Field(
+        default=GuardConfig(), description="updates that are refused: not finite, or a loss that jumps"
+    )
     compile: bool | Literal["auto"] = Field(
         default="auto",
         description="torch.compile; auto: on CUDA, and on a CPU where the run is long enough to pay",
@@ -64,4 +68,4 @@ class TrainConfig(Section):
         return self
 
 
-__all__ = ["Budget", "OptimizerConfig", "ScheduleConfig", "Select", "Stop", "TrainConfig"]
+__all__ = ["Budget", "GuardConfig", "OptimizerConfig", "ScheduleConfig", "Select", "Stop", "TrainConfig"]

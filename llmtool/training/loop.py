@@ -1,4 +1,4 @@
-"""The training loop on one screen, and what keeps it exact: accumulation, guard, signals, clock."""
+"""The training loop on one screen, and what keeps it exact: accumulation, signals, clock."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from llmtool.core.contracts import Batch, Loss
 from llmtool.core.errors import Cancelled, DivergedError, Interrupted
 from llmtool.core.seeds import derive
+from llmtool.training.guard import DeviceGuard, Guard, Memory, Why
 from llmtool.training.optimizers import Optimizers
+from llmtool.training.replay import TINY, Refused, refused
 from llmtool.training.schedules import Schedule
 from llmtool.training.throughput import Meter
 
 FP16_SCALE, FP16_GROW = 65536.0, 2000  # first factor of the fp16 loss; good steps before it doubles
-TINY = 1e-12  # a batch in which nothing is scored has count 0 and gradient 0: it changes nothing
 
 Number = Tensor | float  # on a CPU a float at once, elsewhere a float64 scalar that nobody waits for
 
@@ -44,7 +45,7 @@ class Batches(Protocol):
 class Plan:
     """Everything the loop decides by, as plain numbers; `steps` or `seconds` ends a run, `session` pauses it.
 
-    An `_every` of None is every tenth of the run.
+    An `_every` of None is every tenth of the run. skip, spread, most: as training.guard.GuardConfig says.
     """
 
     batch: int
@@ -60,6 +61,9 @@ class Plan:
     patience: int | None = None
     seed: int = 0
     fp16: bool = False
+    skip: bool = False
+    spread: float | None = None
+    most: int = 10
 
 
 @dataclass
@@ -72,8 +76,14 @@ class State:
     since: int = 0  # validations since the best one
     total: float = 0.0  # loss and targets summed since the last line of metrics
     count: float = 0.0
+    highest: float | None = None  # loss and gradient norm of a step since then
+    longest: float | None = None
     scale: float = FP16_SCALE
     good: int = 0  # fp16 steps since the scale last changed
+    skipped: int = 0  # updates that were left out
+    in_a_row: int = 0  # of these, the last ones without a good one between them
+    recent: list[float] = field(default_factory=list)  # what the guard remembers (training.guard.Memory)
+    began: float | None = None
     seconds: float = 0.0  # of all sessions
 
 
@@ -84,6 +94,9 @@ class Verbs:
     validate: Callable[[], tuple[dict[str, float], float | None]] | None  # figures, and the one that selects
     record: Callable[[dict[str, Any]], None]  # a row of metrics
     save: Callable[[State, bool], None]  # a checkpoint; True: it is the best so far
+    # an update that was not made, told while weights and optimizer are those before it; True: training ends
+    # by it, with these words added to its error
+    refuse: Callable[[Refused, State, bool], str] = lambda update, state, ends: ""
 
 
 @dataclass
@@ -102,12 +115,15 @@ class Loop:
     verbs: Verbs
     total: Number = 0.0  # loss and count since the last line
     count: Number = 0.0
-    bad: Tensor = field(init=False)  # CUDA: first step whose gradient was not finite, or -1
+    highest: Number | None = None  # loss and gradient norm of a step since then
+    longest: Number | None = None
+    guard: Guard | DeviceGuard = field(init=False)
     waits: bool = field(init=False)  # whether reading a number from the device costs nothing (a CPU)
     work: float = 0.0  # seconds of the current step inside forward, backward, clipping and optimizer
 
     def __post_init__(self) -> None:
         self.waits = self.device.type != "cuda"
+        self.guard = Guard(self.plan.spread, Memory([], None))
 
     def run(self, state: State) -> str:
         """Train until the budget is spent ("budget") or patience is at its end ("patience"); returns which.
@@ -116,7 +132,10 @@ class Loop:
         """
         plan, verbs, began, before = self.plan, self.verbs, time.monotonic(), state.seconds
         self.total, self.count = state.total, state.count
-        self.bad = torch.tensor(-1, device=self.device)
+        self.highest, self.longest = state.highest, state.longest
+        memory = Memory(state.recent, state.began)
+        known = self.waits or plan.fp16 or plan.skip  # the host waits for each step's numbers
+        self.guard = Guard(plan.spread, memory) if known else DeviceGuard(plan.spread, memory, self.device)
         self.model.train()
         with caught_signals() as received:
             while (reason := _finished(plan, state)) is None:
@@ -142,40 +161,57 @@ class Loop:
         return reason
 
     def _update(self, state: State) -> Number:
-        """One optimizer step; returns the gradient's norm. A step that is not finite changes nothing."""
-        total, count = self._accumulate(state)
-        divisor = _at_least(count, TINY) * (state.scale if self.plan.fp16 else 1.0)
-        norm = self._norm() / divisor
+        """One optimizer step; returns the gradient's norm. A step that the guard refuses changes nothing."""
+        total, count = self.accumulate(state.step, state.scale if self.plan.fp16 else 1.0)
+        divisor = _at_least(count, TINY)
+        loss = total / divisor
+        divisor = divisor * (state.scale if self.plan.fp16 else 1.0)
+        norm = self.norm() / divisor
         if self.plan.clip is not None:
             divisor = divisor * _at_least((norm + 1e-6) / self.plan.clip, 1.0)
-        if self.plan.fp16:  # waits for the device: fp16 alone needs the answer every step
-            if self._fits_fp16(state, float(total), float(norm)):
-                self._step(divisor)
-        elif self.waits:
-            if not math.isfinite(norm) or not math.isfinite(total):
-                raise self._diverged(state.step, float(total / _at_least(count, TINY)), float(norm))
+        if isinstance(self.guard, DeviceGuard):
+            self._step(divisor, self.guard.judge(state.step, torch.as_tensor(loss), torch.as_tensor(norm)))
+        elif self._may_step(state, float(loss), float(norm)):
             self._step(divisor)
-        else:
-            bad = ~(torch.isfinite(torch.as_tensor(norm)) & torch.isfinite(torch.as_tensor(total)))
-            self.bad = torch.where((self.bad < 0) & bad, state.step, self.bad)
-            self._step(divisor, self.bad >= 0)
-        self.total, self.count = self.total + total, self.count + count
         self.optimizers.zero_grad()
+        if not state.in_a_row:
+            self.total, self.count = self.total + total, self.count + count
+            self.highest, self.longest = _larger(self.highest, loss), _larger(self.longest, norm)
         return norm
 
-    def _accumulate(self, state: State) -> tuple[Number, Number]:
-        """Gradients of the summed loss of the batch, part by part; returns the sum and its count."""
+    def _may_step(self, state: State, loss: float, norm: float) -> bool:
+        """Whether the update is made; where the guard says no, and training ends by that, its error."""
+        state.in_a_row, before = 0, state.in_a_row
+        if self.plan.fp16 and not self._fits_fp16(state, loss, norm):
+            return False
+        assert isinstance(self.guard, Guard)
+        why = self.guard.judge(loss, norm)
+        if why:
+            state.in_a_row, state.skipped = before + 1, state.skipped + 1
+            self._refuse(state, state.step, why, loss, norm)
+        return not why
+
+    def _refuse(self, state: State, step: int, why: Why, loss: float, norm: float) -> None:
+        """Tell of an update that is not made; DivergedError where training ends by it."""
+        ends = not self.plan.skip or state.in_a_row >= self.plan.most
+        with self.meter.aside():
+            update = refused(self, step, why, loss, norm)
+            more = self.verbs.refuse(update, state, ends)
+        if ends:
+            raise DivergedError(update.says + more)
+
+    def accumulate(self, step: int, scale: float) -> tuple[Number, Number]:
+        """Gradients of a step's summed loss (in fp16: times `scale`), part by part; the sum and its count."""
         plan, compute = self.plan, self.compiled or self.loss
         total: Number = 0.0
         count: Number = 0.0
         self.work = 0.0
         for index, start in enumerate(range(0, plan.batch, plan.micro_batch)):
-            rows = min(plan.micro_batch, plan.batch - start)
-            batch = self._batch(state.step * plan.batch + start, rows)
-            self._seed(derive(plan.seed, "step", state.step, index))
+            batch = self.rows(step * plan.batch + start, min(plan.micro_batch, plan.batch - start))
+            self._seed(derive(plan.seed, "step", step, index))
             started = time.perf_counter()
             loss = compute(batch)
-            (loss.total * state.scale if plan.fp16 else loss.total).backward()
+            (loss.total * scale if plan.fp16 else loss.total).backward()
             self.work += time.perf_counter() - started
             total, count = total + self._number(loss.total), count + self._number(loss.count)
         return total, count
@@ -183,7 +219,7 @@ class Loop:
     def _number(self, scalar: Tensor) -> Number:
         return scalar.item() if self.waits else scalar.detach().double()
 
-    def _norm(self) -> Number:
+    def norm(self) -> Number:
         """The norm of all gradients together."""
         started = time.perf_counter()
         norms = torch.stack(torch._foreach_norm(self.optimizers.gradients()))
@@ -202,7 +238,7 @@ class Loop:
         self.optimizers.step(torch.as_tensor(divisor, dtype=torch.float32), skip)
         self.work += time.perf_counter() - started
 
-    def _batch(self, start: int, count: int) -> Batch:
+    def rows(self, start: int, count: int) -> Batch:
         batch = self.batches.batch(start, count)
         if self.device.type != "cuda":
             return batch
@@ -211,11 +247,11 @@ class Loop:
         ]
         return Batch(*pinned).to(self.device)  # type: ignore[arg-type]
 
-    def _fits_fp16(self, state: State, total: float, norm: float) -> bool:
-        """Whether the scaled gradient is finite; moves the scale. A loss that is not finite diverged."""
+    def _fits_fp16(self, state: State, loss: float, norm: float) -> bool:
+        """Whether the scaled gradient is finite; moves the scale. The guard has what no scale mends."""
         finite = math.isfinite(norm)
-        if not math.isfinite(total) or (not finite and state.scale < 1e-3):
-            raise self._diverged(state.step, total, norm)
+        if not math.isfinite(loss) or (not finite and state.scale < 1e-3):
+            return True
         state.good = state.good + 1 if finite else 0
         if not finite:
             state.scale /= 2
@@ -224,18 +260,26 @@ class Loop:
         return finite
 
     def _line(self, state: State, norm: Number, rate: float) -> dict[str, Any]:
-        """The row of metrics since the last line; here the device is waited for."""
-        self._check()
-        total, count = float(self.total), float(self.count)
-        self.total = self.count = 0.0
-        epoch = state.step * self.plan.batch / self.batches.rows
+        """The row of metrics since the last line; here the device is waited for.
+
+        loss_max, norm_max: of one step; a mean over many would hide a spike. loss is None where no update
+        was made since.
+        """
+        self._check(state)
+        taken, (total, count) = self.highest is not None, (float(self.total), float(self.count))
         row = {
             "step": state.step,
-            "epoch": epoch,
-            "loss": total / max(count, TINY),
+            "epoch": state.step * self.plan.batch / self.batches.rows,
+            "loss": total / max(count, TINY) if taken else None,
+            "loss_max": float(self.highest) if self.highest is not None else None,
             "norm": float(norm),
+            "norm_max": float(self.longest) if self.longest is not None else None,
             "lr": rate,
         }
+        if state.skipped:
+            row["skipped"] = state.skipped
+        self.total = self.count = 0.0
+        self.highest = self.longest = None
         return row | {"time": {"seconds": state.seconds, "left": self._left(state), **self.meter.line()}}
 
     def _left(self, state: State) -> float | None:
@@ -245,7 +289,7 @@ class Loop:
 
     def _validate(self, state: State, validate: Callable[[], tuple[dict[str, float], float | None]]) -> bool:
         """Score, write the figures down, and say whether they are the best so far."""
-        self._check()
+        self._check(state)
         with self.meter.aside():
             metrics, value = validate()
         better = value is not None and math.isfinite(value)
@@ -261,38 +305,19 @@ class Loop:
         return better
 
     def _save(self, state: State, better: bool) -> None:
-        self._check()
+        self._check(state)
         state.total, state.count = float(self.total), float(self.count)
+        state.highest, state.longest = (None if n is None else float(n) for n in (self.highest, self.longest))
+        memory = self.guard.memory()
+        state.recent, state.began = memory.recent, memory.began
         with self.meter.aside():
             self.verbs.save(state, better)
 
-    def _check(self) -> None:
+    def _check(self, state: State) -> None:
         """Read the device's flag: whatever is written or scored next must not come after a bad step."""
-        if not self.waits and (step := int(self.bad.item())) >= 0:
-            raise self._diverged(step, math.nan, math.nan)
-
-    @torch.no_grad()
-    def _diverged(self, step: int, loss: float, norm: float) -> DivergedError:
-        """The error that names the rows whose own loss is not finite, found by trying them one by one."""
-        first, guilty = step * self.plan.batch, []
-        self.model.eval()
-        for index in range(first, first + self.plan.batch):
-            if not math.isfinite(self.loss(self._batch(index, 1)).total.item()):
-                guilty.append(index)
-        names = [name for index in guilty[:5] for name in self.batches.where(index, 1)]
-        more = f" and {len(guilty) - 5} more" if len(guilty) > 5 else ""
-        if not guilty or len(guilty) == self.plan.batch:
-            ends = [*self.batches.where(first, 1), *self.batches.where(first + self.plan.batch - 1, 1)]
-            rows = " to ".join(dict.fromkeys(ends))
-            blame = f"no single row is to blame ({rows}); a lower lr or a longer warmup may help"
-        else:
-            blame = f"the loss is not finite at {', '.join(names)}{more}"
-        figures = (
-            f"loss {loss:g}, gradient norm {norm:g}"
-            if not math.isnan(loss + norm)
-            else "loss or gradient not finite"
-        )
-        return DivergedError(f"step {step + 1}: {figures}: {blame}; this update was not made")
+        if isinstance(self.guard, DeviceGuard) and (step := int(self.guard.first.item())) >= 0:
+            self.guard.forget(state.step - step)
+            self._refuse(state, step, "", math.nan, math.nan)
 
     def _interruption(self, received: list[int], began: float) -> Interrupted | Cancelled | None:
         if signal.SIGINT in received:
@@ -306,6 +331,12 @@ class Loop:
 
 def _at_least(value: Number, low: float) -> Number:
     return value.clamp(min=low) if isinstance(value, Tensor) else max(value, low)
+
+
+def _larger(before: Number | None, value: Number) -> Number:
+    if before is None:
+        return value
+    return torch.maximum(before, value) if isinstance(before, Tensor) else max(before, value)  # type: ignore[arg-type]
 
 
 def _due(every: int | None, step: int, tenth: bool) -> bool:

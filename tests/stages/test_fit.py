@@ -32,7 +32,8 @@ from llmtool.core.errors import (
     MemoryLimitError,
 )
 from llmtool.core.seeds import seed_torch
-from llmtool.stages.fit import FitResult, fit, out_of_memory, resolve, truncate_metrics
+from llmtool.stages.fit import FitResult, fit, truncate_metrics
+from llmtool.stages.settings import out_of_memory, resolve
 from llmtool.training import TrainConfig
 from llmtool.training.throughput import Meter
 from tests.training.toys import ToyBatches, ToyMLP, ToyTask, ToyTransformer, table, tokens
@@ -41,6 +42,8 @@ from tests.training.toys import ToyBatches, ToyMLP, ToyTask, ToyTransformer, tab
 @dataclass
 class Splits:
     splits: list[str]
+    directory: str = "runs/toy/prepare"
+    fingerprint: str = "xxh3:toy"
     inputs: Tokens = field(default_factory=lambda: Tokens(vocabulary=8))
 
 
@@ -62,6 +65,9 @@ class Toy:
 
     def batches(self, split: str) -> ToyBatches:
         return self.data
+
+    def decoded(self, start: int, count: int) -> list[dict[str, Any]]:
+        return [{"inputs": row} for row in self.data.batch(start, count).inputs.tolist()]
 
     def save(self, directory: Path) -> None:
         save_model(self.model, str(directory / "model.safetensors"))

@@ -213,6 +213,107 @@ def test_the_way_of_cuda_is_the_same_training(optimizer: Any) -> None:
     assert all(torch.equal(tensor, ways[1][0][name]) for name, tensor in ways[0][0].items())
 
 
+# --- a loss that jumps, and updates that are left out ---
+
+
+def spoiled(step: int, value: float) -> tuple[ToyBatches, int]:
+    """Rows of which one, met first at this step (from 0) in its 40 rows' epoch, holds a wild number."""
+    data = table(8 * 50)
+    culprit = data._index(8 * step + 5, 1)[0]
+    data.inputs[culprit, 1] = value
+    data.targets[culprit] = 0 if data.targets[culprit] else 2
+    return data, culprit
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["host", "device"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o.name)
+def test_a_jump_stops_before_the_update_and_names_the_row(optimizer: Any, waits: bool) -> None:
+    data, culprit = spoiled(45, 1e6)
+    model, notes, told = ToyMLP(), Notes(), []
+    loop = make(model, data, notes, optimizer, steps=50, log_every=50, spread=20.0)
+    loop.waits = waits
+    reference = copy.deepcopy(model)
+    make(reference, data, Notes(), optimizer, steps=45).run(State())
+    loop.verbs.refuse = lambda update, state, ends: (told.append((update, ends)), " (kept)")[1]
+    message = rf"^step 46: .*\+- .* in the 45 steps before: most of it is the loss of row {culprit} of train"
+    with pytest.raises(DivergedError, match=message) as error:
+        loop.run(State())
+    assert str(error.value).endswith("this update was not made (kept)")
+    assert all(torch.equal(p, reference.state_dict()[n]) for n, p in model.state_dict().items())
+    ((update, ends),) = told
+    assert (update.step, update.why, ends) == (46, "jumped", True)
+    assert update.loss == update.again.loss > update.limit
+    assert update.norm == update.again.norm
+    assert len(update.recent) == 45
+    losses = update.again.losses
+    assert max(range(8), key=losses.__getitem__) == 5
+    assert update.again.norms.keys() == dict(model.named_parameters()).keys()
+    assert math.hypot(*update.again.norms.values()) == pytest.approx(update.norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("poison", [math.nan, 1e6])
+def test_skipped_updates_change_nothing_but_their_count(poison: float) -> None:
+    """Beside a run whose loss is taken away at that step: the same weights, and lines without it."""
+    data, _ = spoiled(45, poison)
+    model, notes, state, told = ToyMLP(), Notes(), State(), []
+    reference, empty, other = copy.deepcopy(model), copy.deepcopy(data), Notes()
+    optimizer = AdamWConfig(name="adamw")
+    loop = make(model, data, notes, optimizer, steps=48, skip=True, spread=20.0)
+    loop.verbs.refuse = lambda update, state, ends: told.append((update.step, ends)) or ""
+    assert loop.run(state) == "budget"
+    assert told == [(46, False)]
+    assert (state.step, state.skipped, state.in_a_row) == (48, 1, 0)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    straight = make(reference, empty, other, optimizer, steps=48)
+    may = straight._may_step
+    straight._may_step = lambda state, loss, norm: state.step != 45 and may(state, loss, norm)
+    straight.run(State())
+    assert all(torch.equal(p, reference.state_dict()[n]) for n, p in model.state_dict().items())
+    assert [row["loss"] for row in notes.rows[43:]][2] is None
+    assert [row.get("skipped", 0) for row in notes.rows] == [0] * 45 + [1] * 3
+
+
+def test_too_many_in_a_row_end_training_all_the_same() -> None:
+    data = table()
+    data.inputs[:] = math.nan
+    state = State()
+    with pytest.raises(DivergedError, match=r"^step 3: "):
+        make(ToyMLP(), data, Notes(), skip=True, most=3, steps=9).run(state)
+    assert (state.skipped, state.in_a_row) == (3, 3)
+
+
+def test_a_line_shows_the_highest_step_in_it() -> None:
+    losses: list[float] = []
+    model, notes = ToyMLP(), Notes()
+    loop = make(model, table(), notes, steps=12, log_every=4)
+    update = loop._update
+    loop._update = lambda state: (norm := update(state), losses.append(float(norm)))[0]
+    single = Notes()
+    make(copy.deepcopy(model), table(), single, steps=12).run(State())
+    loop.run(State())
+    for at, row in enumerate(notes.rows):
+        part = single.rows[4 * at : 4 * at + 4]
+        assert row["loss_max"] == max(one["loss"] for one in part) > row["loss"]
+        assert row["norm_max"] == max(one["norm"] for one in part) == max(losses[4 * at : 4 * at + 4])
+
+
+def test_a_machine_that_does_not_compute_the_same_twice_is_named() -> None:
+    model, seen = ToyMLP(), []
+    loop = make(model, table(), Notes())
+    loss = loop.loss
+
+    def flaky(batch: Batch) -> Loss:
+        seen.append(len(batch))
+        found = loss(batch)
+        return Loss(found.total * math.nan, found.count) if len(seen) == 3 else found
+
+    loop.loss = flaky
+    with pytest.raises(
+        DivergedError, match=r"step 3: .*made again it gives loss .* does not compute the same"
+    ):
+        loop.run(State())
+
+
 def test_fp16_scale_halves_until_it_fits_and_grows_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_module, "FP16_GROW", 3)
     model, notes, state = ToyMLP(), Notes(), State(scale=8.0)

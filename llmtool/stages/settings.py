@@ -1,0 +1,134 @@
+"""What a training's `auto` settings mean on this device and data, as the plain numbers the loop goes by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+
+from llmtool.core.devices import is_out_of_memory
+from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
+from llmtool.data.batches import Batches
+from llmtool.stages.assemble import Assembled
+from llmtool.training import TrainConfig
+from llmtool.training.loop import Plan
+
+CPU_TOKENS, CUDA_TOKENS = 1024, 32768  # tokens of one optimizer step when `batch` is auto
+CPU_RATE = 30e9  # FLOP/s that a core reaches in these models, measured
+ONE_THREAD = 3e7  # FLOPs of a micro-batch that a second CPU core makes no faster, measured
+COMPILE_PAYS = 600.0  # seconds of CPU training from which 20-60 s of compilation come back
+
+
+class Amount(Protocol):
+    """How much there is to train on."""
+
+    rows: int
+    tokens_per_row: int
+
+
+def resolve(
+    config: TrainConfig, train: Amount, device: torch.device, flops_per_row: float | None
+) -> TrainConfig:
+    """The config with every `auto` replaced by what it means here; the batch is at most all rows."""
+    rows, tokens, cuda = train.rows, train.tokens_per_row, device.type == "cuda"
+    if rows == 0:
+        raise DataError(
+            "the train split has no rows to learn from"
+            if tokens == 1
+            else f"the train split is too short: the model's context needs {tokens + 1} tokens in a row"
+        )
+    if config.budget.tokens is not None and tokens == 1:
+        raise ConfigError("budget.tokens counts tokens; this dataset has rows: use steps, epochs or time")
+    if config.batch != "auto":
+        batch = config.batch
+    elif tokens > 1:
+        batch = _power_of_two((CUDA_TOKENS if cuda else CPU_TOKENS) / tokens, 4, 4096)
+    else:
+        batch = _power_of_two(rows / 64, 32, 1024)
+    batch = min(batch, rows)
+    micro = batch if config.micro_batch == "auto" else min(config.micro_batch, batch)
+    steps = config.budget.total_steps(rows, batch, tokens)
+    updates: dict[str, Any] = {"batch": batch, "micro_batch": micro}
+    if config.log_every == "auto":
+        updates["log_every"] = 20 if steps is None else max(1, steps // 100)
+    epochs = config.budget.epochs
+    if config.validate_every == "auto" and steps is not None:
+        per_epoch = math.ceil(rows / batch)
+        updates["validate_every"] = per_epoch if epochs and 5 <= epochs <= 20 else max(1, steps // 10)
+    if config.checkpoint_every == "auto" and steps is not None:
+        updates["checkpoint_every"] = updates.get("validate_every", config.validate_every)
+    if config.compile == "auto":
+        seconds = (flops_per_row or 0.0) * batch * (steps or 0) / (CPU_RATE * torch.get_num_threads())
+        updates["compile"] = cuda or seconds > COMPILE_PAYS
+    return config.model_copy(update=updates)
+
+
+def make_plan(config: TrainConfig, train: Batches, assembled: Assembled) -> Plan:
+    """The plain numbers the loop goes by; an `auto` left (wall time as budget) is every tenth of it."""
+    assert isinstance(config.batch, int)
+    assert isinstance(config.micro_batch, int)
+    assert isinstance(config.log_every, int)
+    steps = config.budget.total_steps(train.rows, config.batch, train.tokens_per_row)
+    return Plan(
+        batch=config.batch,
+        micro_batch=config.micro_batch,
+        steps=steps,
+        seconds=config.budget.seconds if steps is None else None,
+        session=config.budget.seconds if steps is not None else None,
+        clip=config.clip,
+        log_every=config.log_every,
+        validate_every=None if config.validate_every == "auto" else config.validate_every,
+        checkpoint_every=None if config.checkpoint_every == "auto" else config.checkpoint_every,
+        mode=config.select.mode if config.select else assembled.task.mode,
+        patience=config.stop.patience if config.stop else None,
+        seed=assembled.seed,
+        fp16=assembled.precision.scaler,
+        skip=config.guard.action == "skip",
+        spread=config.guard.spread,
+        most=config.guard.most,
+    )
+
+
+def _power_of_two(wanted: float, low: int, high: int) -> int:
+    return int(min(high, max(low, 2 ** round(math.log2(max(1.0, wanted))))))
+
+
+def few_threads(config: TrainConfig, flops_per_row: float | None, device: torch.device) -> int | None:
+    """One where a second CPU core makes a micro-batch no faster; None: as many as there are."""
+    assert isinstance(config.micro_batch, int)
+    small = flops_per_row is not None and flops_per_row * config.micro_batch < ONE_THREAD
+    return 1 if small and device.type == "cpu" else None
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """torch's CPU threads within the block; None: as they are. They decide the last bits of sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def out_of_memory(config: TrainConfig) -> Iterator[None]:
+    """Whatever torch raises for want of memory, as MemoryLimitError with what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        assert isinstance(config.micro_batch, int)
+        half = max(1, config.micro_batch // 2)
+        raise MemoryLimitError(
+            f"out of memory with {config.micro_batch} rows at once; "
+            + (
+                f"train.micro_batch: {half} halves what a step needs and gives the same result"
+                if config.micro_batch > 1
+                else "a smaller model or shorter context is needed, or a device with more memory"
+            )
+        ) from None
