@@ -83,7 +83,9 @@ class Guard:
 
     def judge(self, loss: float, norm: float) -> Why:
         """Why this step must change nothing; "" for a good one."""
-        why = verdict(loss, norm, self.limit())
+        # most losses lie below one of the two that are quickly had
+        low = not self.began or loss <= QUARTER * self.began or loss <= max(self.recent)
+        why = verdict(loss, norm, math.inf if low else self.limit())
         if not why:
             self.recent.append(loss)
             if len(self.recent) == ENOUGH and self.began is None:

@@ -84,7 +84,7 @@ def inside(config: str, run: str, steps: int) -> None:
             total = time.perf_counter() - began
 
     torch.Tensor.backward = clocked("backward", torch.Tensor.backward)
-    Loop.run, Loop._update, Loop._norm = started, counted, clocked("norm", Loop._norm)
+    Loop.run, Loop._update, Loop.norm = started, counted, clocked("norm", Loop.norm)
     sets = [f"run={run}", f"train.budget={{steps: {steps}}}", "train.compile=false"]
     rare = [f"train.{key}_every={10 * steps}" for key in ("validate", "checkpoint")]
     prepare.run(Options(config, sets))
