@@ -156,7 +156,7 @@ class _Session:
         )  # kernels differ in their last bits
         self.state = State(**saved["state"], seconds=saved["time"]["seconds"])
         self.optimizers.restore(safetensors.torch.load_file(found / STATE / OPTIMIZER))
-        self.assembled.restore(found)
+        self.assembled.goes_on_from(found)
         self.resumed_from = self.state.step
         truncate_metrics(self.directory / METRICS, self.state.step)
         self._point()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,23 @@ from llmtool.core import config, files
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data.store import CARD
 from llmtool.evaluation import compare, html
+from llmtool.evaluation.differences import STAGES
 from llmtool.evaluation.report import NOTHING
+from llmtool.stages import lineage
 
 PAGE = "report.html"
+RESULT: dict[str, Any] = {
+    name: {} for name in ("key", "versions", "metrics", "fingerprints", "throughput", "best", "start")
+}
+WRITTEN: dict[str, Any] = {  # of a report, beside its evidence
+    "model": {},
+    "dataset": {},
+    "rows": {},
+    "undefined": {},
+    "details": {},
+    "requirements": [],
+    "samples": [],
+}
 LARGEST = 200_000_000  # bytes of metrics.jsonl that are read
 
 
@@ -23,24 +37,29 @@ def collect(root: Path, doing: str = "") -> dict[str, Any]:
     doing: the stage that is being done, whose result.json is that of an earlier time. Raises ConfigError for
     a directory that holds no run.
     """
-    found = {stage: _read(root / stage / "result.json") for stage in html.STAGES if stage != doing}
-    results = {stage: result for stage, result in found.items() if isinstance(result, dict)}
-    if not results and not doing:
-        raise ConfigError(
-            f"{root}: no run here (no result.json of prepare, describe, train, finetune, evaluate)"
-        )
+    found = {stage: _read(root / stage / "result.json") for stage in STAGES if stage != doing}
+    results = {stage: _sound(result, RESULT) for stage, result in found.items() if _is_result(result)}
+    if not doing:
+        lineage.root_of(str(root))
     report = _read(root / "evaluate" / compare.REPORT)
-    good = isinstance(report, dict) and isinstance(report.get("metrics"), dict)
+    good = isinstance(report, dict) and isinstance(report.get("metrics"), dict) and report["metrics"]
     fits = {stage: rows for stage in ("train", "finetune") if (rows := _rows(root / stage / "metrics.jsonl"))}
-    paths = [root / stage / "experiment.yaml" for stage in ("finetune", "train")]
-    experiment = next((path for path in paths if path.is_file()), None)
+    paths = {stage: root / stage / "experiment.yaml" for stage in ("train", "finetune")}
+    experiment = next((path for path in reversed(paths.values()) if path.is_file()), None)
+    configs = {stage: config for stage, path in paths.items() if (config := _config(path))}
+    about = {stage: _read(root / stage / "environment.json") for stage in paths}
+    made = lineage.of_run(root)
     return {
         "root": str(root),
         "results": results,
-        "report": {**NOTHING, **report} if good and report is not None else None,
+        "report": {**NOTHING, **WRITTEN, **_sound(report, NOTHING | WRITTEN)} if good else None,
         "metrics": fits,
         "experiment": _text(experiment) if experiment else None,
-        "config": _config(experiment) if experiment else None,
+        "experiments": configs,
+        "environments": {stage: found for stage, found in about.items() if isinstance(found, dict)},
+        "lineage": lineage.rows(made.chain),
+        "weights": made.weights,
+        "warnings": made.warnings,
         "card": _read(root / "prepare" / CARD),
         "ledger": _read(root / "prepare" / "ledger.json"),
         "leakage": _read(root / "prepare" / "leakage.json"),
@@ -77,6 +96,16 @@ def differences(runs: Sequence[Path], seed: int = 0) -> list[str]:
     return said
 
 
+def _is_result(found: Any) -> bool:
+    return isinstance(found, dict) and isinstance(found.get("status"), str)
+
+
+def _sound(found: dict[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """What was read, without parts of another kind than a command writes: a file may have been edited."""
+    kinds = {name: type(value) for name, value in like.items() if value is not None}
+    return {name: value for name, value in found.items() if isinstance(value, kinds.get(name, object))}
+
+
 def _read(path: Path) -> Any:
     try:
         return files.read_json(path)
@@ -91,11 +120,11 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _config(path: Path) -> Any:
+def _config(path: Path) -> dict[str, Any]:
     try:
         return config.read(str(path), ()).data
     except (LlmtoolError, OSError):
-        return None
+        return {}
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
