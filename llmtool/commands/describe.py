@@ -29,20 +29,17 @@ def run(options: Options) -> dict[str, Any]:
     with session.command(options, "describe") as loaded:
         card = session.card_if_prepared(loaded)
         inputs = {"dataset": card["fingerprint"]} if card else {}
-        before = [store.lineage(card, Path(loaded.experiment.run) / "prepare")] if card else []
         start, experiment = None, loaded.experiment
         if experiment.model is None and experiment.finetune:
             start = Path(session.model_to_start(loaded))
             inputs["start"] = assemble.fingerprint(start)
-            before.append(assemble.lineage(start))
         sections = (*session.COMPUTE, "data", "model", "task", "train", "finetune")
         with session.stage(loaded, "describe", session.key(loaded, sections, inputs), options) as run:
             if not run.fresh:
-                _describe(
-                    run,
-                    subject.of_checkpoint(start) if start else subject.of_experiment(experiment, card),
-                    before,
-                )
+                described = subject.of_checkpoint(start) if start else subject.of_experiment(experiment, card)
+                before = [store.lineage(card, run.root / "prepare")] if card else []
+                before += [assemble.lineage(start)] if start else []
+                _describe(run, described, before)
             console.show(stage.show(files.read_json(run.directory / "describe.json")))
     return run.result
 

@@ -324,7 +324,7 @@ def refuse_place(root: str | Path, stages: list[str]) -> None:
 def compare(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs between two keys, one line each for a person; empty when they are the same."""
     lines = []
-    before, now = dict(flat(old.get("config") or {})), dict(flat(new.get("config") or {}))
+    before, now = dict(_flat(old.get("config") or {})), dict(_flat(new.get("config") or {}))
     for name in _union(before, now):
         if name not in before or name not in now or not _same(before[name], now[name]):
             lines.append(f"{name}: {_show(before, name)} -> {_show(now, name)}")
@@ -347,11 +347,10 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return lines
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested sections as dotted keys; an empty section is a value."""
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in config.items():
         if isinstance(value, dict) and value:
-            yield from flat(value, f"{prefix}{name}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llmtool.core.lineage import short
-from llmtool.core.run import flat
 from llmtool.evaluation.report import AVERAGES, interval, number
 
 Run = Mapping[str, Any]  # what stages.report collects
@@ -68,7 +67,7 @@ def _configuration(run: Run) -> dict[str, Any]:
     experiments: Mapping[str, Any] = run.get("experiments") or {}
     for config in experiments.values():
         found |= dict(flat(config))
-    for stage in STAGES:
+    for stage in (name for name in STAGES if name != "describe"):  # which reads parts of sections
         config = (run["results"].get(stage, {}).get("key") or {}).get("config") or {}
         found = _replaced(found, {key: value for key, value in config.items() if key not in experiments})
     for stage, config in experiments.items():
@@ -84,6 +83,15 @@ def _replaced(found: dict[str, Any], sections: Mapping[str, Any]) -> dict[str, A
     return {k: v for k, v in found.items() if k.partition(".")[0] not in names} | dict(flat(dict(sections)))
 
 
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested sections as dotted keys; an empty section is a value."""
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 def _own(value: Any, root: str) -> Any:
     """A place inside the run as the same place of any run."""
     if isinstance(value, str) and (value == root or value.startswith(f"{root}/")):
@@ -96,17 +104,22 @@ def _own(value: Any, root: str) -> Any:
 
 def data(runs: Sequence[Run]) -> Different:
     """Source files, encoder and dataset by their hashes, and the rows of each split."""
-    links = [run.get("lineage") or [] for run in runs]
+    links = [run.get("data") or [] for run in runs]
     sources = [{link["where"]: link["content"] for link in found if not link["from"]} for found in links]
-    made = [
-        {link["what"]: short(link["content"]) for link in reversed(found) if link["what"] in MADE}
-        for found in links
-    ]
     files = [{f"file {name}": short(content) for name, content in one.items()} for one in sources]
     alike = len({tuple(one.values()) for one in sources}) == 1  # the same bytes under other names
-    splits = [(run["card"] or {}).get("splits") or {} for run in runs]
-    rows = [{f"rows of {name}": f"{meta['rows']:,}" for name, meta in one.items()} for one in splits]
+    made = [
+        {link["what"]: short(link["content"]) for link in found if link["what"] in MADE} for found in links
+    ]
+    rows = [_rows(run["card"] or {}, found) for run, found in zip(runs, links, strict=True)]
     return ({} if alike else _different(files)) | _different(made) | (_different(rows) if all(rows) else {})
+
+
+def _rows(card: Mapping[str, Any], links: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Rows of each split, where the card is still that of the data."""
+    if not links or links[-1]["content"] != card.get("fingerprint"):
+        return {}
+    return {f"rows of {name}": f"{meta['rows']:,}" for name, meta in card["splits"].items()}
 
 
 def start(runs: Sequence[Run]) -> Different:

@@ -44,11 +44,12 @@ def of_evaluation(
 @dataclass
 class Found:
     """chain: everything that was made, the last thing last. end: the hash that covers what belongs together.
-    model, weights: the checkpoint that a run stands for, and its hash. notes: what is not there, or cannot be
-    read. warnings: what must not be taken for something else."""
+    data: what the model learned from, or would. model, weights: the checkpoint that a run stands for, and its
+    hash. notes: what is not there, or cannot be read. warnings: what must not be taken for something else."""
 
     chain: Chain = ()
     end: str | None = None
+    data: Chain = ()
     model: Path | None = None
     weights: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -96,12 +97,23 @@ def of_run(root: Path, stage: str | None = None) -> Found:
     elif stage != "prepare":
         found.notes.append(f"{root / made[0] if made else root}: no model yet")
     found.end = found.chain[-1].hash if found.chain else None
+    found.data = _data(found.chain)
     if stage in ("train", "finetune", "prepare") or not (root / "evaluate" / compare.REPORT).is_file():
         return found
     report = _tried(found, lambda: _report(root))
     if report:
         _add_figures(found, root, report)
     return found
+
+
+def _data(chain: Chain) -> Chain:
+    """The dataset that the last thing of a chain is, or was made from, after what it was itself made from."""
+    links = {link.hash: link for link in chain}
+    before = [links[hash_] for hash_ in chain[-1].made_from] if chain else []
+    for link in reversed([*before, *chain[-1:]]):
+        if link.what == "dataset":
+            return (*(links[hash_] for hash_ in link.made_from), link)
+    return ()
 
 
 def _add_figures(found: Found, root: Path, report: Mapping[str, Any]) -> None:

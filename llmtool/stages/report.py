@@ -21,6 +21,7 @@ RESULT: dict[str, Any] = {
 }
 WRITTEN: dict[str, Any] = {  # of a report, beside its evidence
     "model": {},
+    "metrics": {},
     "dataset": {},
     "rows": {},
     "undefined": {},
@@ -42,7 +43,7 @@ def collect(root: Path, doing: str = "") -> dict[str, Any]:
     if not doing:
         lineage.root_of(str(root))
     report = _read(root / "evaluate" / compare.REPORT)
-    good = isinstance(report, dict) and isinstance(report.get("metrics"), dict) and report["metrics"]
+    report = _sound(report, NOTHING | WRITTEN) if isinstance(report, dict) else {}
     fits = {stage: rows for stage in ("train", "finetune") if (rows := _rows(root / stage / "metrics.jsonl"))}
     paths = {stage: root / stage / "experiment.yaml" for stage in ("train", "finetune")}
     experiment = next((path for path in reversed(paths.values()) if path.is_file()), None)
@@ -52,12 +53,13 @@ def collect(root: Path, doing: str = "") -> dict[str, Any]:
     return {
         "root": str(root),
         "results": results,
-        "report": {**NOTHING, **WRITTEN, **_sound(report, NOTHING | WRITTEN)} if good else None,
+        "report": {**NOTHING, **WRITTEN, **report} if report.get("metrics") else None,
         "metrics": fits,
         "experiment": _text(experiment) if experiment else None,
         "experiments": configs,
         "environments": {stage: found for stage, found in about.items() if isinstance(found, dict)},
         "lineage": lineage.rows(made.chain),
+        "data": lineage.rows(made.data),
         "weights": made.weights,
         "warnings": made.warnings,
         "card": _read(root / "prepare" / CARD),
@@ -103,7 +105,9 @@ def _is_result(found: Any) -> bool:
 def _sound(found: dict[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
     """What was read, without parts of another kind than a command writes: a file may have been edited."""
     kinds = {name: type(value) for name, value in like.items() if value is not None}
-    return {name: value for name, value in found.items() if isinstance(value, kinds.get(name, object))}
+    sound = {name: value for name, value in found.items() if isinstance(value, kinds.get(name, object))}
+    metrics = sound.get("metrics", {}).items()
+    return sound | {"metrics": {split: value for split, value in metrics if isinstance(value, dict)}}
 
 
 def _read(path: Path) -> Any:
