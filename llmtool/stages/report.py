@@ -62,10 +62,10 @@ def collect(root: Path, doing: str = "") -> dict[str, Any]:
         "data": lineage.rows(made.data),
         "weights": made.weights,
         "warnings": made.warnings,
-        "card": _read(root / "prepare" / CARD),
-        "ledger": _read(root / "prepare" / "ledger.json"),
-        "leakage": _read(root / "prepare" / "leakage.json"),
-        "describe": _read(root / "describe" / "describe.json"),
+        "card": _whole(root / "prepare" / CARD, "inputs", "encoding", "splits", "notes", "fingerprint"),
+        "ledger": _whole(root / "prepare" / "ledger.json", "read", "kept", "dropped", "quarantined"),
+        "leakage": _whole(root / "prepare" / "leakage.json", "findings"),
+        "describe": _whole(root / "describe" / "describe.json", "parameters", "memory"),
     }
 
 
@@ -115,6 +115,12 @@ def _read(path: Path) -> Any:
         return files.read_json(path)
     except (LlmtoolError, OSError):
         return None
+
+
+def _whole(path: Path, *names: str) -> dict[str, Any] | None:
+    """A JSON object that has these parts; None for anything else."""
+    found = _read(path)
+    return found if isinstance(found, dict) and set(names) <= found.keys() else None
 
 
 def _text(path: Path) -> str | None:
