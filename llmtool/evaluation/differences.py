@@ -67,7 +67,7 @@ def _configuration(run: Run) -> dict[str, Any]:
     experiments: Mapping[str, Any] = run.get("experiments") or {}
     for config in experiments.values():
         found |= dict(flat(config))
-    for stage in (name for name in STAGES if name != "describe"):  # which reads parts of sections
+    for stage in ("evaluate", "prepare", "train", "finetune"):  # what made the model has the last word
         config = (run["results"].get(stage, {}).get("key") or {}).get("config") or {}
         found = _replaced(found, {key: value for key, value in config.items() if key not in experiments})
     for stage, config in experiments.items():
