@@ -87,7 +87,8 @@ def everything() -> dict[str, Any]:
     return run(
         report=report(), experiment=f"run: '{UGLY}'", card=card, ledger=ledger, leakage={"findings": [leak]},
         describe={"parameters": {"total": 1234}, "memory": {"weights": 4936}}, metrics={"train": rows(50)},
-        results={"train": {"status": "failed", "error": UGLY, "seconds": 1.0}}, warnings=[UGLY], lineage=links,
+        results={"train": {"status": "failed", "error": UGLY, "seconds": 1.0}},
+        warnings=[UGLY], lineage=links,
     )  # fmt: skip
 
 
