@@ -83,15 +83,21 @@ def prepare(
 
 @app.command()
 def describe(
-    config: Config,
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CONFIG.YAML | RUN [OTHER]", help="The experiment; or a run, or two.", show_default=False
+        ),
+    ],
     set_: Set = None,
     json: Json = False,
     force: Force = False,
     rehearse: Rehearse = False,
     debug: Debug = False,
 ) -> None:
-    """Show the model's structure, cost and fit; CONFIG.YAML may also be a checkpoint directory."""
-    _run("describe", Options(config, set_ or [], force), json, debug, rehearse)
+    """Show the model's structure, cost and fit. Of a RUN (or a checkpoint) also what it was made from, and
+    whether that still holds; of two runs what differs."""
+    _run("describe", Options(paths[0], set_ or [], force, others=tuple(paths[1:])), json, debug, rehearse)
 
 
 @app.command()

@@ -26,13 +26,14 @@ class Scratch:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says beside the configuration file."""
+    """What the command line says beside the configuration file. others: further paths (of `describe`)."""
 
     config: str
     overrides: list[str] = field(default_factory=list)
     force: bool = False
     resume: bool = False
     scratch: Scratch | None = None
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from llmtool.data.store import Dataset
 from llmtool.evaluation import EvaluateConfig, compare, report, requirements
 from llmtool.evaluation.compare import Saved
 from llmtool.experiment import Loaded
-from llmtool.stages import assemble, judge, score
+from llmtool.stages import assemble, judge, lineage, score
 from llmtool.stages import report as stage_report
 from llmtool.stages.assemble import Start
 
@@ -54,9 +54,18 @@ def _evaluate(run: Run, loaded: Loaded, dataset: Dataset, start: Start, other: S
         evidence=evidence,
     )
     report.write_predictions(run.directory / compare.PREDICTIONS, tallies, score.origin(dataset, splits))
+    document |= lineage.of_evaluation(
+        run.directory, tallies, document["metrics"], start.lineage, dataset.lineage
+    )
     files.write_json(run.directory / compare.REPORT, document)
     run.finish(
         metrics=document["metrics"],
+        fingerprints={
+            **run.key["inputs"],
+            "weights": start.hash,
+            "predictions": document["predictions"]["values"],
+        },
+        lineage=document["lineage"],
         intervals=document["intervals"],
         requirements=document["requirements"],
         model=document["model"],

@@ -42,8 +42,8 @@ COMMANDS = {"train": train, "finetune": finetune}
 
 def run(options: Options, command: str) -> dict[str, Any]:
     """Rehearse the file; returns what --json prints. Raises the first stage's error, after all the others."""
-    if Path(options.config).is_dir():
-        raise ConfigError("--rehearse needs a configuration file, not a checkpoint")
+    if Path(options.config).is_dir() or options.others:
+        raise ConfigError("--rehearse needs a configuration file, one, and no directory")
     if options.force or options.resume:
         raise ConfigError("--rehearse begins anew and aside: --force and --resume mean nothing beside it")
     loaded = experiment.load(options.config, options.overrides)

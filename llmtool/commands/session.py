@@ -15,12 +15,12 @@ from typing import Any
 
 from llmtool import experiment
 from llmtool.commands import Options, scratch
-from llmtool.core import console, files
+from llmtool.core import console, files, lineage
 from llmtool.core.devices import is_out_of_memory, peak_flops
 from llmtool.core.environment import code_version
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.core.run import CODE_CHANGED, Run, failed_result
-from llmtool.data import data_hashes
+from llmtool.data import data_files, data_hashes, store
 from llmtool.data.store import CARD, Dataset
 from llmtool.evaluation import compare
 from llmtool.experiment import FinetuneConfig, Loaded
@@ -247,9 +247,11 @@ def prepare_into(run: Run, loaded: Loaded) -> stages.PrepareResult:
     """Prepare the dataset into the stage's directory."""
     experiment = loaded.experiment
     with console.progress(None, "row") as display:
-        result = stages.prepare(experiment.data, experiment.seed, run.directory, Pace(display))
+        hashes = {name: run.key["inputs"][name] for name in map(str, data_files(experiment.data))}
+        result = stages.prepare(experiment.data, experiment.seed, run.directory, Pace(display), hashes)
     run.finish(
         fingerprints={"dataset": result.card["fingerprint"]},
+        lineage=lineage.document(store.lineage(result.card, run.directory)),
         ledger=result.ledger,
         notes=result.notes,
         config=loaded.slice("data"),
@@ -368,6 +370,7 @@ def finish_fit(
     run.finish(
         metrics=metrics,
         fingerprints={"dataset": assembled.dataset.fingerprint, "weights": fingerprint(result.best)},
+        lineage=lineage.document(assemble.lineage(assemble.find_checkpoint(str(result.best)))),
         checkpoint=str(result.best),
         steps=result.step,
         reason=result.reason,

@@ -277,6 +277,7 @@ def _document(
         "seconds": round(seconds, 3),
         "metrics": {},
         "fingerprints": dict((key or {}).get("inputs") or {}),
+        "lineage": None,
         "key": key,
         "versions": environment(),
     }

@@ -19,10 +19,12 @@ import xxhash
 from llmtool.core import files
 from llmtool.core.contracts import Features, InputSpec, Tokens
 from llmtool.core.errors import DataError
+from llmtool.core.lineage import Chain, extend
 
 FORMAT = 1
 CARD = "card.json"
 MAX_CARD_BYTES = 256_000_000
+MOST_SOURCES = 20  # files that are links of their own; more of them are one
 _TYPES = ("<f4", "<f8", "<i8", "<u2", "<u4")
 _BUFFER = 1 << 20
 
@@ -104,6 +106,11 @@ class Dataset:
         return self.card["targets"]
 
     @property
+    def lineage(self) -> Chain:
+        """The source's files, the encoder, and this dataset."""
+        return lineage(self.card, self.directory)
+
+    @property
     def splits(self) -> list[str]:
         """The names of the splits, in the order of the card."""
         return list(self.card["splits"])
@@ -142,8 +149,10 @@ def make_card(
     splits: Mapping[str, Mapping[str, Any]],
     notes: list[str],
     sources: list[str],
+    hashes: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The content of card.json. `sources`: the source's files, as messages shall name them."""
+    """The content of card.json. `sources`: the source's files, as messages shall name them. hashes: of every
+    file that was read, where they are known."""
     card: dict[str, Any] = {
         "format": FORMAT,
         "encoding": encoding,
@@ -153,6 +162,7 @@ def make_card(
         "splits": {name: dict(meta) for name, meta in splits.items()},
         "notes": list(notes),
         "sources": list(sources),
+        "files": dict(hashes or {}),
     }
     return {**card, "fingerprint": fingerprint(card)}
 
@@ -170,7 +180,40 @@ def fingerprint(card: Mapping[str, Any]) -> str:
         for key, array in meta["arrays"].items()
         if key != "origin"  # where a row came from changes nothing that is learned
     }
-    content = [card["inputs"], card["targets"], card["encoder"], arrays]
+    return _hash([card["inputs"], card["targets"], without_places(card["encoder"]), arrays])
+
+
+def encoder_hash(card: Mapping[str, Any]) -> str:
+    """One hash over the fitted encoder, that of its tokenizer.json included."""
+    return _hash([card["encoding"], without_places(card["encoder"])])
+
+
+def without_places(encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """An encoder's state without the place of its tokenizer's file: the same file elsewhere is the same."""
+    tokenizer = encoder.get("tokenizer")
+    if not isinstance(tokenizer, Mapping) or not isinstance(tokenizer.get("source"), Mapping):
+        return dict(encoder)
+    source = {key: value for key, value in tokenizer["source"].items() if key != "path"}
+    return {**encoder, "tokenizer": {**tokenizer, "source": source}}
+
+
+def lineage(card: Mapping[str, Any], directory: Path) -> Chain:
+    """The chain of the dataset with this card in `directory`; it begins with the encoder where the card does
+    not name the source's files (it was written by an older version)."""
+    found = card.get("files")
+    hashes = {str(path): str(hash_) for path, hash_ in (found if isinstance(found, dict) else {}).items()}
+    sources = []
+    for number, (path, hash_) in enumerate(hashes.items(), 1):
+        what = "source" if path in card.get("sources", []) else "encoder's file"
+        sources.append(extend(what if len(hashes) == 1 else f"{what} {number}", path, hash_))
+    if len(sources) > MOST_SOURCES:
+        name = f"{len(hashes):,} files: {next(iter(hashes))} ..."
+        sources = [extend("sources", name, _hash(list(hashes.values())))]
+    encoder = extend("encoder", str(directory / CARD), encoder_hash(card), *sources)
+    return extend("dataset", str(directory), str(card["fingerprint"]), *sources, encoder)
+
+
+def _hash(content: Any) -> str:
     text = json.dumps(content, sort_keys=True, ensure_ascii=True, allow_nan=False)
     return files.hash_bytes(text.encode())
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from llmtool.core import console
+from llmtool.core.lineage import short
 from llmtool.evaluation import charts
 from llmtool.evaluation.charts import Bar, Curve
+from llmtool.evaluation.differences import STAGES, differences
 from llmtool.evaluation.report import AVERAGES, calibration_line, interval, number, overlap_line, slice_lines
 
-STAGES = ("prepare", "describe", "train", "finetune", "evaluate")
 MOST_CELLS = 26  # classes of the confusion matrix
 TIMES = ("rows_per_second", "tokens_per_second")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -70,14 +71,15 @@ def side_by_side(runs: Sequence[Run], compared: Sequence[str] = ()) -> str:
     """Several runs on one page. compared: sentences on how they differ, row by row."""
     names = [run["root"] for run in runs]
     parts = [f"<p class='soft'>{', '.join(map(text, names))}</p>"]
+    parts += [f"<p class='unmet'>{text(line)}</p>" for run in runs for line in run.get("warnings") or []]
     parts += [f"<p>{text(line)}</p>" for line in compared]
     for split in dict.fromkeys(split for run in runs for split in (run["report"] or {}).get("metrics", {})):
         parts.append(_together(runs, split))
     for key in ("loss", *dict.fromkeys(f"validation {_headline(run)}" for run in runs)):
         parts.append(charts.lines(key, [Curve(run["root"], *_series(run, key)) for run in runs]))
-    if keys := different_keys(runs):
-        rows = [[text(key), *(text(value) for value in values)] for key, values in keys.items()]
-        parts.append(section("What differs in the files", table("", ["key", *map(text, names)], rows)))
+    for title, found in differences(runs).items():
+        rows = [[text(name), *map(text, values)] for name, values in found.items()]
+        parts.append(section(f"What differs: {title}", table("", ["", *map(text, names)], rows)))
     return document("runs side by side", "<h1>Runs side by side</h1>", "".join(parts))
 
 
@@ -135,6 +137,7 @@ def _summary(run: Run) -> str:
     result = run["results"].get(last, {})
     failed = [f"<p class='unmet'>{text(stage)} {text(one['status'])}: {text(one['error'])}</p>"
               for stage, one in run["results"].items() if one.get("status") != "done"]  # fmt: skip
+    failed += [f"<p class='unmet'>{text(line)}</p>" for line in run.get("warnings") or []]
     version = result.get("versions", {}).get("llmtool", "")
     said = f"<p class='soft'>{text(result.get('started', ''))} · llmtool {text(version)}</p>"
     if report:
@@ -391,28 +394,17 @@ def _cost(run: Run) -> str:
 
 
 def _lineage(run: Run) -> str:
-    rows = list(_links(run))
+    """Data -> encoder -> checkpoint -> figures, by the hashes that cover everything before them."""
+    rows = [
+        [str(link["number"]), text(link["what"]), f"<code>{text(short(link['hash']))}</code>",
+         ", ".join(map(str, link["of"])), f"<code>{text(link['where'])}</code>"]
+        for link in run.get("lineage") or []
+    ]  # fmt: skip
+    code = next((one["key"]["code"] for one in run["results"].values() if one.get("key")), None)
+    made = f"<p class='soft'>made by llmtool {text(code)}; a hash covers its link and all before it</p>"
     return section(
-        "Lineage",
-        table("", ["", "value"], [[text(name), f"<code>{text(value)}</code>"] for name, value in rows]),
+        "Lineage", table("", ["", "what", "hash", "made from", "where"], rows), made if rows else ""
     )
-
-
-def _links(run: Run) -> Iterator[tuple[str, str]]:
-    """Data -> encoder -> checkpoint -> figures, by their hashes."""
-    prepare, report = run["results"].get("prepare", {}), run["report"] or {}
-    for path, found in (prepare.get("key") or {}).get("inputs", {}).items():
-        yield str(path), str(found)
-    if run["card"]:
-        yield "dataset", str(run["card"]["fingerprint"])
-    for stage in ("train", "finetune"):
-        result = run["results"].get(stage, {})
-        if weights := result.get("fingerprints", {}).get("weights"):
-            yield f"{stage} weights", f"{weights} ({result.get('checkpoint')})"
-    if model := report.get("model"):
-        yield "weights scored", f"{model['hash']} ({model['path']})"
-    if code := next((one["key"]["code"] for one in run["results"].values() if one.get("key")), None):
-        yield "llmtool", str(code)
 
 
 def _config(run: Run) -> str:
@@ -446,22 +438,6 @@ def _together(runs: Sequence[Run], split: str) -> str:
         bars.append(_bar(run["root"], parts[0], parts[1], figure, True))
     drawn = charts.intervals(f"{split} {figure}", [bar for bar in bars if bar], number)
     return section(text(split), drawn, table("", ["figure", *(text(run["root"]) for run in runs)], rows))
-
-
-def different_keys(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """The keys of the resolved experiments that are not the same in all runs, with the value of each."""
-    flat = [dict(_flat(run["config"] or {})) for run in runs]
-    keys = dict.fromkeys(key for one in flat for key in one)
-    found = {key: [str(one.get(key, "-")) for one in flat] for key in keys if key != "run"}
-    return {key: values for key, values in found.items() if len(set(values)) > 1}
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _headline(run: Run) -> str:

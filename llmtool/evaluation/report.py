@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -99,6 +100,23 @@ def write_predictions(
         written += count
     files.write_text(path, text.getvalue())
     return written
+
+
+def predictions_hash(tallies: Mapping[str, Tally]) -> str:
+    """One hash over the predictions of every split, without where their rows came from."""
+    digest = xxhash.xxh3_128()
+    for split, tally in tallies.items():
+        for name, column in tally.predictions().items():
+            text = column.dtype.kind not in "fiu"
+            data = files.json_bytes(column.tolist()) if text else np.ascontiguousarray(column).data
+            digest.update(files.json_bytes([split, name, len(column)]))
+            digest.update(data)
+    return f"xxh3:{digest.hexdigest()}"
+
+
+def figures_hash(metrics: Mapping[str, Any], predictions: str) -> str:
+    """One hash over the figures of a report and the predictions that they are of."""
+    return files.hash_bytes(files.json_bytes([metrics, predictions]))
 
 
 def _cells(column: np.ndarray, digits: int) -> list[Any]:

@@ -14,9 +14,10 @@ from llmtool.core import checkpoint, files, seeds
 from llmtool.core.contracts import OutputSpec, Task, Tokens
 from llmtool.core.devices import Precision, resolve_device, resolve_precision, set_determinism
 from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.core.lineage import Chain, document, extend, read
 from llmtool.data.batches import Batches, open_batches
 from llmtool.data.decoding import decoded_batch
-from llmtool.data.store import Dataset
+from llmtool.data.store import Dataset, without_places
 from llmtool.experiment import Experiment
 from llmtool.models import adapters, pretrained
 from llmtool.tasks import TaskConfig, default_task
@@ -36,7 +37,8 @@ class Start:
     card: dict[str, Any]  # of the data it learned from: encoding, inputs, targets, encoder
     task: TaskConfig
     dataset: dict[str, str]  # path and fingerprint of that data
-    hash: str  # of the whole directory
+    hash: str  # of what makes the model
+    lineage: Chain
     is_adapter: bool
 
     @property
@@ -51,6 +53,7 @@ class Assembled:
     targets: what the model's outputs mean. They are the dataset's, but for a regression that was started from
     another model, whose head goes on speaking in the units of its own mean and scale.
     adapter, base: how a start is being adapted, and where the weights under a LoRA adapter lie.
+    made_from: the chains of what the model learns from: its dataset, and the start where there is one.
     """
 
     model: nn.Module
@@ -61,6 +64,7 @@ class Assembled:
     seed: int
     device: torch.device
     precision: Precision
+    made_from: tuple[Chain, ...] = ()
     adapter: adapters.AdapterMethod | None = None
     base: Path | None = None
 
@@ -91,6 +95,7 @@ class Assembled:
             "dataset": {"path": str(self.dataset.directory), "fingerprint": self.dataset.fingerprint},
             "base": base,
             "card": card | {"targets": self.targets},
+            "made_from": [document(chain) for chain in self.made_from],
         }
         files.write_json(directory / CARD_FILE, about)
 
@@ -101,6 +106,16 @@ class Assembled:
         else:
             self.model.load_state_dict(pretrained.load(directory).state_dict())
 
+    def goes_on_from(self, directory: Path) -> None:
+        """Take over the weights of an earlier session; where it learned from other data (`--resume` after a
+        change), what is saved from now on was made from that too."""
+        self.restore(directory)
+        before = made_from(directory)
+        if before[: len(self.made_from)] == self.made_from:
+            self.made_from = before
+        else:
+            self.made_from = (*self.made_from, lineage(directory))
+
 
 def from_experiment(experiment: Experiment, dataset: Dataset) -> Assembled:
     """A new model for a prepared dataset, initialised from the experiment's seed."""
@@ -109,7 +124,7 @@ def from_experiment(experiment: Experiment, dataset: Dataset) -> Assembled:
     outputs = task_config.outputs(dataset.targets)
     seeds.seed_torch(experiment.seed, "initialise")
     model = experiment.model.build(dataset.inputs, outputs)
-    return _assembled(experiment, dataset, model, task_config, dataset.targets)
+    return _assembled(experiment, dataset, model, task_config, dataset.targets, (dataset.lineage,))
 
 
 def from_start(experiment: Experiment, dataset: Dataset, start: Start) -> tuple[Assembled, str | None]:
@@ -127,7 +142,8 @@ def from_start(experiment: Experiment, dataset: Dataset, start: Start) -> tuple[
         said = f"the head is new: {_spoken(start.card['targets'])} became {_spoken(targets)}"
     elif targets["kind"] == "values":
         targets = start.card["targets"]
-    return _assembled(experiment, dataset, start.model, task_config, targets), said
+    before = (start.lineage, dataset.lineage)
+    return _assembled(experiment, dataset, start.model, task_config, targets, before), said
 
 
 def adapt(assembled: Assembled, start: Start, method: adapters.AdapterMethod) -> None:
@@ -153,7 +169,7 @@ def as_scored(experiment: Experiment, dataset: Dataset, start: Start) -> Assembl
         raise ConfigError(
             f"{start.directory} gives {_spoken(targets)}; {dataset.directory} has {_spoken(dataset.targets)}"
         )
-    return _assembled(experiment, dataset, start.model, start.task, targets)
+    return _assembled(experiment, dataset, start.model, start.task, targets, ())
 
 
 def save_merged(assembled: Assembled, parent: Path) -> Path:
@@ -174,6 +190,7 @@ def _assembled(
     model: nn.Module,
     task_config: TaskConfig,
     targets: dict[str, Any],
+    before: tuple[Chain, ...],
 ) -> Assembled:
     device = resolve_device(experiment.device)
     precision = resolve_precision(experiment.precision, device)
@@ -181,7 +198,7 @@ def _assembled(
     set_determinism(experiment.deterministic)
     task = task_config.build({**dataset.card, "targets": targets})
     return Assembled(
-        model.to(device), task_config, task, dataset, targets, experiment.seed, device, precision
+        model.to(device), task_config, task, dataset, targets, experiment.seed, device, precision, before
     )
 
 
@@ -202,7 +219,8 @@ def refuse_other_encoding(dataset: Dataset, start: Start) -> None:
 
 def _of_inputs(encoder: dict[str, Any]) -> dict[str, Any]:
     """An encoder's state without what concerns the target, whose classes may be other ones."""
-    return {key: value for key, value in encoder.items() if key not in ("target", "fitted_target")}
+    state = without_places(encoder)
+    return {key: value for key, value in state.items() if key not in ("target", "fitted_target")}
 
 
 def _spoken(targets: dict[str, Any]) -> str:
@@ -224,11 +242,41 @@ def find_checkpoint(path: str) -> Path:
 
 
 def fingerprint(directory: Path) -> str:
-    """One hash of the files that make the model, by the hashes in the manifest; how it was trained, and how
-    long that took, is not among them: the same weights from another run are the same start."""
-    hashes = sorted(checkpoint.hashes(directory).items())
-    model = {name: value for name, value in hashes if not name.startswith(f"{STATE}/")}
-    return files.hash_bytes(files.json_bytes(model))
+    """One hash of what makes the model: its files, by the hashes in the manifest, and what its card says they
+    mean. How it was trained, from what, where anything lies and how long it took are not in it: the same
+    weights from another run are the same start."""
+    own = {
+        name: value
+        for name, value in sorted(checkpoint.hashes(directory).items())
+        if not name.startswith(f"{STATE}/") and name not in (CARD_FILE, adapters.ADAPTER_CONFIG)
+    }
+    task, card, _, base = about_checkpoint(directory)
+    if isinstance(encoder := card.get("encoder"), dict):
+        card = {**card, "encoder": without_places(encoder)}
+    parts = [own, task, card]
+    if base is not None:
+        form = files.read_json(directory / adapters.ADAPTER_CONFIG)
+        if not isinstance(form, dict):
+            raise LlmtoolError(f"{directory / adapters.ADAPTER_CONFIG}: not the form of an adapter")
+        parts += [base.get("hash"), {**form, "base_model_name_or_path": None}]
+    return files.hash_bytes(files.json_bytes(parts))
+
+
+def made_from(directory: Path) -> tuple[Chain, ...]:
+    """The chains of what a checkpoint was made from, by its card; of one that is silent, its dataset."""
+    about = files.read_json(directory / CARD_FILE)
+    _, _, dataset, _ = about_checkpoint(directory)
+    try:
+        if found := about.get("made_from"):
+            return tuple(map(read, found))
+        return (extend("dataset", str(dataset["path"]), str(dataset["fingerprint"])),)
+    except (ValueError, KeyError, TypeError) as error:
+        raise LlmtoolError(f"{directory / CARD_FILE}: {error}") from None
+
+
+def lineage(directory: Path) -> Chain:
+    """The chain of a checkpoint: the data it learned from, what it was started from, and itself."""
+    return extend("checkpoint", str(directory), fingerprint(directory), *made_from(directory))
 
 
 def from_checkpoint(path: str) -> Start:
@@ -247,7 +295,10 @@ def from_checkpoint(path: str) -> Start:
             adapters.merge(model)
     except (ValueError, KeyError, TypeError) as error:
         raise LlmtoolError(f"{directory / CARD_FILE}: not a card of this version ({error})") from None
-    return Start(directory, model, card, config, dataset, fingerprint(directory), is_adapter=base is not None)
+    chain = lineage(directory)
+    return Start(
+        directory, model, card, config, dataset, chain[-1].content, chain, is_adapter=base is not None
+    )
 
 
 def about_checkpoint(directory: Path) -> tuple[Any, ...]:

@@ -186,7 +186,7 @@ def _data(card: dict[str, Any], figures: Accounting | None) -> dict[str, Any]:
     available = splits.get("train", {}).get(unit, 0)
     result = {"encoding": card["encoding"], "splits": splits, "unit": unit, "available": available}
     result |= {"targets": _targets(card["targets"]), "notes": list(card.get("notes", []))}
-    if figures is None:
+    if figures is None or not splits:  # of a checkpoint whose data is gone
         return result | {"per_parameter": None, "verdict": None, "rule": None}
     ratio = available / max(figures.parameters, 1)
     tokens = unit == "tokens"

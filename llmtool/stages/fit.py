@@ -172,7 +172,7 @@ class _Session:
         )  # kernels differ in their last bits
         self.state = State(**saved["state"], seconds=saved["time"]["seconds"])
         self.optimizers.restore(safetensors.torch.load_file(found / STATE / OPTIMIZER))
-        self.assembled.restore(found)
+        self.assembled.goes_on_from(found)
 
     def loop(self, meter: Meter, compiled: Callable[[Batch], Loss] | None) -> Loop:
         """The loop over this run's parts."""

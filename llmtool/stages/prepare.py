@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,13 +47,17 @@ class PrepareResult:
 
 
 def prepare(
-    data: DataConfig, seed: int, directory: Path, progress: Progress = lambda step, rows: None
+    data: DataConfig,
+    seed: int,
+    directory: Path,
+    progress: Progress = lambda step, rows: None,
+    hashes: Mapping[str, str] | None = None,
 ) -> PrepareResult:
     """Read, clean, split and encode into `directory`, which exists; card.json is written last.
 
-    A source that is not small is read two or three times, and memory grows by about 100 bytes a row only.
-    Raises DataError when too many rows are bad, nothing is left, or the source changes meanwhile; ConfigError
-    for columns that do not exist.
+    hashes: of every file that is read, for the card. A source that is not small is read two or three times,
+    and memory grows by about 100 bytes a row only. Raises DataError when too many rows are bad, nothing is
+    left, or the source changes meanwhile; ConfigError for columns that do not exist.
     """
     before = _stamps(data)
     encoder: Encoder = data.encode.build(seed)
@@ -71,7 +75,9 @@ def prepare(
     ledger = _ledger(scan, assigned, kept)
     found = _leaks(data, encoder, sample, directory)
     notes = [*assigned.notes, *encoder.notes, *found]
-    card = make_card(data.encode.as_, encoder.inputs, encoder.targets, encoder.state(), splits, notes, names)
+    card = make_card(
+        data.encode.as_, encoder.inputs, encoder.targets, encoder.state(), splits, notes, names, hashes
+    )
     files.write_json(directory / LEDGER, ledger)
     for path in _written(directory):
         files.sync(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,24 @@ from llmtool.core import config, files
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data.store import CARD
 from llmtool.evaluation import compare, html
+from llmtool.evaluation.differences import STAGES
 from llmtool.evaluation.report import NOTHING
+from llmtool.stages import lineage
 
 PAGE = "report.html"
+RESULT: dict[str, Any] = {
+    name: {} for name in ("key", "versions", "metrics", "fingerprints", "throughput", "best", "start")
+}
+WRITTEN: dict[str, Any] = {  # of a report, beside its evidence
+    "model": {},
+    "metrics": {},
+    "dataset": {},
+    "rows": {},
+    "undefined": {},
+    "details": {},
+    "requirements": [],
+    "samples": [],
+}
 LARGEST = 200_000_000  # bytes of metrics.jsonl that are read
 
 
@@ -23,28 +38,34 @@ def collect(root: Path, doing: str = "") -> dict[str, Any]:
     doing: the stage that is being done, whose result.json is that of an earlier time. Raises ConfigError for
     a directory that holds no run.
     """
-    found = {stage: _read(root / stage / "result.json") for stage in html.STAGES if stage != doing}
-    results = {stage: result for stage, result in found.items() if isinstance(result, dict)}
-    if not results and not doing:
-        raise ConfigError(
-            f"{root}: no run here (no result.json of prepare, describe, train, finetune, evaluate)"
-        )
+    found = {stage: _read(root / stage / "result.json") for stage in STAGES if stage != doing}
+    results = {stage: _sound(result, RESULT) for stage, result in found.items() if _is_result(result)}
+    if not doing:
+        lineage.root_of(str(root))
     report = _read(root / "evaluate" / compare.REPORT)
-    good = isinstance(report, dict) and isinstance(report.get("metrics"), dict)
+    report = _sound(report, NOTHING | WRITTEN) if isinstance(report, dict) else {}
     fits = {stage: rows for stage in ("train", "finetune") if (rows := _rows(root / stage / "metrics.jsonl"))}
-    paths = [root / stage / "experiment.yaml" for stage in ("finetune", "train")]
-    experiment = next((path for path in paths if path.is_file()), None)
+    paths = {stage: root / stage / "experiment.yaml" for stage in ("train", "finetune")}
+    experiment = next((path for path in reversed(paths.values()) if path.is_file()), None)
+    configs = {stage: config for stage, path in paths.items() if (config := _config(path))}
+    about = {stage: _read(root / stage / "environment.json") for stage in paths}
+    made = lineage.of_run(root)
     return {
         "root": str(root),
         "results": results,
-        "report": {**NOTHING, **report} if good and report is not None else None,
+        "report": {**NOTHING, **WRITTEN, **report} if report.get("metrics") else None,
         "metrics": fits,
         "experiment": _text(experiment) if experiment else None,
-        "config": _config(experiment) if experiment else None,
-        "card": _read(root / "prepare" / CARD),
-        "ledger": _read(root / "prepare" / "ledger.json"),
-        "leakage": _read(root / "prepare" / "leakage.json"),
-        "describe": _read(root / "describe" / "describe.json"),
+        "experiments": configs,
+        "environments": {stage: found for stage, found in about.items() if isinstance(found, dict)},
+        "lineage": lineage.rows(made.chain),
+        "data": lineage.rows(made.data),
+        "weights": made.weights,
+        "warnings": made.warnings,
+        "card": _whole(root / "prepare" / CARD, "inputs", "encoding", "splits", "notes", "fingerprint"),
+        "ledger": _whole(root / "prepare" / "ledger.json", "read", "kept", "dropped", "quarantined"),
+        "leakage": _whole(root / "prepare" / "leakage.json", "findings"),
+        "describe": _whole(root / "describe" / "describe.json", "parameters", "memory"),
     }
 
 
@@ -77,11 +98,29 @@ def differences(runs: Sequence[Path], seed: int = 0) -> list[str]:
     return said
 
 
+def _is_result(found: Any) -> bool:
+    return isinstance(found, dict) and isinstance(found.get("status"), str)
+
+
+def _sound(found: dict[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """What was read, without parts of another kind than a command writes: a file may have been edited."""
+    kinds = {name: type(value) for name, value in like.items() if value is not None}
+    sound = {name: value for name, value in found.items() if isinstance(value, kinds.get(name, object))}
+    metrics = sound.get("metrics", {}).items()
+    return sound | {"metrics": {split: value for split, value in metrics if isinstance(value, dict)}}
+
+
 def _read(path: Path) -> Any:
     try:
         return files.read_json(path)
     except (LlmtoolError, OSError):
         return None
+
+
+def _whole(path: Path, *names: str) -> dict[str, Any] | None:
+    """A JSON object that has these parts; None for anything else."""
+    found = _read(path)
+    return found if isinstance(found, dict) and set(names) <= found.keys() else None
 
 
 def _text(path: Path) -> str | None:
@@ -91,11 +130,11 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _config(path: Path) -> Any:
+def _config(path: Path) -> dict[str, Any]:
     try:
         return config.read(str(path), ()).data
     except (LlmtoolError, OSError):
-        return None
+        return {}
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -10,8 +10,8 @@ from torch import nn
 
 from llmtool.core.contracts import InputSpec, NextToken, OutputSpec, Tokens
 from llmtool.core.devices import memory_bytes, resolve_device, resolve_precision
-from llmtool.core.errors import ConfigError
-from llmtool.data.store import input_spec
+from llmtool.core.errors import ConfigError, DataError
+from llmtool.data.store import Dataset, input_spec
 from llmtool.experiment import Experiment
 from llmtool.models import pretrained
 from llmtool.stages.assemble import about_checkpoint
@@ -58,18 +58,27 @@ def of_experiment(experiment: Experiment, card: dict[str, Any] | None) -> Subjec
 
 
 def of_checkpoint(directory: Path) -> Subject:
-    """The model of a checkpoint directory, from its two cards alone: no weights are read."""
-    _, card, _, base = about_checkpoint(directory)
+    """The model of a checkpoint directory, from its two cards alone: no weights are read. What is said of its
+    data needs the dataset it learned from where it was, as it was."""
+    _, card, dataset, base = about_checkpoint(directory)
     model: Any = pretrained.skeleton(Path(base["path"]) if base else directory)
     device = resolve_device("auto")
     return Subject(
         name=str(directory),
         config=model.config,
         model=model,
-        card=card | {"splits": {}, "notes": []},
+        card=card | {"notes": [], "splits": _splits(dataset)},
         rows=ROWS,
         precision=resolve_precision("auto", device).name,
         optimizer="adamw",
         device=device.type,
         device_bytes=memory_bytes(device),
     )
+
+
+def _splits(dataset: dict[str, str]) -> dict[str, Any]:
+    try:
+        found = Dataset.open(dataset["path"])
+    except (DataError, KeyError, TypeError):
+        return {}
+    return found.card["splits"] if found.fingerprint == dataset.get("fingerprint") else {}

@@ -48,7 +48,7 @@ def test_runs_side_by_side(copy: Path, llmtool: Run) -> None:
     assert "runs/other beside runs/table: test accuracy:" in ended.out
     assert "runs/other" in (copy / "both.html").read_text()
     found = llmtool("report", "runs/table", "runs/other", "--json", cwd=copy).json
-    assert found["keys"]["train.budget.steps"] == ["12", "4"]
+    assert found["differs"]["config"]["train.budget.steps"] == ["12", "4"]
     other = llmtool("report", "runs/table", "runs/text", cwd=copy)
     assert other.code == 0
     assert "it was scored on another dataset" in other.out

@@ -81,11 +81,14 @@ def everything() -> dict[str, Any]:
         "notes": [UGLY],
         "fingerprint": "f",
     }
+    link = {"number": 1, "what": UGLY, "where": UGLY, "content": UGLY, "hash": UGLY, "from": [], "of": []}
+    links = [link, {**link, "number": 2, "of": [1]}]
     ledger = {"read": 10, "kept": {"train": 9}, "dropped": {UGLY: 1}, "quarantined": {}}
     return run(
         report=report(), experiment=f"run: '{UGLY}'", card=card, ledger=ledger, leakage={"findings": [leak]},
         describe={"parameters": {"total": 1234}, "memory": {"weights": 4936}}, metrics={"train": rows(50)},
         results={"train": {"status": "failed", "error": UGLY, "seconds": 1.0}},
+        warnings=[UGLY], lineage=links,
     )  # fmt: skip
 
 

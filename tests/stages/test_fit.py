@@ -75,6 +75,8 @@ class Toy:
     def restore(self, directory: Path) -> None:
         load_model(self.model, str(directory / "model.safetensors"))
 
+    goes_on_from = restore
+
 
 class Watcher:
     """Progress that remembers, and can end the process's work at a step as a crash or a signal would."""
