@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llmtool.commands import Options, session
+from llmtool.commands import Options, keys, session
 from llmtool.core import console, files
 from llmtool.core.errors import ConfigError
 from llmtool.core.run import Run
@@ -24,13 +24,10 @@ def run(options: Options) -> dict[str, Any]:
         return {"description": description}
     with session.command(options, "describe") as loaded:
         card = session.card_if_prepared(loaded)
-        inputs = {"dataset": card["fingerprint"]} if card else {}
         start, experiment = None, loaded.experiment
         if experiment.model is None and experiment.finetune:
             start = Path(session.model_to_start(loaded))
-            inputs["start"] = assemble.fingerprint(start)
-        sections = (*session.COMPUTE, "data", "model", "task", "train", "finetune")
-        with session.stage(loaded, "describe", session.key(loaded, sections, inputs), options) as run:
+        with session.stage(loaded, "describe", keys.describe(loaded, card, start), options) as run:
             if not run.fresh:
                 made = subject.of_checkpoint(start) if start else subject.of_experiment(experiment, card)
                 _describe(run, made)

@@ -82,7 +82,7 @@ def test_a_changed_byte_of_the_input_reruns_everything_that_saw_it(copy: Path, l
     ("override", "stages", "line"),
     [
         ("evaluate.require={test.accuracy: '>=0.2'}", {"evaluate"}, "require.test.accuracy: >=0.1 -> >=0.2"),
-        ("finetune.budget.steps=4", {"describe", "finetune", "evaluate"}, "finetune.budget.steps: 3 -> 4"),
+        ("finetune.budget.steps=4", {"finetune", "evaluate"}, "finetune.budget.steps: 3 -> 4"),
         ("train.optimizer={name: sgd, lr: 0.01}",
          {"describe", "train", "finetune", "evaluate"}, "train: train.optimizer.name: adamw -> sgd"),
         ("model.hidden=[9]",
