@@ -7,7 +7,6 @@ from typing import Any
 
 from llmtool.commands import Options, keys, session
 from llmtool.core import console, files
-from llmtool.core.errors import DataError
 from llmtool.core.run import hashes_of
 from llmtool.data.store import Dataset
 
@@ -17,15 +16,7 @@ def run(options: Options) -> dict[str, Any]:
     with session.command(options, "prepare") as loaded:
         hashes = hashes_of(loaded.experiment.run, "prepare")
         key = keys.prepare(loaded, hashes.hash)
-
-        def damage(directory: Path) -> str:
-            try:
-                Dataset.open(directory).verify(hashes.hash)
-            except DataError as error:
-                return str(error)
-            return ""
-
-        with session.stage(loaded, "prepare", key, options, hashes=hashes, check=damage) as run:
+        with session.stage(loaded, "prepare", key, options, hashes=hashes) as run:
             if not run.fresh:
                 session.prepare_into(run, loaded, hashes)
                 show(Dataset.open(run.directory), run.directory)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from llmtool.core.devices import is_out_of_memory, peak_flops, resolve_device
 from llmtool.core.environment import other_packages
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.core.freshness import CODE_CHANGED, Hashes
-from llmtool.core.run import Run, failed_result, hashes_of
+from llmtool.core.run import UNFINISHED, Run, failed_result, hashes_of
 from llmtool.data.store import CARD, Dataset
 from llmtool.evaluation import compare
 from llmtool.experiment import FinetuneConfig, Loaded
@@ -138,13 +138,12 @@ def stage(
     *,
     resumable: bool = False,
     hashes: Hashes | None = None,
-    check: Callable[[Path], str] | None = None,
 ) -> Iterator[Run]:
     """A stage of the run, ready to be written unless it is fresh; says what has changed since it was done.
 
     Whatever ends it is written to its result.json, which also travels with the error for `--json`.
     """
-    run = Run.open(loaded.experiment.run, name, key, options.force, resumable, hashes, check)
+    run = Run.open(loaded.experiment.run, name, key, options.force, resumable, hashes)
     try:
         with run:
             if run.fresh:
@@ -156,7 +155,10 @@ def stage(
                     run.keep()
                 else:
                     run.start_over()
-                for change in run.changes[:10]:
+            for change in run.changes[:10]:
+                if run.state == "changed" or not change.startswith(
+                    UNFINISHED
+                ):  # it says where it goes on from
                     console.note(f"{name}: {change}")
             with located(loaded, name):
                 yield run
@@ -185,7 +187,7 @@ def prepared(loaded: Loaded, options: Options) -> Dataset:
         return Dataset.open(aside.dataset).first(aside.rows)
     hashes = hashes_of(loaded.experiment.run, "prepare")
     wanted = keys.prepare(loaded, hashes.hash)
-    judged = Run.judge(loaded.experiment.run, "prepare", wanted)
+    judged = Run.judge(loaded.experiment.run, "prepare", wanted, hashes)
     directory = judged.directory
     if not _stands(judged) and (directory / CARD).is_file():
         changes = "; ".join(_others(judged)[:3])

@@ -20,7 +20,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +35,8 @@ RECORD = ".record.json"
 RESULT = "result.json"
 LOCK = ".lock"
 PREVIOUS = ".previous"
+UNFINISHED = "the last"  # how it is said that work was begun and not finished
+VIEW = ".html"  # drawn from results, and drawn again by `llmtool report`
 
 State = Literal["new", "fresh", "changed", "unfinished"]
 
@@ -68,14 +69,14 @@ class Run:
         force: bool = False,
         resumable: bool = False,
         hashes: Hashes | None = None,
-        check: Callable[[Path], str] | None = None,
     ) -> None:
         self.root, self.stage, self.key = root, stage, files.plain(key)
         self.directory = root / stage
         self.state: State = "new"
         self.changes: list[str] = []
         self.result: dict[str, Any] = {}
-        self._force, self._resumable, self._hashes, self._check = force, resumable, hashes, check
+        self._force, self._resumable = force, resumable
+        self._hashes = hashes or hashes_of(root, stage)
         self._lock: int | None = None
         self._begun = False
         self._finished: dict[str, Any] | None = None
@@ -91,18 +92,16 @@ class Run:
         force: bool = False,
         resumable: bool = False,
         hashes: Hashes | None = None,
-        check: Callable[[Path], str] | None = None,
     ) -> Run:
         """Judge the stage against `key` and, unless it is fresh, take the run's lock.
 
         key: {"config": nested plain data, "inputs": {name: hash}, "code": code_version()}.
         force: treat finished work as changed.
         resumable: whether this stage can go on from what an earlier process left unfinished.
-        hashes: those of the inputs, whose stamps the record is to remember.
-        check: says what is wrong with finished work in a directory; "" where it is whole.
+        hashes: `hashes_of` this stage, where the inputs were hashed by them.
         Raises ConfigError when `root` cannot hold a run, LlmtoolError when another process works on it.
         """
-        run = cls(_checked(root), stage, key, force, resumable, hashes, check)
+        run = cls(_checked(root), stage, key, force, resumable, hashes)
         _check_stage(run.directory)
         record = run._judge()
         if run.fresh:
@@ -125,9 +124,9 @@ class Run:
         return run
 
     @classmethod
-    def judge(cls, root: str | Path, stage: str, key: dict[str, Any]) -> Run:
+    def judge(cls, root: str | Path, stage: str, key: dict[str, Any], hashes: Hashes | None = None) -> Run:
         """Look at the stage only: `state` and `changes` are set, nothing is locked or written."""
-        run = cls(_checked(root), stage, key)
+        run = cls(_checked(root), stage, key, hashes=hashes)
         run._judge()
         return run
 
@@ -187,13 +186,10 @@ class Run:
             self.state = "changed"
         elif status != "done":
             self.state = "unfinished" if self._resumable else "changed"
-            self.changes = [f"the last {self.stage} did not finish ({_spoken(status)})"]
-        elif missing := _missing(self.directory, record):
+            self.changes = [f"{UNFINISHED} {self.stage} did not finish ({_spoken(status)})"]
+        elif wrong := self._wrong(self.directory, record):
             self.state = "unfinished" if self._resumable else "changed"
-            self.changes = [f"{self.directory / name}: missing" for name in missing]
-        elif self._check and (wrong := self._check(self.directory)):
-            self.state = "unfinished" if self._resumable else "changed"
-            self.changes = [wrong]
+            self.changes = wrong
         else:
             self.state = "fresh"
         if self._force and self.state != "new":
@@ -217,7 +213,7 @@ class Run:
         if record is None or record.get("status") != "done" or compare(record["key"], self.key):
             return None
         attempt = _read_record(self.directory)
-        if _missing(kept, record) or (attempt and not compare(attempt["key"], self.key)):
+        if self._wrong(kept, record) or (attempt and not compare(attempt["key"], self.key)):
             return None  # the attempt was at this very key: a forced rerun, not a mistake
         self._clear()
         files.replace_directory(kept, self.directory)
@@ -248,11 +244,35 @@ class Run:
             record = {"format": FORMAT, "status": self.result["status"], "key": self.key}
             if error is None:
                 files.sync_tree(self.directory)  # what the record calls done is on the disk
-                record["outputs"] = [path.name for path in _entries(self.directory)]
+                record["outputs"] = {path.name: self._noted(path) for path in _entries(self.directory)}
                 record["result"] = self.result = files.plain(self.result)
-                record["seen"] = self._hashes.seen if self._hashes else {}
+                record["seen"] = self._hashes.seen
             files.write_json(self.directory / RECORD, record)
         files.write_json(self.directory / RESULT, self.result)
+
+    def _noted(self, path: Path) -> str | None:
+        """The hash of a file that we wrote; None of a directory (a checkpoint has a manifest), a link or what
+        may be written again."""
+        if path.name in (RECORD, RESULT) or path.suffix == VIEW or path.is_symlink() or not path.is_file():
+            return None
+        content = self._hashes.hash(path)
+        self._hashes.written(path, content)
+        return content
+
+    def _wrong(self, directory: Path, record: dict[str, Any]) -> list[str]:
+        """Which of the outputs are not there any more, or not as they were written."""
+        said = []
+        outputs = record.get("outputs") or {}
+        for name in [name for name in outputs if name not in (RESULT, RECORD)]:
+            path, content = directory / str(name), outputs[name] if isinstance(outputs, dict) else None
+            if not path.exists():
+                said.append(f"{path}: missing")
+            elif content is not None:
+                with contextlib.suppress(LlmtoolError):
+                    if self._hashes.hash(path) == content:
+                        continue
+                said.append(f"{path}: contents changed")
+        return said
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -409,11 +429,6 @@ def _read_record(directory: Path) -> dict[str, Any] | None:
     if record.get("status") == "done" and not isinstance(record.get("result"), dict):
         return {"key": {}}
     return record
-
-
-def _missing(directory: Path, record: dict[str, Any]) -> list[str]:
-    names = [name for name in record.get("outputs") or [] if name not in (RESULT, RECORD)]
-    return [name for name in names if not (directory / str(name)).exists()]
 
 
 def _spoken(status: Any) -> str:

@@ -1,8 +1,8 @@
 """Every key of the language is changed: just the stages that read it get another freshness key, and what a
 stage does not read changes no byte of what it writes.
 
-A new key needs nothing here, unless no value of OTHER_VALUES fits it (then it is named by a failure, and OTHERS
-is the place) or unless another stage reads it than READERS says of its section.
+A new key needs nothing here, unless none of OTHER_VALUES fits it (a failure names it then, and OTHERS is its
+place), or another stage reads it than READERS says of its section.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ OTHERS: dict[str, Any] = {
 }
 OTHER_VALUES: list[Any] = [
     1, 2, 4, 32, 0.25, 0.5, 1.5, "x", "10m", ";", ["x"], [1], [0.5, 0.5], True, False, None,
-    {"x": "y"}, {"x": "train"}, {"x": "number"}, {"x": 0.5}, {"metric": "loss", "mode": "min"}, {"patience": 3},
+    {"x": "y"}, {"x": "train"}, {"x": "number"}, {"x": 0.5},
+    {"metric": "loss", "mode": "min"}, {"patience": 3},
 ]  # fmt: skip
 # A tag with no other member that fits its file.
 ALONE = {"MLPConfig.family", "TransformerConfig.family", "FilesSplit.by"}
@@ -449,7 +450,13 @@ def test_what_a_stage_does_not_read_changes_no_byte(
     monkeypatch.setattr(session, "prepared", lambda loaded, options: dataset)  # although `data` is another
     monkeypatch.setattr(session, "card_if_prepared", lambda loaded: dataset.card)
     document = experiment.config.parse({"table": TABLE, "text": TEXT}[project], "a.yaml").data
-    document["run"] = f"runs/{project}"
+    document |= {
+        "run": f"runs/{project}",
+        "task": {"kind": {"table": "classification", "text": "language"}[project]},
+    }
+    for section in {"train", "finetune"} - {stage}:  # keys that are to be changed must be there
+        document[section] |= {key: TRAIN[key] for key in ("select", "stop", "schedule")}
+        document[section]["optimizer"] = {"name": "adamw"}
     before = written(root / stage)
     for changed in bulks(document, stage):
         (copy / "bulk.yaml").write_text(json.dumps(changed))
