@@ -75,9 +75,17 @@ class Loaded:
     experiment: Experiment
     document: Document
 
-    def slice(self, *sections: str) -> dict[str, Any]:
-        """These sections as plain data with all defaults, for the freshness key of a stage."""
-        return self.experiment.model_dump(mode="json", by_alias=True, include=set(sections))
+    def slice(self, *keys: str) -> dict[str, Any]:
+        """These sections and keys (`train.batch`) as plain data, with all defaults of a section; a key that
+        the file's form of a section does not have is left out."""
+        wanted: dict[str, Any] = {}
+        for key in keys:
+            place = wanted
+            *sections, last = key.split(".")
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[last] = True
+        return self.experiment.model_dump(mode="json", by_alias=True, include=wanted)
 
     def locate(self, message: str, section: str) -> str:
         """The message, which begins with a key, with that key's place in the file in front.

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.text import Text
 
-from llmtool.commands import Options, session
+from llmtool.commands import Options, keys, session
 from llmtool.core import console, files, lineage
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.core.lineage import Chain
@@ -28,13 +28,10 @@ def run(options: Options) -> dict[str, Any]:
         return _directories(options)
     with session.command(options, "describe") as loaded:
         card = session.card_if_prepared(loaded)
-        inputs = {"dataset": card["fingerprint"]} if card else {}
         start, experiment = None, loaded.experiment
         if experiment.model is None and experiment.finetune:
             start = Path(session.model_to_start(loaded))
-            inputs["start"] = assemble.fingerprint(start)
-        sections = (*session.COMPUTE, "data", "model", "task", "train", "finetune")
-        with session.stage(loaded, "describe", session.key(loaded, sections, inputs), options) as run:
+        with session.stage(loaded, "describe", keys.describe(loaded, card, start), options) as run:
             if not run.fresh:
                 described = subject.of_checkpoint(start) if start else subject.of_experiment(experiment, card)
                 before = [store.lineage(card, run.root / "prepare")] if card else []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from llmtool.commands import Options, session
+from llmtool.commands import Options, keys, session
 from llmtool.core import console, files
 from llmtool.core.contracts import Tally
 from llmtool.core.errors import ConfigError, RequirementError
-from llmtool.core.run import Run
+from llmtool.core.run import Run, hashes_of
 from llmtool.data.store import Dataset
 from llmtool.evaluation import EvaluateConfig, compare, report, requirements
 from llmtool.evaluation.compare import Saved
@@ -23,17 +24,18 @@ def run(options: Options) -> dict[str, Any]:
     """Run the command; returns the content of result.json."""
     with session.command(options, "evaluate") as loaded:
         dataset = session.prepared(loaded, options)
-        start = assemble.from_checkpoint(session.model_to_score(loaded, dataset))
-        inputs = {"dataset": dataset.fingerprint, "weights": start.hash}
-        other = session.compared(loaded)
-        if other:
-            inputs["compare"] = files.hash_file(other.directory / compare.PREDICTIONS)
-        key = session.key(loaded, (*session.COMPUTE, "evaluate"), inputs)
-        with session.stage(loaded, "evaluate", key, options) as run:
+        hashes = hashes_of(loaded.experiment.run, "evaluate")
+        model, other = session.model_to_score(loaded, dataset), session.compared(loaded)
+        weights = assemble.verify(Path(model), hashes.hash)
+        key = keys.evaluate(loaded, dataset, weights, other, hashes.hash)
+        with session.stage(loaded, "evaluate", key, options, hashes=hashes) as run:
             if run.fresh:
                 console.show(report.show(files.read_json(run.directory / "report.json")))
             else:
-                _evaluate(run, loaded, dataset, start, other)
+                start = assemble.from_checkpoint(model, hashes.hash)
+                with session.named("evaluate.compare"):
+                    saved = compare.saved(str(other)) if other else None
+                _evaluate(run, loaded, dataset, start, saved)
     return run.result
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from llmtool.commands import Options, session
+from llmtool.commands import Options, keys, session
 from llmtool.core import console, files
 from llmtool.core.contracts import Tally
 from llmtool.core.errors import DataError
-from llmtool.core.run import Run
+from llmtool.core.run import Run, hashes_of
 from llmtool.data.store import Dataset
 from llmtool.evaluation import report
 from llmtool.experiment import FinetuneConfig, Loaded
@@ -28,10 +29,12 @@ def run(options: Options) -> dict[str, Any]:
         assert config is not None
         directory = session.model_to_start(loaded)
         dataset = session.prepared(loaded, options)
-        start = assemble.from_checkpoint(directory)
-        key = session.fit_key(loaded, "finetune", {"dataset": dataset.fingerprint, "start": start.hash})
-        with session.stage(loaded, "finetune", key, options, resumable=True) as run:
+        hashes = hashes_of(loaded.experiment.run, "finetune")
+        weights = assemble.verify(Path(directory), hashes.hash)
+        key = keys.fit(loaded, "finetune", {"dataset": dataset.fingerprint, "start": weights})
+        with session.stage(loaded, "finetune", key, options, resumable=True, hashes=hashes) as run:
             if not run.fresh:
+                start = assemble.from_checkpoint(directory, hashes.hash)
                 _finetune(run, loaded, config, dataset, start, options)
     return run.result
 

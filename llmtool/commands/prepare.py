@@ -5,20 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llmtool.commands import Options, session
+from llmtool.commands import Options, keys, session
 from llmtool.core import console, files
+from llmtool.core.run import hashes_of
 from llmtool.data.store import Dataset
 
 
 def run(options: Options) -> dict[str, Any]:
     """Run the command; returns the content of result.json."""
-    with (
-        session.command(options, "prepare") as loaded,
-        session.stage(loaded, "prepare", session.prepare_key(loaded), options) as run,
-    ):
-        if not run.fresh:
-            session.prepare_into(run, loaded)
-            show(Dataset.open(run.directory), run.directory)
+    with session.command(options, "prepare") as loaded:
+        hashes = hashes_of(loaded.experiment.run, "prepare")
+        key = keys.prepare(loaded, hashes.hash)
+        with session.stage(loaded, "prepare", key, options, hashes=hashes) as run:
+            if not run.fresh:
+                session.prepare_into(run, loaded, hashes)
+                show(Dataset.open(run.directory), run.directory)
     return run.result
 
 

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from llmtool import experiment
-from llmtool.commands import Options, scratch
+from llmtool.commands import Options, keys, scratch
 from llmtool.core import console, files, lineage
-from llmtool.core.devices import is_out_of_memory, peak_flops
-from llmtool.core.environment import code_version
+from llmtool.core.devices import is_out_of_memory, peak_flops, resolve_device
+from llmtool.core.environment import other_packages
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
-from llmtool.core.run import CODE_CHANGED, Run, failed_result
-from llmtool.data import data_files, data_hashes, store
+from llmtool.core.freshness import CODE_CHANGED, Hashes
+from llmtool.core.run import UNFINISHED, Run, failed_result, hashes_of
+from llmtool.data import data_files, store
 from llmtool.data.store import CARD, Dataset
 from llmtool.evaluation import compare
 from llmtool.experiment import FinetuneConfig, Loaded
@@ -33,13 +34,6 @@ from llmtool.stages.assemble import Assembled, fingerprint
 from llmtool.stages.fit import FitResult
 from llmtool.stages.fit import fit as stage_fit
 from llmtool.training import TrainConfig
-
-COMPUTE = (
-    "seed",
-    "device",
-    "precision",
-    "deterministic",
-)  # what decides numbers beside a stage's own section
 
 
 @contextmanager
@@ -93,21 +87,6 @@ def need(loaded: Loaded, command: str) -> None:
         loaded.need(section, command)
 
 
-def key(loaded: Loaded, sections: tuple[str, ...], inputs: dict[str, str]) -> dict[str, Any]:
-    """What a stage's work depends on: these sections, the hashes of its inputs, and our code."""
-    return {"config": loaded.slice(*sections), "inputs": inputs, "code": code_version()}
-
-
-def fit_key(loaded: Loaded, section: str, inputs: dict[str, str]) -> dict[str, Any]:
-    """The freshness key of `train` or `finetune`; inputs: the dataset, and what finetune starts from."""
-    sections = ("task", "finetune") if section == "finetune" else ("model", "task", "train")
-    result = key(loaded, (*COMPUTE, *sections), inputs)
-    budget = (result["config"][section] or {}).get("budget", {})
-    if any(budget.get(unit) is not None for unit in ("steps", "epochs", "tokens")):
-        budget["time"] = None  # of one session: how often training paused changes nothing
-    return result
-
-
 def model_to_start(loaded: Loaded) -> str:
     """The checkpoint that `finetune` starts from."""
     assert loaded.experiment.finetune is not None
@@ -134,20 +113,20 @@ def model_to_score(loaded: Loaded, dataset: Dataset) -> str:
     inputs = {"dataset": dataset.fingerprint}
     with contextlib.suppress(ConfigError):  # what it was tuned from may be gone: that changes nothing here
         inputs |= {"start": fingerprint(Path(model_to_start(loaded)))} if tuned else {}
-    for change in Run.judge(root, stage, fit_key(loaded, stage, inputs)).changes[:5]:
+    for change in Run.judge(root, stage, keys.fit(loaded, stage, inputs)).changes[:5]:
         if not change.startswith((CODE_CHANGED, "start: ")):
             console.note(f"{root / stage}, which is scored as it is: {change}")
     return str(assemble.find_checkpoint(str(root / stage)))
 
 
-def compared(loaded: Loaded) -> compare.Saved | None:
-    """The evaluation that `evaluate.compare` names, read back."""
+def compared(loaded: Loaded) -> Path | None:
+    """The evaluation that `evaluate.compare` names."""
     if loaded.experiment.evaluate.compare is None:
         return None
     with named("evaluate.compare"):
-        other = compare.saved(loaded.experiment.evaluate.compare)
-        if other.directory.resolve() == (Path(loaded.experiment.run) / "evaluate").resolve():
-            raise ConfigError(f"{other.directory} is this run's own evaluation; name another run")
+        other = compare.find_evaluation(loaded.experiment.evaluate.compare)
+        if other.resolve() == (Path(loaded.experiment.run) / "evaluate").resolve():
+            raise ConfigError(f"{other} is this run's own evaluation; name another run")
         return other
 
 
@@ -163,23 +142,34 @@ def named(key: str) -> Iterator[None]:
 
 @contextmanager
 def stage(
-    loaded: Loaded, name: str, key: dict[str, Any], options: Options, resumable: bool = False
+    loaded: Loaded,
+    name: str,
+    key: keys.Key,
+    options: Options,
+    *,
+    resumable: bool = False,
+    hashes: Hashes | None = None,
 ) -> Iterator[Run]:
     """A stage of the run, ready to be written unless it is fresh; says what has changed since it was done.
 
     Whatever ends it is written to its result.json, which also travels with the error for `--json`.
     """
-    run = Run.open(loaded.experiment.run, name, key, force=options.force, resumable=resumable)
+    run = Run.open(loaded.experiment.run, name, key, options.force, resumable, hashes)
     try:
         with run:
             if run.fresh:
                 console.say(f"{name}: nothing has changed; {run.directory} stands (--force runs it again)")
+                for made in _elsewhere(loaded, name, run.result.get("versions") or {}):
+                    console.note(f"{name} was made {made}; it stands (--force runs it again)")
             elif run.state == "changed":
                 if resumable and options.resume:
                     run.keep()
                 else:
                     run.start_over()
-                for change in run.changes[:10]:
+            for change in run.changes[:10]:
+                if run.state == "changed" or not change.startswith(
+                    UNFINISHED
+                ):  # it says where it goes on from
                     console.note(f"{name}: {change}")
             with located(loaded, name):
                 yield run
@@ -188,26 +178,27 @@ def stage(
         raise
 
 
-def prepare_key(loaded: Loaded) -> dict[str, Any]:
-    """The freshness key of the prepare stage."""
-    data = loaded.experiment.data
-    if (like := data.encode.like) is not None and not (Path(like) / CARD).is_file():
-        inner = Path(like) / "prepare"
-        hint = f"; did you mean {inner}?" if (inner / CARD).is_file() else ""
-        raise ConfigError(f"data.encode.like: {like}: no prepared dataset here (no {CARD} in it){hint}")
-    return key(loaded, ("seed", "data"), data_hashes(data))
+def _elsewhere(loaded: Loaded, stage: str, versions: dict[str, Any]) -> Iterator[str]:
+    """How the place where a stage's numbers were made differs from this one."""
+    if others := other_packages(versions):
+        yield f"with {', '.join(others)}"
+    if stage in ("train", "finetune", "evaluate") and loaded.experiment.device == "auto":
+        there, here = ("cuda" if versions.get("gpu") else "cpu"), resolve_device("auto").type
+        if there != here:
+            yield f"on {there}, and `device: auto` is {here} here"
 
 
 def prepared(loaded: Loaded, options: Options) -> Dataset:
-    """The run's dataset, prepared now if it is not there.
+    """The run's dataset, prepared now if it is not there; every array is as it was written.
 
-    Raises DataError when the one that is there was made from other data or settings.
+    Raises DataError when the one that is there was made from other data or settings, or was damaged.
     """
     aside = options.scratch
     if aside and aside.dataset:
         return Dataset.open(aside.dataset).first(aside.rows)
-    wanted = prepare_key(loaded)
-    judged = Run.judge(loaded.experiment.run, "prepare", wanted)
+    hashes = hashes_of(loaded.experiment.run, "prepare")
+    wanted = keys.prepare(loaded, hashes.hash)
+    judged = Run.judge(loaded.experiment.run, "prepare", wanted, hashes)
     directory = judged.directory
     if not _stands(judged) and (directory / CARD).is_file():
         changes = "; ".join(_others(judged)[:3])
@@ -216,16 +207,19 @@ def prepared(loaded: Loaded, options: Options) -> Dataset:
             f"run `llmtool prepare {loaded.document.name}` first"
         )
     if not _stands(judged):
-        with stage(loaded, "prepare", wanted, replace(options, force=False)) as run:
+        with stage(loaded, "prepare", wanted, replace(options, force=False), hashes=hashes) as run:
             if not run.fresh:
-                prepare_into(run, loaded)
-    return Dataset.open(directory).first(aside.rows if aside else None)
+                prepare_into(run, loaded, hashes)
+    dataset = Dataset.open(directory)
+    dataset.verify(hashes.hash)
+    return dataset.first(aside.rows if aside else None)
 
 
 def card_if_prepared(loaded: Loaded) -> dict[str, Any] | None:
     """The card of the run's dataset, where that is prepared from this very data."""
     try:
-        judged = Run.judge(loaded.experiment.run, "prepare", prepare_key(loaded))
+        wanted = keys.prepare(loaded, hashes_of(loaded.experiment.run, "prepare").hash)
+        judged = Run.judge(loaded.experiment.run, "prepare", wanted)
     except DataError as error:  # a model can be described before its data is there
         console.note(str(error))
         return None
@@ -243,12 +237,15 @@ def _others(prepared: Run) -> list[str]:
     return [change for change in prepared.changes if not change.startswith(CODE_CHANGED)]
 
 
-def prepare_into(run: Run, loaded: Loaded) -> stages.PrepareResult:
-    """Prepare the dataset into the stage's directory."""
+def prepare_into(run: Run, loaded: Loaded, hashes: Hashes) -> stages.PrepareResult:
+    """Prepare the dataset into the stage's directory; `hashes` come to know its arrays."""
     experiment = loaded.experiment
     with console.progress(None, "row") as display:
-        hashes = {name: run.key["inputs"][name] for name in map(str, data_files(experiment.data))}
-        result = stages.prepare(experiment.data, experiment.seed, run.directory, Pace(display), hashes)
+        sources = {name: run.key["inputs"][name] for name in map(str, data_files(experiment.data))}
+        result = stages.prepare(experiment.data, experiment.seed, run.directory, Pace(display), sources)
+    for meta in result.card["splits"].values():
+        for array in meta["arrays"].values():
+            hashes.written(run.directory / array["file"], array["hash"])
     run.finish(
         fingerprints={"dataset": result.card["fingerprint"]},
         lineage=lineage.document(store.lineage(result.card, run.directory)),
@@ -367,6 +364,7 @@ def finish_fit(
     run: Run, loaded: Loaded, assembled: Assembled, result: FitResult, metrics: dict[str, Any], **fields: Any
 ) -> None:
     """What result.json says after training."""
+    reads = [name for name in keys.READS[run.stage] if name != run.stage]
     run.finish(
         metrics=metrics,
         fingerprints={"dataset": assembled.dataset.fingerprint, "weights": fingerprint(result.best)},
@@ -379,7 +377,7 @@ def finish_fit(
         skipped=result.skipped,
         throughput=result.throughput,
         training_seconds=result.seconds,
-        config=loaded.slice(*COMPUTE, "model", "task") | {"fit": result.config.model_dump(mode="json")},
+        config=loaded.slice(*reads) | {"fit": result.config.model_dump(mode="json")},
         notes=result.notes,
         **fields,
     )

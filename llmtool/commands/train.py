@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmtool.commands import Options, session
+from llmtool.commands import Options, keys, session
 from llmtool.core import console
 from llmtool.core.run import Run
 from llmtool.data.store import Dataset
@@ -17,7 +17,7 @@ def run(options: Options) -> dict[str, Any]:
     """Run the command; returns the content of result.json."""
     with session.command(options, "train", "model", "train") as loaded:
         dataset = session.prepared(loaded, options)
-        key = session.fit_key(loaded, "train", {"dataset": dataset.fingerprint})
+        key = keys.fit(loaded, "train", {"dataset": dataset.fingerprint})
         with session.stage(loaded, "train", key, options, resumable=True) as run:
             if not run.fresh:
                 _train(run, loaded, dataset, options)

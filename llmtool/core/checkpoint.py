@@ -82,7 +82,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
             raise
 
 
-def verify(directory: Path) -> None:
+def verify(directory: Path, hash_file: files.HashFile | None = None) -> None:
     """Check every file against the manifest. Raises TornError at the first that is missing, extra or changed.
 
     An error of the disk itself (or a directory that is not there) is a plain LlmtoolError.
@@ -100,7 +100,7 @@ def verify(directory: Path) -> None:
         if size != recorded[name]["size"]:
             raise TornError(f"{directory / name}: {size:,} bytes, written were {recorded[name]['size']:,}")
     for name, expected in recorded.items():
-        if files.hash_file(directory / name) != expected["hash"]:
+        if (hash_file or files.hash_file)(directory / name) != expected["hash"]:
             raise TornError(f"{directory / name}: the content changed since it was written (hash differs)")
 
 

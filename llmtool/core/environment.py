@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,16 @@ def code_version() -> str:
         digest.update(f"{path.relative_to(package).as_posix()}\0{len(data)}\0".encode())
         digest.update(data)
     return f"{llmtool.__version__}+{digest.hexdigest()}"
+
+
+def other_packages(versions: Mapping[str, Any]) -> list[str]:
+    """Packages that an earlier `environment()` had in another version: "torch 2.6.0 (here 2.7.1)"."""
+    said = []
+    for name, version in (versions.get("packages") or {}).items():
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            if name in PACKAGES and (here := importlib.metadata.version(name)) != version:
+                said.append(f"{name} {version} (here {here})")
+    return said
 
 
 def environment() -> dict[str, Any]:

@@ -16,7 +16,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +220,9 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numpy and torch scalars and arrays
         return plain(value.tolist())
     raise TypeError(f"{type(value).__name__} is not JSON: {value!r}")
+
+
+HashFile = Callable[[Path], str]  # `hash_file`, or one that knows some hashes
 
 
 def hash_file(path: Path) -> str:

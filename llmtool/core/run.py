@@ -1,7 +1,8 @@
 """One stage of a run directory: its lock, whether its work still stands, and `result.json` at the end.
 
     <root>/.lock                  held (flock) by the one process that writes here
-    <root>/<stage>/.record.json   what the files belong to: key, status, result; written when work begins
+    <root>/<stage>/.record.json   what the files belong to: key, status, result; written when work begins;
+                                  beside them the stamps of the inputs (core/freshness.py)
     <root>/<stage>/result.json    what the last command said, on failure too; for people, Make and CI
     <root>/.previous/<stage>      the finished work that the present one replaced (one generation)
     <root>/.previous/<stage>.unfinished     the same for work that was never finished
@@ -19,7 +20,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -28,13 +28,15 @@ from typing import Any, Literal, Self
 from llmtool.core import files
 from llmtool.core.environment import environment
 from llmtool.core.errors import Cancelled, ConfigError, Interrupted, LlmtoolError, Terminated
+from llmtool.core.freshness import Hashes, compare
 
 FORMAT = 1
 RECORD = ".record.json"
 RESULT = "result.json"
 LOCK = ".lock"
 PREVIOUS = ".previous"
-CODE_CHANGED = "llmtool's code changed"
+UNFINISHED = "the last"  # how it is said that work was begun and not finished
+VIEW = ".html"  # drawn from results, and drawn again by `llmtool report`
 
 State = Literal["new", "fresh", "changed", "unfinished"]
 
@@ -59,13 +61,22 @@ class Run:
     result: the document of `result.json` (when fresh, the one that stands there).
     """
 
-    def __init__(self, root: Path, stage: str, key: dict[str, Any], force: bool, resumable: bool) -> None:
+    def __init__(
+        self,
+        root: Path,
+        stage: str,
+        key: dict[str, Any],
+        force: bool = False,
+        resumable: bool = False,
+        hashes: Hashes | None = None,
+    ) -> None:
         self.root, self.stage, self.key = root, stage, files.plain(key)
         self.directory = root / stage
         self.state: State = "new"
         self.changes: list[str] = []
         self.result: dict[str, Any] = {}
         self._force, self._resumable = force, resumable
+        self._hashes = hashes or hashes_of(root, stage)
         self._lock: int | None = None
         self._begun = False
         self._finished: dict[str, Any] | None = None
@@ -80,15 +91,17 @@ class Run:
         key: dict[str, Any],
         force: bool = False,
         resumable: bool = False,
+        hashes: Hashes | None = None,
     ) -> Run:
         """Judge the stage against `key` and, unless it is fresh, take the run's lock.
 
-        key: {"config": {dotted key: value} or nested, "inputs": {name: hash}, "code": code_version()}.
+        key: {"config": nested plain data, "inputs": {name: hash}, "code": code_version()}.
         force: treat finished work as changed.
         resumable: whether this stage can go on from what an earlier process left unfinished.
+        hashes: `hashes_of` this stage, where the inputs were hashed by them.
         Raises ConfigError when `root` cannot hold a run, LlmtoolError when another process works on it.
         """
-        run = cls(_checked(root), stage, key, force, resumable)
+        run = cls(_checked(root), stage, key, force, resumable, hashes)
         _check_stage(run.directory)
         record = run._judge()
         if run.fresh:
@@ -111,9 +124,9 @@ class Run:
         return run
 
     @classmethod
-    def judge(cls, root: str | Path, stage: str, key: dict[str, Any]) -> Run:
+    def judge(cls, root: str | Path, stage: str, key: dict[str, Any], hashes: Hashes | None = None) -> Run:
         """Look at the stage only: `state` and `changes` are set, nothing is locked or written."""
-        run = cls(_checked(root), stage, key, force=False, resumable=False)
+        run = cls(_checked(root), stage, key, hashes=hashes)
         run._judge()
         return run
 
@@ -173,10 +186,10 @@ class Run:
             self.state = "changed"
         elif status != "done":
             self.state = "unfinished" if self._resumable else "changed"
-            self.changes = [f"the last {self.stage} did not finish ({_spoken(status)})"]
-        elif missing := _missing(self.directory, record):
+            self.changes = [f"{UNFINISHED} {self.stage} did not finish ({_spoken(status)})"]
+        elif wrong := self._wrong(self.directory, record):
             self.state = "unfinished" if self._resumable else "changed"
-            self.changes = [f"{self.directory / name}: missing" for name in missing]
+            self.changes = wrong
         else:
             self.state = "fresh"
         if self._force and self.state != "new":
@@ -200,7 +213,7 @@ class Run:
         if record is None or record.get("status") != "done" or compare(record["key"], self.key):
             return None
         attempt = _read_record(self.directory)
-        if _missing(kept, record) or (attempt and not compare(attempt["key"], self.key)):
+        if self._wrong(kept, record) or (attempt and not compare(attempt["key"], self.key)):
             return None  # the attempt was at this very key: a forced rerun, not a mistake
         self._clear()
         files.replace_directory(kept, self.directory)
@@ -231,15 +244,45 @@ class Run:
             record = {"format": FORMAT, "status": self.result["status"], "key": self.key}
             if error is None:
                 files.sync_tree(self.directory)  # what the record calls done is on the disk
-                record["outputs"] = [path.name for path in _entries(self.directory)]
+                record["outputs"] = {path.name: self._noted(path) for path in _entries(self.directory)}
                 record["result"] = self.result = files.plain(self.result)
+                record["seen"] = self._hashes.seen
             files.write_json(self.directory / RECORD, record)
         files.write_json(self.directory / RESULT, self.result)
+
+    def _noted(self, path: Path) -> str | None:
+        """The hash of a file that we wrote; None of a directory (a checkpoint has a manifest), a link or what
+        may be written again."""
+        if path.name in (RECORD, RESULT) or path.suffix == VIEW or path.is_symlink() or not path.is_file():
+            return None
+        content = self._hashes.hash(path)
+        self._hashes.written(path, content)
+        return content
+
+    def _wrong(self, directory: Path, record: dict[str, Any]) -> list[str]:
+        """Which of the outputs are not there any more, or not as they were written."""
+        said = []
+        outputs = record.get("outputs") or {}
+        for name in [name for name in outputs if name not in (RESULT, RECORD)]:
+            path, content = directory / str(name), outputs[name] if isinstance(outputs, dict) else None
+            if not path.exists():
+                said.append(f"{path}: missing")
+            elif content is not None:
+                with contextlib.suppress(LlmtoolError):
+                    if self._hashes.hash(path) == content:
+                        continue
+                said.append(f"{path}: contents changed")
+        return said
 
     def _release(self) -> None:
         if self._lock is not None:
             _let_go(self._lock)
             self._lock = None
+
+
+def hashes_of(root: str | Path, stage: str) -> Hashes:
+    """Hashes that know the files which the stage's last work hashed."""
+    return Hashes((_read_record(_checked(root) / stage) or {}).get("seen"))
 
 
 def failed_result(root: str | Path, stage: str, error: BaseException, **fields: Any) -> None:
@@ -318,58 +361,6 @@ def refuse_place(root: str | Path, stages: list[str]) -> None:
             os.close(descriptor)
 
 
-# --- what a stage's work belongs to -------------------------------------------------------------------------
-
-
-def compare(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between two keys, one line each for a person; empty when they are the same."""
-    lines = []
-    before, now = dict(_flat(old.get("config") or {})), dict(_flat(new.get("config") or {}))
-    for name in _union(before, now):
-        if name not in before or name not in now or not _same(before[name], now[name]):
-            lines.append(f"{name}: {_show(before, name)} -> {_show(now, name)}")
-    before, now = old.get("inputs") or {}, new.get("inputs") or {}
-    for name in _union(before, now):
-        if name not in before:
-            lines.append(f"{name}: new")
-        elif name not in now:
-            lines.append(f"{name}: not read any more")
-        elif before[name] != now[name]:
-            lines.append(f"{name}: contents changed")
-    for name in _union(old, new):
-        if name not in ("config", "inputs", "code") and old.get(name) != new.get(name):
-            lines.append(f"{name}: {_show(old, name)} -> {_show(new, name)}")
-    if old.get("code") != new.get("code"):
-        versions = [str(key.get("code") or "unknown") for key in (old, new)]
-        short = [version.partition("+")[0] for version in versions]
-        was, is_ = versions if short[0] == short[1] else short
-        lines.append(f"{CODE_CHANGED} ({was} -> {is_})")
-    return lines
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _union(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    return [*now, *(name for name in before if name not in now)]
-
-
-def _same(a: Any, b: Any) -> bool:
-    return a == b and isinstance(a, bool) == isinstance(b, bool)  # 1 == True in Python, not in a config
-
-
-def _show(config: dict[str, Any], name: str) -> str:
-    if name not in config:
-        return "(not set)"
-    text = str(config[name]) if config[name] is not None else "null"
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 # --- places and the lock ------------------------------------------------------------------------------------
 
 
@@ -439,11 +430,6 @@ def _read_record(directory: Path) -> dict[str, Any] | None:
     if record.get("status") == "done" and not isinstance(record.get("result"), dict):
         return {"key": {}}
     return record
-
-
-def _missing(directory: Path, record: dict[str, Any]) -> list[str]:
-    names = [name for name in record.get("outputs") or [] if name not in (RESULT, RECORD)]
-    return [name for name in names if not (directory / str(name)).exists()]
 
 
 def _spoken(status: Any) -> str:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from llmtool.core import files
 from llmtool.core.config import Section
+from llmtool.core.files import HashFile
 from llmtool.data.cleaning import (
     DropDuplicates,
     DropMissing,
@@ -105,9 +106,9 @@ def data_files(config: DataConfig) -> list[Path]:
     return [*config.source.files(), *(further() if further else [])]
 
 
-def data_hashes(config: DataConfig) -> dict[str, str]:
+def data_hashes(config: DataConfig, hash_file: HashFile | None = None) -> dict[str, str]:
     """Each of these files with the hash of its bytes; of a rehearsal with its size and time of change."""
     if config.source._sample is None:
-        return {str(path): files.hash_file(path) for path in data_files(config)}
+        return {str(path): (hash_file or files.hash_file)(path) for path in data_files(config)}
     stats = {path: path.stat() for path in data_files(config)}
     return {str(path): f"{stat.st_size} bytes of {stat.st_mtime_ns}" for path, stat in stats.items()}

@@ -130,14 +130,15 @@ class Dataset:
         """The same dataset; of its splits, but for train, only `limit` rows (of text: tokens) are seen."""
         return replace(self, limit=limit)
 
-    def verify(self) -> None:
+    def verify(self, hash_file: files.HashFile | None = None) -> None:
         """Read every array and compare its hash; DataError names the file that differs."""
         for meta in self.card["splits"].values():
             for array in meta["arrays"].values():
                 path = self.directory / array["file"]
-                if files.hash_file(path) != array["hash"]:
+                if (hash_file or files.hash_file)(path) != array["hash"]:
                     raise DataError(
-                        f"{path}: the content has changed since it was prepared (its hash differs)"
+                        f"{path}: the content has changed since it was prepared (its hash differs); "
+                        "prepare it again"
                     )
 
 
@@ -216,6 +217,16 @@ def lineage(card: Mapping[str, Any], directory: Path) -> Chain:
 def _hash(content: Any) -> str:
     text = json.dumps(content, sort_keys=True, ensure_ascii=True, allow_nan=False)
     return files.hash_bytes(text.encode())
+
+
+def origin(card: Mapping[str, Any]) -> str:
+    """One hash over what no model learns from: where the rows came from, and how long their text was."""
+    splits = {
+        name: [meta.get("bytes"), meta["arrays"].get("origin", {}).get("hash")]
+        for name, meta in card["splits"].items()
+    }
+    content = [splits, card.get("sources")]
+    return files.hash_bytes(json.dumps(content, sort_keys=True, ensure_ascii=True).encode())
 
 
 def _read_card(path: Path) -> dict[str, Any]:

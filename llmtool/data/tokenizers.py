@@ -224,6 +224,12 @@ class FileTokenizer(Section):
             raise ConfigError(f"data.encode.tokenizer.path: {path}: no such file")
         return path
 
+    def files(self) -> list[Path]:
+        """What `fit` reads: the tokenizer.json, and the file beside it that may name the end token."""
+        path = self.file()
+        config = path.parent / CONFIG
+        return [path, config] if self.end is None and config.is_file() else [path]
+
     def _end(self, path: Path, ids: dict[str, int]) -> int | None:
         if self.end is not None:
             if self.end not in ids:

@@ -59,7 +59,7 @@ class TokensEncode(Section):
         """What preparing reads besides the source: the tokenizer's file, or that of `like`."""
         if self.like is not None:
             return [Path(self.like) / name for name in ("card.json", "tokenizer.json")]
-        return [self.tokenizer.file()] if isinstance(self.tokenizer, FileTokenizer) else []
+        return self.tokenizer.files() if isinstance(self.tokenizer, FileTokenizer) else []
 
     def build(self, seed: int = 0) -> TokenEncoder:
         """An encoder that has learned nothing yet; with `like`, one that has its tokenizer."""

@@ -14,6 +14,7 @@ from llmtool.core import checkpoint, files, seeds
 from llmtool.core.contracts import OutputSpec, Task, Tokens
 from llmtool.core.devices import Precision, resolve_device, resolve_precision, set_determinism
 from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.core.files import HashFile
 from llmtool.core.lineage import Chain, document, extend, read
 from llmtool.data.batches import Batches, open_batches
 from llmtool.data.decoding import decoded_batch
@@ -279,17 +280,27 @@ def lineage(directory: Path) -> Chain:
     return extend("checkpoint", str(directory), fingerprint(directory), *made_from(directory))
 
 
-def from_checkpoint(path: str) -> Start:
+def verify(directory: Path, hash_file: HashFile | None = None) -> str:
+    """The fingerprint of a checkpoint, once every file is checked against its manifest; of an adapter, those
+    of its base too. Raises LlmtoolError where one is missing or changed."""
+    checkpoint.verify(directory, hash_file)
+    base = about_checkpoint(directory)[3]
+    if base is not None:
+        _check_base(directory, base, hash_file)
+    return fingerprint(directory)
+
+
+def from_checkpoint(path: str, hash_file: HashFile | None = None) -> Start:
     """The model of a checkpoint, every file checked against its manifest; an adapter is merged into its base.
 
     Raises ConfigError where there is none, LlmtoolError where a file is missing or changed.
     """
     directory = find_checkpoint(path)
-    checkpoint.verify(directory)
+    verify(directory, hash_file)
     task, card, dataset, base = about_checkpoint(directory)
     try:
         config = TASKS.validate_python(task)
-        model = pretrained.load(directory if base is None else _base(directory, base))
+        model = pretrained.load(directory if base is None else Path(base["path"]))
         if base is not None:
             adapters.load_adapter(model, directory)
             adapters.merge(model)
@@ -310,11 +321,12 @@ def about_checkpoint(directory: Path) -> tuple[Any, ...]:
     return tuple(parts)
 
 
-def _base(directory: Path, base: dict[str, str]) -> Path:
+def _check_base(directory: Path, base: dict[str, str], hash_file: HashFile | None) -> None:
+    if not isinstance(base.get("path"), str):
+        raise LlmtoolError(f"{directory / CARD_FILE}: not the card of a checkpoint")
     path = Path(base["path"])
     if not path.is_dir():
         raise LlmtoolError(f"{directory} is an adapter of {path}, which is not there any more")
-    checkpoint.verify(path)
-    if fingerprint(path) != base["hash"]:
+    checkpoint.verify(path, hash_file)
+    if fingerprint(path) != base.get("hash"):
         raise LlmtoolError(f"{directory} is an adapter of {path}, which has changed since")
-    return path

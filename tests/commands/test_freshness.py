@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
+import importlib.metadata
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from llmtool import __version__ as llmtool_version
+from llmtool.commands import keys
+from llmtool.core import environment, files
 from tests.conftest import COMMANDS, Run
 
 Tree = dict[str, tuple[int, int, str]]
@@ -82,7 +89,7 @@ def test_a_changed_byte_of_the_input_reruns_everything_that_saw_it(copy: Path, l
     ("override", "stages", "line"),
     [
         ("evaluate.require={test.accuracy: '>=0.2'}", {"evaluate"}, "require.test.accuracy: >=0.1 -> >=0.2"),
-        ("finetune.budget.steps=4", {"describe", "finetune", "evaluate"}, "finetune.budget.steps: 3 -> 4"),
+        ("finetune.budget.steps=4", {"finetune", "evaluate"}, "finetune.budget.steps: 3 -> 4"),
         ("train.optimizer={name: sgd, lr: 0.01}",
          {"describe", "train", "finetune", "evaluate"}, "train: train.optimizer.name: adamw -> sgd"),
         ("model.hidden=[9]",
@@ -99,6 +106,238 @@ def test_a_changed_key_reruns_just_what_reads_it(
     assert changed(before, tree(copy / "runs/table")) == stages
     assert line in said
     assert run_all(llmtool, copy, "--set", override) == ""
+
+
+# --- bytes of inputs --------------------------------------------------------------------------------------
+
+DICT = "{train: part/one.csv, test: part/two.csv}"
+# What a file names -> (project, settings, the file in which a byte is flipped).
+INPUTS: dict[str, tuple[str, dict[str, str], str]] = {
+    "a table": ("table", {}, "people.csv"),
+    "a text": ("text", {}, "story.txt"),
+    "a packed table": ("table", {"data.source.path": "people.csv.gz"}, "people.csv.gz"),
+    "one of a list": ("table", {"data.source.path": "[part/one.csv, part/two.csv]"}, "part/two.csv"),
+    "one of a folder": ("table", {"data.source.path": "part"}, "part/one.csv"),
+    "one of a glob": ("table", {"data.source.path": "'part/*.csv'"}, "part/two.csv"),
+    "one of the splits": ("table", {"data.source.path": DICT, "data.split": "{by: files}"}, "part/two.csv"),
+    "a tokenizer": ("text", {"data.encode.tokenizer": "{kind: file, path: tok}"}, "tok/tokenizer.json"),
+    "its end token": (
+        "text",
+        {"data.encode.tokenizer": "{kind: file, path: tok}"},
+        "tok/tokenizer_config.json",
+    ),
+    "an encoder": (
+        "table",
+        {"data.encode": "{as: features, target: income, like: runs/table/prepare}"},
+        "runs/table/prepare/card.json",
+    ),
+    "a tokenizer of a dataset": (
+        "text",
+        {"data.encode": "{as: tokens, like: runs/text/prepare}"},
+        "runs/text/prepare/card.json",
+    ),
+}
+
+
+def flip(path: Path) -> None:
+    """Change one byte in place, of JSON a blank and of a table a digit, without telling by size or time."""
+    before = path.stat()
+    data = bytearray(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
+    old, new = {".json": (b"\n ", b"\n\t"), ".txt": (b"e", b"a")}.get(path.suffix, (b"4", b"5"))
+    place = data.index(old, len(data) // 2)
+    data[place : place + len(new)] = new
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.fixture
+def inputs(copy: Path) -> Path:
+    """The finished directory with more files that a config may name."""
+    head, *rows = (copy / "people.csv").read_text().splitlines()
+    (copy / "part").mkdir()
+    for name, part in (("one", rows[:200]), ("two", rows[200:])):
+        (copy / f"part/{name}.csv").write_text("\n".join([head, *part]) + "\n")
+    (copy / "people.csv.gz").write_bytes(gzip.compress((copy / "people.csv").read_bytes()))
+    (copy / "tok").mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(copy / "runs/text/prepare" / name, copy / "tok")
+    return copy
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_a_flipped_byte_of_any_input_is_seen_and_named(inputs: Path, llmtool: Run, kind: str) -> None:
+    project, sets, name = INPUTS[kind]
+    command = [f"{project}.yaml", "--set", "run=runs/new"]
+    for key, value in sets.items():
+        command += ["--set", f"{key}={value}"]
+    assert llmtool("prepare", *command, cwd=inputs).code == 0
+    before = tree(inputs / "runs/new")
+    assert "nothing has changed" in llmtool("prepare", *command, cwd=inputs).out
+    assert tree(inputs / "runs/new") == before
+    flip(inputs / name)
+    refused = llmtool("train", *command, cwd=inputs)
+    assert refused.code == 4
+    assert f"runs/new/prepare is not the dataset of this file ({name}: contents changed)" in refused.error
+    ended = llmtool("prepare", *command, cwd=inputs)
+    assert ended.code == 0, ended.err
+    assert ended.err == f"prepare: {name}: contents changed\n"
+
+
+def test_a_file_that_joins_a_folder_is_an_input_too(inputs: Path, llmtool: Run) -> None:
+    command = ["prepare", "table.yaml", "--set", "run=runs/new", "--set", "data.source.path=part"]
+    assert llmtool(*command, cwd=inputs).code == 0
+    (inputs / "part/one.csv").rename(inputs / "part/three.csv")
+    said = llmtool(*command, cwd=inputs).err
+    assert said == "prepare: part/three.csv: new\nprepare: part/one.csv: not read any more\n"
+
+
+def test_a_renamed_source_trains_nothing_again_but_predictions_name_it(copy: Path, llmtool: Run) -> None:
+    (copy / "people.csv").rename(copy / "persons.csv")
+    before = tree(copy / "runs/table")
+    said = run_all(llmtool, copy, "--set", "data.source.path=persons.csv")
+    assert changed(before, tree(copy / "runs/table")) == {"prepare", "evaluate"}
+    assert "evaluate: origin of the rows: contents changed" in said
+    assert "persons.csv" in (copy / "runs/table/evaluate/predictions.csv").read_text()
+
+
+def test_another_start_and_another_evaluation_to_compare_with(copy: Path, llmtool: Run) -> None:
+    sets = ["--set", "run=runs/new", "--set", "evaluate.compare=runs/table"]
+    sets += ["--set", "evaluate.of=runs/table/train"]
+    for command in ("prepare", "finetune", "evaluate"):
+        assert llmtool(command, "table.yaml", *sets, cwd=copy).code == 0
+    before = tree(copy / "runs/new")
+    for command in ("finetune", "evaluate"):
+        assert llmtool(command, "table.yaml", *sets, cwd=copy).err == ""
+    assert tree(copy / "runs/new") == before
+    flip(copy / "runs/table/evaluate/report.json")
+    ended = llmtool("evaluate", "table.yaml", *sets, cwd=copy)
+    assert ended.err == "evaluate: runs/table/evaluate/report.json: contents changed\n"
+    flip(copy / "runs/table/evaluate/predictions.csv")
+    ended = llmtool("evaluate", "table.yaml", *sets, cwd=copy)
+    assert ended.err == "evaluate: runs/table/evaluate/predictions.csv: contents changed\n"
+    # other weights where the start and the scored model were: both follow, and nothing else
+    assert llmtool("train", "table.yaml", "--set", "train.budget.steps=14", cwd=copy).code == 0
+    before = tree(copy / "runs/new")
+    assert llmtool("prepare", "table.yaml", *sets, cwd=copy).err == ""
+    assert "finetune: start: contents changed" in llmtool("finetune", "table.yaml", *sets, cwd=copy).err
+    assert "evaluate: weights: contents changed" in llmtool("evaluate", "table.yaml", *sets, cwd=copy).err
+    assert changed(before, tree(copy / "runs/new")) == {"finetune", "evaluate"}
+
+
+# --- bytes of what a stage wrote --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["train.inputs.bin", "card.json"])
+def test_a_damaged_dataset_is_used_by_nobody_and_made_again(copy: Path, llmtool: Run, name: str) -> None:
+    path = copy / "runs/table/prepare" / name
+    content = path.read_bytes()
+    path.write_bytes(content[:60] + bytes([content[60] ^ 1]) + content[61:])
+    for command in ("train", "finetune", "evaluate"):
+        for more in ([], ["--force"]):
+            ended = llmtool(command, "table.yaml", *more, cwd=copy)
+            assert ended.code == 4
+            assert f"{name}: contents changed" in ended.error
+            assert "run `llmtool prepare table.yaml` first" in ended.error
+    ended = llmtool("prepare", "table.yaml", cwd=copy)
+    assert ended.err == f"prepare: runs/table/prepare/{name}: contents changed\n"
+    assert path.read_bytes() == content
+    assert run_all(llmtool, copy) == ""  # the same dataset: what was made of it stands
+
+
+def test_a_damaged_dataset_of_an_earlier_version_is_not_used_either(
+    copy: Path, llmtool: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "code_version", lambda: "9.9.9+0")
+    path = copy / "runs/table/prepare/train.inputs.bin"
+    path.write_bytes(b"\1" + path.read_bytes()[1:])
+    ended = llmtool("train", "table.yaml", cwd=copy)
+    assert ended.code == 4
+    assert "train.inputs.bin: the content has changed since it was prepared" in ended.error
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state/optimizer.safetensors"])
+def test_a_damaged_checkpoint_is_not_scored_nor_started_from(copy: Path, llmtool: Run, name: str) -> None:
+    place = (copy / "runs/table/train/best").resolve() / name
+    before = place.stat()
+    data = bytearray(place.read_bytes())
+    data[-1] ^= 1
+    place.write_bytes(data)
+    os.utime(place, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for command, more in (("finetune", ()), ("evaluate", ("--set", "evaluate.of=runs/table/train"))):
+        ended = llmtool(command, "table.yaml", *more, cwd=copy)
+        assert ended.code == 1
+        assert f"{name}: the content changed since it was written" in ended.error
+
+
+def test_an_adapter_is_no_better_than_its_base(copy: Path, llmtool: Run) -> None:
+    """The scored model of the project is a LoRA adapter: its base is a part of it, also for a no-op."""
+    base = (copy / "runs/table/train/best").resolve() / "model.safetensors"
+    base.write_bytes(base.read_bytes()[:-1] + b"\0")
+    ended = llmtool("evaluate", "table.yaml", cwd=copy)
+    assert ended.code == 1
+    assert "model.safetensors: the content changed since it was written" in ended.error
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [("describe", "describe.json"), ("evaluate", "report.json"), ("evaluate", "predictions.csv")],
+)
+def test_a_damaged_result_is_made_again(copy: Path, llmtool: Run, stage: str, name: str) -> None:
+    path = copy / "runs/table" / stage / name
+    content = path.read_bytes()
+    flip(path)
+    ended = llmtool(stage, "table.yaml", cwd=copy)
+    assert ended.err == f"{stage}: runs/table/{stage}/{name}: contents changed\n"
+    assert path.read_bytes() == content
+
+
+# --- code and machine -------------------------------------------------------------------------------------
+
+
+def test_changed_code_runs_every_stage_again(
+    copy: Path, llmtool: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But a dataset that another version made is taken as it is, until `prepare` is asked for."""
+    monkeypatch.setattr(keys, "code_version", lambda: "9.9.9+0123456789abcdef")
+    before = tree(copy / "runs/table")
+    assert "llmtool's code changed" in llmtool("train", "table.yaml", cwd=copy).err
+    assert changed(before, tree(copy / "runs/table")) == {"train"}
+    said = run_all(llmtool, copy)
+    assert changed(before, tree(copy / "runs/table")) == set(COMMANDS)
+    for stage in set(COMMANDS) - {"train"}:
+        assert f"{stage}: llmtool's code changed ({llmtool_version} -> 9.9.9)" in said
+    assert run_all(llmtool, copy) == ""
+
+
+def test_the_code_is_every_source_byte(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = Path(shutil.copytree(Path(environment.llmtool.__file__).parent, tmp_path / "llmtool"))
+    monkeypatch.setattr(environment.llmtool, "__file__", str(package / "__init__.py"))
+    code_version = environment.code_version.__wrapped__
+    before = code_version()
+    assert code_version() == before
+    path = package / "training/loop.py"
+    path.write_bytes(path.read_bytes().replace(b"step", b"stop", 1))
+    assert code_version() != before
+
+
+def test_work_of_another_place_stands_and_says_where_it_was_made(copy: Path, llmtool: Run) -> None:
+    """A run made on a GPU, or with another torch, and looked at elsewhere must not train for days again."""
+    for stage in COMMANDS:
+        for name in (".record.json", "result.json"):
+            path = copy / "runs/table" / stage / name
+            record = json.loads(path.read_text())
+            versions = (record.get("result") or record)["versions"]
+            versions |= {"gpu": "NVIDIA H100", "packages": {**versions["packages"], "torch": "1.0.0"}}
+            files.write_json(path, record)
+    before = tree(copy / "runs/table")
+    said = run_all(llmtool, copy)
+    assert tree(copy / "runs/table") == before
+    here = importlib.metadata.version("torch")
+    for stage in COMMANDS:
+        made = f"{stage} was made with torch 1.0.0 (here {here}); it stands (--force runs it again)"
+        assert made in said
+        place = f"{stage} was made on cuda, and `device: auto` is cpu here"
+        assert (place in said) == (stage in ("train", "finetune", "evaluate")) or torch.cuda.is_available()
 
 
 def test_force_runs_again_and_gives_the_same(copy: Path, llmtool: Run) -> None:

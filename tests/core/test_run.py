@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from llmtool.core import files
 from llmtool.core import run as run_module
 from llmtool.core.errors import ConfigError, DivergedError, LlmtoolError, RequirementError
-from llmtool.core.run import Run, compare, failed_result, outcome
+from llmtool.core.run import Run, failed_result, outcome
 from tests.core.crashfs import Crash, CrashFs, fill_disk
 
 KEY = {
@@ -108,7 +109,7 @@ def test_each_change_is_named(tmp_path):
         assert run.changes == [
             "seed: 7 -> 8",
             "train.optimizer.lr: 0.001 -> 0.0003",
-            "train.warmup: (not set) -> True",
+            "train.warmup: (not set) -> true",
             "train.clip: null -> (not set)",
             "data/iris.csv: contents changed",
             "data/new.csv: new",
@@ -121,21 +122,6 @@ def test_each_change_is_named(tmp_path):
         run.finish()
     assert (tmp_path / ".previous" / "prepare" / "card.json").read_text() == "work"
     assert result(tmp_path)["key"] == key
-
-
-def test_compare_tells_values_apart_as_a_config_does():
-    same = {"config": {"a": 1}, "code": "1+a"}
-    assert compare(same, {"config": {"a": 1}, "code": "1+a"}) == []
-    assert compare(same, {"config": {"a": True}, "code": "1+a"}) == ["a: 1 -> True"]
-    assert compare(same, {"config": {"a": 1}, "code": "1+b"}) == ["llmtool's code changed (1+a -> 1+b)"]
-    assert compare(same, {**same, "dataset": "x"}) == ["dataset: (not set) -> x"]
-    assert compare({"config": {"a.b": 1}}, {"config": {"a": {"b": 1}}}) == []
-    assert compare({"config": {"a": {}}}, {"config": {"a": {"b": 1}}}) == [
-        "a.b: (not set) -> 1",
-        "a: {} -> (not set)",
-    ]
-    [line] = compare({"config": {"a": "x"}}, {"config": {"a": "y" * 500}})
-    assert len(line) < 80
 
 
 def test_keys_of_paths_and_numpy_survive_the_round_trip(tmp_path):
@@ -154,6 +140,42 @@ def test_force_and_missing_outputs_do_the_work_again(tmp_path):
     (tmp_path / "prepare" / "card.json").unlink()
     assert work(tmp_path, resumable=True).state == "unfinished"
     assert work(tmp_path, force=True, stage="train").state == "new"
+
+
+@pytest.mark.parametrize("damage", [b"worm", b"wor", b"works", None])
+def test_an_output_that_is_not_as_it_was_written_is_made_again(tmp_path, damage):
+    work(tmp_path)
+    path = tmp_path / "prepare" / "card.json"
+    stat = path.stat()
+    path.write_bytes(damage) if damage else path.unlink()
+    if damage:
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    again = work(tmp_path)
+    assert again.state == "changed"
+    assert again.changes == [f"{path}: {'contents changed' if damage else 'missing'}"]
+    assert path.read_text() == "work"
+    assert work(tmp_path).fresh
+
+
+def test_a_run_that_was_copied_or_moved_is_as_fresh_as_before(tmp_path):
+    work(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)  # with new times
+    assert work(tmp_path / "b").fresh
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert work(tmp_path / "c").fresh
+    (tmp_path / "c" / "prepare" / "page.html").write_text("drawn from the results, and may be drawn again")
+    assert work(tmp_path / "c").fresh
+
+
+def test_a_record_of_an_earlier_version_names_its_outputs_only(tmp_path):
+    work(tmp_path)
+    path = tmp_path / "prepare" / ".record.json"
+    record = json.loads(path.read_text())
+    del record["seen"]
+    path.write_text(json.dumps(record | {"outputs": ["card.json", "result.json"]}))
+    assert work(tmp_path).fresh
+    (tmp_path / "prepare" / "card.json").unlink()
+    assert work(tmp_path).changes == [f"{tmp_path}/prepare/card.json: missing"]
 
 
 def test_a_failure_is_written_with_its_status_and_its_figures(tmp_path):

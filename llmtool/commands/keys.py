@@ -1,0 +1,108 @@
+"""What the work of each stage depends on: the slice of the file that it reads, its inputs, and our code.
+
+Two things are in no key. The place of a run: it may be renamed. The machine, but for `describe`, which speaks
+of it: `device: auto` asks for whatever there is, and a training of days must not begin again because somebody
+looks at it on a laptop; the result says where it was made, and the command says where that differs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llmtool.core import files
+from llmtool.core.devices import memory_bytes, resolve_device, resolve_precision
+from llmtool.core.environment import code_version
+from llmtool.core.errors import ConfigError
+from llmtool.core.files import HashFile
+from llmtool.data import data_hashes
+from llmtool.data.store import CARD, Dataset, origin
+from llmtool.evaluation import compare
+from llmtool.experiment import Loaded
+from llmtool.stages.assemble import fingerprint
+
+COMPUTE = ("seed", "device", "precision", "deterministic")  # what decides numbers beside one's own section
+READS = {
+    "prepare": ("seed", "data"),
+    "train": (*COMPUTE, "model", "task", "train"),
+    "finetune": (*COMPUTE, "task", "finetune"),
+    "evaluate": (*COMPUTE, "evaluate"),
+}
+
+Key = dict[str, Any]
+
+
+def prepare(loaded: Loaded, hash_file: HashFile) -> Key:
+    """The key of `prepare`. Raises DataError or ConfigError where there is nothing to prepare.
+
+    It has what only refuses (`max_bad`, `leakage: refuse`) too: that a dataset was accepted then does not say
+    that it is accepted now.
+    """
+    data = loaded.experiment.data
+    if (like := data.encode.like) is not None and not (Path(like) / CARD).is_file():
+        inner = Path(like) / "prepare"
+        hint = f"; did you mean {inner}?" if (inner / CARD).is_file() else ""
+        raise ConfigError(f"data.encode.like: {like}: no prepared dataset here (no {CARD} in it){hint}")
+    return _key(loaded.slice(*READS["prepare"]), data_hashes(data, hash_file))
+
+
+def describe(loaded: Loaded, card: dict[str, Any] | None, start: Path | None) -> Key:
+    """The key of `describe`. card: of the prepared dataset; None: not there yet, and what will go in is
+    guessed from the encoding. start: the checkpoint that is described, in a file without `model:`.
+
+    Of training it reads how many rows go through the model at once, and the optimizer's name.
+    """
+    experiment = loaded.experiment
+    if start is not None:
+        config = loaded.slice("finetune.start") | _machine("auto", "auto")
+        return _key(config, {"start": fingerprint(start)})
+    reads = ["run", "model", "task.kind"]
+    section = "train" if experiment.train else "finetune"
+    if (fit := experiment.train or experiment.finetune) is not None:
+        rows = ("micro_batch", "batch") if fit.micro_batch == "auto" else ("micro_batch",)
+        reads += [f"{section}.{name}" for name in (*rows, "optimizer.name")]
+    inputs = {}
+    if card is not None:
+        notes = files.hash_bytes(files.json_bytes(card.get("notes")))
+        inputs = {"dataset": card["fingerprint"], "notes of the dataset": notes}
+    else:
+        reads += [f"data.encode.{name}" for name in ("as_", "like", "tokenizer")]
+        inputs = {str(path): files.hash_file(path) for path in experiment.data.encode.files()}
+    machine = _machine(experiment.device, experiment.precision)
+    return _key(loaded.slice(*reads) | machine, inputs)
+
+
+def fit(loaded: Loaded, section: str, inputs: dict[str, str]) -> Key:
+    """The key of `train` or `finetune`; inputs: the dataset, and what finetune starts from."""
+    result = _key(loaded.slice(*READS[section]), inputs)
+    budget = (result["config"][section] or {}).get("budget", {})
+    if any(budget.get(unit) is not None for unit in ("steps", "epochs", "tokens")):
+        budget["time"] = None  # of one session: how often training paused changes nothing
+    return result
+
+
+def evaluate(
+    loaded: Loaded,
+    dataset: Dataset,
+    weights: str,
+    other: Path | None,
+    hash_file: HashFile,
+) -> Key:
+    """The key of `evaluate`. weights: the fingerprint of what is scored. other: the evaluation that it is
+    compared with. Predictions name the file and line of each row, which training does not read."""
+    inputs = {"dataset": dataset.fingerprint, "origin of the rows": origin(dataset.card), "weights": weights}
+    if other is not None:
+        paths = [other / name for name in (compare.REPORT, compare.PREDICTIONS)]
+        inputs |= {str(path): hash_file(path) for path in paths}
+    return _key(loaded.slice(*READS["evaluate"]), inputs)
+
+
+def _key(config: dict[str, Any], inputs: dict[str, str]) -> Key:
+    return {"config": config, "inputs": inputs, "code": code_version()}
+
+
+def _machine(device_name: Any, precision_name: Any) -> dict[str, Any]:
+    """What `auto` means here, and how much memory a model must fit into."""
+    device = resolve_device(device_name)
+    precision = resolve_precision(precision_name, device)
+    return {"device": device.type, "precision": precision.name, "memory": memory_bytes(device)}
