@@ -8,58 +8,20 @@ from typing import Any
 
 from llmtool.core import console
 from llmtool.evaluation import charts
-from llmtool.evaluation.charts import Bar, Curve
-from llmtool.evaluation.report import AVERAGES, calibration_line, interval, number, overlap_line, slice_lines
+from llmtool.evaluation.charts import Curve
+from llmtool.evaluation.html_results import bar, calibration, figures, headline, mistakes, samples, slices
+from llmtool.evaluation.markup import bullets, card, document, section, table, text
+from llmtool.evaluation.report import AVERAGES, interval, number
 
 STAGES = ("prepare", "describe", "train", "finetune", "evaluate")
-MOST_CELLS = 26  # classes of the confusion matrix
 TIMES = ("rows_per_second", "tokens_per_second")
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-STYLE = """
-:root{color-scheme:light dark;--paper:#fbfaf8;--card:#fff;--ink:#1d1f23;--soft:#676b73;--rule:#e3e1dc;
---accent:#1f6f8b;--second:#c8772e;--third:#6a8f3c;--fourth:#8a5a9e;--fifth:#b23a48;--good:#2e7d4f;--bad:#b3261e}
-@media(prefers-color-scheme:dark){:root{--paper:#15171a;--card:#1d2024;--ink:#e7e6e3;--soft:#9aa0a8;--rule:#33373d;
---accent:#5fb3cf;--second:#e5a05f;--third:#a3c677;--fourth:#c39ad6;--fifth:#e77a85;--good:#6fc38f;--bad:#ff8a80}}
-*{box-sizing:border-box}
-body{margin:0 auto;max-width:60rem;padding:1.5rem 1rem 4rem;background:var(--paper);color:var(--ink);
-font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif;overflow-wrap:anywhere}
-h1{font-size:1.7rem;line-height:1.2;margin:.2rem 0}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
-h3{font-size:1rem;margin:1.2rem 0 .4rem}p{margin:.4rem 0}
-.soft,figcaption,caption{color:var(--soft)}.soft{font-size:.9rem}
-.cards{display:grid;gap:.8rem;grid-template-columns:repeat(auto-fit,minmax(13rem,1fr));margin:1rem 0}
-.card{background:var(--card);border:1px solid var(--rule);border-radius:.6rem;padding:.8rem 1rem}
-.card b{display:block;font-size:1.6rem;font-weight:600;font-variant-numeric:tabular-nums;line-height:1.3}
-.met{color:var(--good)}.unmet{color:var(--bad);font-weight:600}
-.wide{overflow-x:auto;margin:.5rem 0}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
-caption{text-align:left;padding-bottom:.3rem;font-size:.9rem}
-th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}
-th:first-child,td:first-child{text-align:left;padding-left:0}
-td.text,th.text{text-align:left;white-space:normal;min-width:12rem}
-thead th{color:var(--soft);font-weight:500}tr.strong td{font-weight:600}
-figure{margin:.8rem 0;background:var(--card);border:1px solid var(--rule);border-radius:.6rem;
-padding:.6rem .8rem}
-figure.small{max-width:22rem}figcaption{font-size:.88rem;margin-bottom:.3rem}
-svg{display:block;width:100%;height:auto;font:12px system-ui,sans-serif;fill:var(--soft)}
-svg .grid{stroke:var(--rule)}svg .even{stroke:var(--soft);stroke-dasharray:4 4}
-svg .whisker{stroke-width:3;stroke-linecap:round;opacity:.55}
-.key{margin-left:.8rem;white-space:nowrap}
-.key i{display:inline-block;width:.8em;height:.25em;margin-right:.3em;vertical-align:middle}
-.two{display:grid;gap:0 .8rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr))}
-pre{background:var(--card);border:1px solid var(--rule);border-radius:.6rem;padding:.8rem 1rem;
-overflow-x:auto;font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;white-space:pre-wrap}
-details{margin:.5rem 0}summary{cursor:pointer;color:var(--soft)}ul{padding-left:1.2rem;margin:.4rem 0}
-@media print{body{background:#fff}.wide{overflow:visible}}
-"""
 
-Run = Mapping[
-    str, Any
-]  # what stages.report collects: root, results by stage, and the files' contents or None
+Run = Mapping[str, Any]  # what stages.report collects: root, results by stage, the files' contents or None
 
 
 def page(run: Run) -> str:
     """The whole report of one run; a section that has nothing to say is left out."""
-    sections = (_summary, _figures, _curves, _mistakes, _calibration, _slices, _samples, _data, _model, _cost,
+    sections = (_summary, figures, _curves, mistakes, calibration, slices, samples, _data, _model, _cost,
                 _lineage, _config)  # fmt: skip
     return document(
         run["root"], f"<h1>{text(run['root'])}</h1>", "".join(map(str, (s(run) for s in sections)))
@@ -81,50 +43,6 @@ def side_by_side(runs: Sequence[Run], compared: Sequence[str] = ()) -> str:
     return document("runs side by side", "<h1>Runs side by side</h1>", "".join(parts))
 
 
-def document(title: str, head: str, body: str) -> str:
-    """A page of its own."""
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        f"<meta http-equiv='Content-Security-Policy' content=\"{POLICY}\">"
-        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
-        f"<title>{text(title)} - llmtool</title><style>{STYLE}</style></head>"
-        f"<body><main>{head}{body}</main></body></html>\n"
-    )
-
-
-def text(value: Any) -> str:
-    """Any value as text of the page: escaped, control characters written out."""
-    return escape(console.clean(str(value), lines=False))
-
-
-def section(title: str, *parts: str) -> str:
-    """A heading and what stands below it; nothing where there is nothing."""
-    inside = "".join(parts)
-    return f"<section><h2>{title}</h2>{inside}</section>" if inside else ""
-
-
-def table(
-    caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], strong: Sequence[int] = ()
-) -> str:
-    """A table that scrolls by itself on a narrow screen. Cells are HTML already; strong: numbers of rows."""
-    if not rows:
-        return ""
-    words = {at for at in range(1, len(columns)) if columns[at] in WORDY}
-    of = lambda at: " class='text'" if at in words else ""  # noqa: E731
-    head = "".join(f"<th scope='col'{of(at)}>{name}</th>" for at, name in enumerate(columns))
-    lines = ""
-    for number_, row in enumerate(rows):
-        cells = "".join(f"<td{of(at)}>{cell}</td>" for at, cell in enumerate(row))
-        lines += f"<tr{' class=strong' * (number_ in strong)}>{cells}</tr>"
-    title = f"<caption>{caption}</caption>" if caption else ""
-    return (
-        f"<div class='wide'><table>{title}<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
-    )
-
-
-WORDY = ("what it is", "value")
-
-
 # --- the sections ---
 
 
@@ -138,17 +56,17 @@ def _summary(run: Run) -> str:
     version = result.get("versions", {}).get("llmtool", "")
     said = f"<p class='soft'>{text(result.get('started', ''))} · llmtool {text(version)}</p>"
     if report:
-        split, figure = _headline_of(report)
+        split, figure = headline(report)
         value = report["metrics"].get(split, {}).get(figure)
         bounds = report["intervals"].get(split, {}).get(figure)
         between = f"95 %: {interval(bounds)}" if bounds else ""
-        cards.append(_card(f"{split} {figure}", number(value), between))
+        cards.append(card(f"{split} {figure}", number(value), between))
         if against := report["against"]:
             word = "better" if against["beats"] else "not clearly better"
-            cards.append(_card(f"strongest baseline: {against['baseline']}", number(against["theirs"]), word))
+            cards.append(card(f"strongest baseline: {against['baseline']}", number(against["theirs"]), word))
         if outcomes := report["requirements"]:
             met = sum(one["met"] for one in outcomes)
-            cards.append(_card("requirements met", f"{met} of {len(outcomes)}", ""))
+            cards.append(card("requirements met", f"{met} of {len(outcomes)}", ""))
     lines = []
     for one in (report or {}).get("requirements", []):
         word = "met" if one["met"] else "unmet"
@@ -161,72 +79,8 @@ def _summary(run: Run) -> str:
         said
         + "".join(failed)
         + (f"<div class='cards'>{''.join(cards)}</div>" if cards else "")
-        + _list(lines)
+        + bullets(lines)
     )
-
-
-def _card(name: str, value: str, below: str) -> str:
-    small = "<span class='soft'>{}</span>"
-    inside = f"{small.format(text(name))}<b>{text(value)}</b>{small.format(text(below))}"
-    return f"<div class='card'>{inside}</div>"
-
-
-def _list(lines: Sequence[str]) -> str:
-    return f"<ul>{''.join(lines)}</ul>" if lines else ""
-
-
-def _figures(run: Run) -> str:
-    report = run["report"]
-    if not report:
-        return ""
-    split, figure = _headline_of(report)
-    bars = [
-        _bar("this model", report["metrics"].get(split, {}), report["intervals"].get(split, {}), figure, True)
-    ]
-    bars += [_bar(one["name"], one["metrics"].get(split, {}), {}, figure) for one in report["baselines"]]
-    drawn = charts.intervals(f"{split} {figure} beside baselines", [bar for bar in bars if bar], number)
-    head, rows = ["figure"], []
-    for name in report["metrics"]:
-        head += [text(name), "95 %"]
-    for key in dict.fromkeys(key for figures in report["metrics"].values() for key in figures):
-        if not key.endswith(tuple(f"_{average}" for average in AVERAGES)):
-            cells = [text(key)]
-            for name, figures in report["metrics"].items():
-                cells += [number(figures.get(key)), interval(report["intervals"].get(name, {}).get(key))]
-            rows.append(cells)
-    rows.append(
-        ["rows", *(cell for name in report["metrics"] for cell in (f"{report['rows'].get(name, 0):,}", ""))]
-    )
-    names = [
-        figure,
-        *(n for n in ("accuracy", "f1", "roc_auc", "log_loss", "rmse", "mae", "r2", "loss") if n != figure),
-    ]
-    names = [n for n in names if any(n in one["metrics"].get(split, {}) for one in report["baselines"])]
-    beside = [
-        [text(one["name"]), *(number(one["metrics"].get(split, {}).get(n)) for n in names),
-         text(f"missing: {one['missing']}" if one["missing"] else one["note"] or one["about"])]
-        for one in report["baselines"]
-    ]  # fmt: skip
-    notes = [f"<li>no {text(name)} of {text(split)}: {text(why)}</li>"
-             for split, reasons in report["undefined"].items() for name, why in reasons.items()]  # fmt: skip
-    compared = report["comparison"] or {"says": []}
-    against = f"<p>{text(report['against']['says'])}</p>" if report["against"] else ""
-    said = [f"<p>beside {text(compared['with'])}: {text(line)}</p>" for line in compared["says"]]
-    overlaps = [
-        f"<p>{text(overlap_line(name, one))}</p>" for name, one in report["overlap"].items() if one["shared"]
-    ]
-    return section(
-        "Figures", against, drawn, table("", head, rows), _list(notes),
-        table(f"baselines on {text(split)}", ["", *map(text, names), "what it is"], beside), *said, *overlaps,
-    )  # fmt: skip
-
-
-def _bar(
-    name: str, metrics: Mapping[str, float], bounds: Mapping[str, Any], figure: str, strong: bool = False
-) -> Bar | None:
-    value = metrics.get(figure)
-    low, high = bounds.get(figure) or (None, None)
-    return None if value is None else Bar(name, value, low, high, strong)
 
 
 def _curves(run: Run) -> str:
@@ -268,67 +122,6 @@ def _series(run: Run, key: str) -> tuple[list[float], list[float | None]]:
     return steps, values
 
 
-def _mistakes(run: Run) -> str:
-    report = run["report"] or {"details": {}}
-    split = list(report["details"])[-1] if report["details"] else ""
-    details = report["details"].get(split) or {}
-    columns = ("precision", "recall", "f1", "roc_auc", "pr_auc")
-    rows = [
-        [text(one["class"]), *(number(one[c]) for c in columns), f"{one['support']:,}"]
-        for one in details.get("per_class", [])
-    ]
-    classes = table(f"classes of {text(split)}", ["class", *columns, "rows"], rows)
-    confusion, drawn = details.get("confusion") or {"names": []}, ""
-    if 0 < len(confusion["names"]) <= MOST_CELLS:
-        names = [text(name) for name in confusion["names"]]
-        cells = []
-        for name, counts in zip(names, confusion["matrix"], strict=True):
-            total = sum(counts) or 1
-            cells.append([name, *(_shaded(count, total) for count in counts)])
-        drawn = table("confusion: the true class by line, the predicted one by column", ["", *names], cells)
-    per_target = details.get("per_target", [])
-    keys = ("mae", "rmse", "r2", "mean", "spread", "predicted_mean", "predicted_spread")
-    targets = [[text(one["target"]), *(number(one[k]) for k in keys)] for one in per_target]
-    body = drawn + classes + table("", ["target", *(k.replace("_", " ") for k in keys)], targets)
-    return section("Classes and mistakes" if rows else "Targets", body)
-
-
-def _shaded(count: int, total: int) -> str:
-    share = round(100 * count / total)
-    style = f"background:color-mix(in srgb,var(--accent) {min(85, share)}%,transparent)" if share else ""
-    return f"<span style='display:block;padding:0 .4rem;border-radius:.3rem;{style}'>{count:,}</span>"
-
-
-def _calibration(run: Run) -> str:
-    found = (run["report"] or {}).get("calibration") or {}
-    parts = []
-    for split, one in list(found.items())[-1:]:
-        drawn = charts.reliability(f"{split}: accuracy by confidence", one["bins"])
-        parts.append(f"<p>{text(calibration_line(split, one))}</p>{drawn}")
-    return section("Calibration", *parts)
-
-
-def _slices(run: Run) -> str:
-    parts = []
-    for split, found in ((run["report"] or {}).get("slices") or {}).items():
-        head = slice_lines(split, found)[0].plain
-        rows = [
-            [text(one["slice"]), f"{one['rows']:,}", number(one["value"]), interval(one["interval"]),
-             number(one["rest"]), f"{one['p_corrected']:.2g}"]
-            for one in found["worst"]
-        ]  # fmt: skip
-        columns = ["slice", "rows", text(found["metric"]), "95 %", "the rest", "p, corrected"]
-        strong = [at for at, one in enumerate(found["worst"]) if one["differs"]]
-        parts.append(f"<p>{text(head)}</p>" + table("", columns, rows, strong))
-    return section("Slices", *parts)
-
-
-def _samples(run: Run) -> str:
-    samples = (run["report"] or {}).get("samples") or []
-    shown = [f"<pre>{escape(console.clean(str(sample['text'])))}</pre>" for sample in samples[:20]]
-    return section("What it writes", *shown)
-
-
 def _data(run: Run) -> str:
     card, ledger = run["card"], run["ledger"]
     if not card:
@@ -349,7 +142,7 @@ def _data(run: Run) -> str:
         "Data",
         f"<p>{sources}: {text(card['encoding'])}, {about}</p>",
         table("", ["", "rows"], rows),
-        _list(notes),
+        bullets(notes),
     )
 
 
@@ -439,12 +232,12 @@ def _together(runs: Sequence[Run], split: str) -> str:
             value = number(one.get("metrics", {}).get(split, {}).get(name))
             cells.append(f"{value} <span class='soft'>{interval(bounds) if bounds else ''}</span>")
         rows.append(cells)
-    figure = _headline_of(found[-1])[1] if found[-1] else next(iter(names), "")
+    figure = headline(found[-1])[1] if found[-1] else next(iter(names), "")
     bars = []
     for run, one in zip(runs, found, strict=True):
         parts = [one.get(key, {}).get(split, {}) for key in ("metrics", "intervals")]
-        bars.append(_bar(run["root"], parts[0], parts[1], figure, True))
-    drawn = charts.intervals(f"{split} {figure}", [bar for bar in bars if bar], number)
+        bars.append(bar(run["root"], parts[0], parts[1], figure, True))
+    drawn = charts.intervals(f"{split} {figure}", [one for one in bars if one], number)
     return section(text(split), drawn, table("", ["figure", *(text(run["root"]) for run in runs)], rows))
 
 
@@ -474,14 +267,3 @@ def _headline(run: Run) -> str:
             if row.get("validation"):
                 return str(next(iter(row["validation"])))
     return "loss"
-
-
-def _headline_of(report: Mapping[str, Any]) -> tuple[str, str]:
-    """The split and the figure a report is about."""
-    if against := report.get("against"):
-        return against["split"], against["metric"]
-    split = list(report["metrics"])[-1]
-    names = report["metrics"][split]
-    return split, next(
-        (name for name in ("accuracy", "rmse", "loss") if name in names), next(iter(names), "")
-    )

@@ -260,7 +260,7 @@ def test_scored_alone_each_document_costs_the_same(tmp_path: Path) -> None:
 
 
 def test_documents_in_which_nothing_is_scored_are_units_too(tmp_path: Path) -> None:
-    """What else is said of each document (its length, a baseline's evidence) stands beside the tally's rows."""
+    """What else is said of each document (its length, a baseline's evidence) stands beside its sums."""
     documents = [*DOCUMENTS * 6, "", ""]  # an empty one is its end-of-text token alone
     dataset = text(tmp_path, BytesTokenizer().fit(lambda: iter([])), documents)
     tally = score(assembled(dataset, transformer(dataset)), ["test"])["test"]
