@@ -8,7 +8,7 @@ from typing import Any
 from llmtool.commands import Options, session
 from llmtool.core import console, files
 from llmtool.core.contracts import Tally
-from llmtool.core.errors import ConfigError, RequirementError
+from llmtool.core.errors import RequirementError
 from llmtool.core.run import Run
 from llmtool.data.store import Dataset
 from llmtool.evaluation import EvaluateConfig, compare, report, requirements
@@ -33,16 +33,24 @@ def run(options: Options) -> dict[str, Any]:
             if run.fresh:
                 console.show(report.show(files.read_json(run.directory / "report.json")))
             else:
-                _evaluate(run, loaded, dataset, start, other)
+                _evaluate(run, loaded, dataset, start, other, again=options.force)
     return run.result
 
 
-def _evaluate(run: Run, loaded: Loaded, dataset: Dataset, start: Start, other: Saved | None) -> None:
+def _evaluate(
+    run: Run, loaded: Loaded, dataset: Dataset, start: Start, other: Saved | None, again: bool
+) -> None:
     config = loaded.experiment.evaluate
     assembled = assemble.as_scored(loaded.experiment, dataset, start)
     splits = score.splits_to_score(config, dataset)
-    tallies = score.score(assembled, splits, config.batch)
-    evidence = judge.judge(assembled, tallies, config, other=other, cache=run.root / judge.BASELINES)
+    cache = run.root / judge.CACHE
+    tallies, recalled = score.score_or_recall(
+        assembled, splits, config.batch, weights=start.hash, cache=cache / "model", again=again
+    )
+    if recalled:
+        rows = " and ".join(recalled)
+        console.note(f"evaluate: these weights scored {rows} before, which stands (--force scores again)")
+    evidence = judge.judge(assembled, tallies, config, other=other, cache=cache / "baselines")
     seconds = evidence.pop("seconds")
     outcomes = _outcomes(config, tallies, evidence)
     document = report.report(
@@ -54,6 +62,7 @@ def _evaluate(run: Run, loaded: Loaded, dataset: Dataset, start: Start, other: S
         evidence=evidence,
     )
     report.write_predictions(run.directory / compare.PREDICTIONS, tallies, score.origin(dataset, splits))
+    document["predictions"] = {"file": files.hash_file(run.directory / compare.PREDICTIONS)}
     files.write_json(run.directory / compare.REPORT, document)
     run.finish(
         metrics=document["metrics"],
@@ -64,8 +73,6 @@ def _evaluate(run: Run, loaded: Loaded, dataset: Dataset, start: Start, other: S
     )
     console.show(report.show(document))
     console.say(f"report: {stage_report.write(run.root, doing='evaluate')}")
-    if unknown := [outcome for outcome in outcomes if outcome.unknown]:
-        raise ConfigError(f"evaluate.require: {unknown[0]}")
     if unmet := requirements.unmet(outcomes):
         raise RequirementError(unmet)
 

@@ -21,8 +21,8 @@ from llmtool.core.contracts import Tally
 from llmtool.evaluation.requirements import Outcome
 from llmtool.metrics import direction
 from llmtool.metrics.bootstrap import Difference
+from llmtool.metrics.classification import AVERAGES
 
-AVERAGES = ("macro", "micro", "weighted")
 MOST_CLASSES = 30  # rows of the per-class table; beyond it, those with the lowest F1
 BASELINE_FIGURES = ("accuracy", "f1", "roc_auc", "log_loss", "rmse", "mae", "r2", "loss", "token_accuracy")
 MOST_CELLS = 12  # classes of the confusion matrix on a screen

@@ -16,6 +16,7 @@ from llmtool.core.devices import Precision, resolve_device, resolve_precision, s
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data.batches import Batches, open_batches
 from llmtool.data.store import Dataset
+from llmtool.evaluation import requirements
 from llmtool.experiment import Experiment
 from llmtool.models import adapters, pretrained
 from llmtool.tasks import TaskConfig, default_task
@@ -170,6 +171,7 @@ def _assembled(
     task_config: TaskConfig,
     targets: dict[str, Any],
 ) -> Assembled:
+    requirements.refuse_unknown(experiment.evaluate.require, experiment.evaluate.metric, targets["kind"])
     device = resolve_device(experiment.device)
     precision = resolve_precision(experiment.precision, device)
     precision.apply()
