@@ -112,7 +112,6 @@ def test_an_evaluation_that_is_not_whole_is_refused(tmp_path: Path) -> None:
         {"predictions": None},
         {"predictions": {}},
         {"details": 3},
-        {"details": {"test": []}},
         {"dataset": {}},
     ):
         evaluated(tmp_path, classified(), **damage)
