@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ def run(options: Options) -> dict[str, Any]:
 def _evaluate(
     run: Run, loaded: Loaded, dataset: Dataset, start: Start, other: Saved | None, again: bool
 ) -> None:
-    config = loaded.experiment.evaluate
+    config, began = loaded.experiment.evaluate, time.monotonic()
     assembled = assemble.as_scored(loaded.experiment, dataset, start)
     splits = score.splits_to_score(config, dataset)
     cache = run.root / judge.CACHE
@@ -72,7 +73,7 @@ def _evaluate(
         baseline_seconds=seconds,
     )
     console.show(report.show(document))
-    console.say(f"report: {stage_report.write(run.root, doing='evaluate')}")
+    console.say(f"report: {stage_report.write(run.root, 'evaluate', time.monotonic() - began)}")
     if unmet := requirements.unmet(outcomes):
         raise RequirementError(unmet)
 

@@ -10,18 +10,17 @@ from llmtool.core import console
 from llmtool.evaluation import charts
 from llmtool.evaluation.charts import Curve
 from llmtool.evaluation.html_results import bar, calibration, figures, headline, mistakes, samples, slices
+from llmtool.evaluation.html_run import TIMES, Run, asked, cost, data, model
 from llmtool.evaluation.markup import bullets, card, document, section, table, text
 from llmtool.evaluation.report import AVERAGES, interval, number
+from llmtool.evaluation.requirements import BASELINE
 
 STAGES = ("prepare", "describe", "train", "finetune", "evaluate")
-TIMES = ("rows_per_second", "tokens_per_second")
-
-Run = Mapping[str, Any]  # what stages.report collects: root, results by stage, the files' contents or None
 
 
 def page(run: Run) -> str:
     """The whole report of one run; a section that has nothing to say is left out."""
-    sections = (_summary, figures, _curves, mistakes, calibration, slices, samples, _data, _model, _cost,
+    sections = (_summary, asked, figures, mistakes, calibration, slices, samples, _curves, data, model, cost,
                 _lineage, _config)  # fmt: skip
     return document(
         run["root"], f"<h1>{text(run['root'])}</h1>", "".join(map(str, (s(run) for s in sections)))
@@ -35,8 +34,7 @@ def side_by_side(runs: Sequence[Run], compared: Sequence[str] = ()) -> str:
     parts += [f"<p>{text(line)}</p>" for line in compared]
     for split in dict.fromkeys(split for run in runs for split in (run["report"] or {}).get("metrics", {})):
         parts.append(_together(runs, split))
-    for key in ("loss", *dict.fromkeys(f"validation {_headline(run)}" for run in runs)):
-        parts.append(charts.lines(key, [Curve(run["root"], *_series(run, key)) for run in runs]))
+    parts.append(section("Training", *(_curves_of(runs, stage) for stage in ("train", "finetune"))))
     if keys := different_keys(runs):
         rows = [[text(key), *(text(value) for value in values)] for key, values in keys.items()]
         parts.append(section("What differs in the files", table("", ["key", *map(text, names)], rows)))
@@ -52,7 +50,8 @@ def _summary(run: Run) -> str:
     last = next((stage for stage in reversed(STAGES) if stage in run["results"]), None)
     result = run["results"].get(last, {})
     failed = [f"<p class='unmet'>{text(stage)} {text(one['status'])}: {text(one['error'])}</p>"
-              for stage, one in run["results"].items() if one.get("status") != "done"]  # fmt: skip
+              for stage, one in run["results"].items()
+              if one.get("status") not in ("done", "requirement_unmet")]  # fmt: skip
     version = result.get("versions", {}).get("llmtool", "")
     said = f"<p class='soft'>{text(result.get('started', ''))} · llmtool {text(version)}</p>"
     if report:
@@ -62,7 +61,7 @@ def _summary(run: Run) -> str:
         between = f"95 %: {interval(bounds)}" if bounds else ""
         cards.append(card(f"{split} {figure}", number(value), between))
         if against := report["against"]:
-            word = "better" if against["beats"] else "not clearly better"
+            word = against["says"].rpartition(": ")[2]
             cards.append(card(f"strongest baseline: {against['baseline']}", number(against["theirs"]), word))
         if outcomes := report["requirements"]:
             met = sum(one["met"] for one in outcomes)
@@ -70,7 +69,8 @@ def _summary(run: Run) -> str:
     lines = []
     for one in (report or {}).get("requirements", []):
         word = "met" if one["met"] else "unmet"
-        lines.append(f"<li class='{word}'>{word}: {text(one['says'])}</li>")
+        bound = f" ({one['bound']})" if one["met"] and one["name"] != BASELINE else ""
+        lines.append(f"<li class='{word}'>{word}: {text(one['says'] + bound)}</li>")
     found = [finding for finding in (run["leakage"] or {}).get("findings", []) if finding["warning"]]
     lines += [
         f"<li class='unmet'>{text(finding['says'])}; {text(finding['advice'])}</li>" for finding in found
@@ -84,103 +84,38 @@ def _summary(run: Run) -> str:
 
 
 def _curves(run: Run) -> str:
-    if not run["metrics"]:
-        return ""
     parts = []
     for stage, rows in run["metrics"].items():
-        one = {**run, "metrics": {stage: rows}}
-        chosen = _headline(one)
-        drawn = [
-            charts.lines(f"{stage}: training loss", [Curve("loss", *_series(one, "loss"))]),
-            charts.lines(
-                f"{stage}: validation {chosen}", [Curve(chosen, *_series(one, f"validation {chosen}"))]
-            ),
-            charts.lines(f"{stage}: learning rate", [Curve("lr", *_series(one, "lr"))]),
-            *(
-                charts.lines(f"{stage}: {rate.replace('_', ' ')}", [Curve(rate, *_series(one, rate))])
-                for rate in TIMES
-            ),
-        ]
-        spikes = [row for row in rows if "spike" in row]
-        said = f"<p>{len(spikes)} spikes of the loss were recorded</p>" if spikes else ""
-        parts.append(f"{said}<div class='two'>{''.join(drawn)}</div>")
+        spikes = sum("spike" in row for row in rows)
+        parts.append(f"<p>{spikes} spikes of the loss were recorded in {stage}</p>" if spikes else "")
+        parts.append(_curves_of([run], stage))
     return section("Training", *parts)
 
 
-def _series(run: Run, key: str) -> tuple[list[float], list[float | None]]:
+def _curves_of(runs: Sequence[Run], stage: str) -> str:
+    """Loss, validation, learning rate and throughput of one stage, a line for each run."""
+    drawn = []
+    chosen = dict.fromkeys(name for run in runs if (name := _chosen(run, stage)))
+    for key in ("loss", *(f"validation {name}" for name in chosen), "lr", *TIMES):
+        title = {"loss": "training loss", "lr": "learning rate"}.get(key, key.replace("_", " "))
+        curves = [Curve(run["root"], *_series(run["metrics"].get(stage, []), key)) for run in runs]
+        drawn.append(charts.lines(f"{stage}: {title}", curves, even=key in ("lr", *TIMES)))
+    inside = "".join(drawn)
+    return f"<div class='two'>{inside}</div>" if inside else ""
+
+
+def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float | None]]:
     """Steps and values of one column of metrics.jsonl."""
     steps: list[float] = []
     values: list[float | None] = []
-    for rows in run["metrics"].values():
-        for row in rows:
-            name = key.removeprefix("validation ")
-            place = row.get("validation") if key.startswith("validation ") else row
-            place = row.get("time", {}) if key in TIMES else place
-            if isinstance(place, Mapping) and isinstance(place.get(name), int | float):
-                steps.append(row["step"])
-                values.append(place[name])
+    name = key.removeprefix("validation ")
+    for row in rows:
+        place = row.get("validation") if key.startswith("validation ") else row
+        place = row.get("time") if key in TIMES else place
+        if isinstance(place, Mapping) and isinstance(place.get(name), int | float):
+            steps.append(row["step"])
+            values.append(place[name])
     return steps, values
-
-
-def _data(run: Run) -> str:
-    card, ledger = run["card"], run["ledger"]
-    if not card:
-        return ""
-    rows = []
-    if ledger:
-        rows = [["read", f"{ledger['read']:,}"]]
-        rows += [
-            [f"kept for {text(split)}", f"{count:,}"] for split, count in ledger["kept"].items() if count
-        ]
-        for fate in ("dropped", "quarantined"):
-            rows += [[f"{fate}: {text(why)}", f"{count:,}"] for why, count in ledger[fate].items()]
-    size = {key: value for key, value in card["inputs"].items() if isinstance(value, int)}
-    about = ", ".join(f"{text(key)} {value:,}" for key, value in size.items())
-    sources = ", ".join(text(name) for name in card.get("sources", [])[:5])
-    notes = [f"<li>{text(note)}</li>" for note in card["notes"]]
-    return section(
-        "Data",
-        f"<p>{sources}: {text(card['encoding'])}, {about}</p>",
-        table("", ["", "rows"], rows),
-        bullets(notes),
-    )
-
-
-def _model(run: Run) -> str:
-    found = run["describe"]
-    if not found:
-        return ""
-    memory = found.get("memory") or {}
-    rows = (
-        [["parameters", f"{found['parameters']['total']:,}"]]
-        if isinstance(found.get("parameters"), Mapping) and "total" in found["parameters"]
-        else []
-    )
-    rows += [
-        [text(key.replace("_", " ")), text(console.bytes_(value))]
-        for key, value in memory.items()
-        if isinstance(value, int | float)
-    ]
-    return section("Model", table("", ["", ""], rows))
-
-
-def _cost(run: Run) -> str:
-    rows = []
-    for stage, result in run["results"].items():
-        speed = [(key, value) for key, value in (result.get("throughput") or {}).items() if key in TIMES]
-        rate = "".join(f"{console.count(value)} {key.removesuffix('_per_second')}/s" for key, value in speed)
-        steps = f"{result['steps']:,}" if "steps" in result else ""
-        rows.append([text(stage), text(console.seconds(result.get("seconds") or 0.0)), steps, rate])
-    machine: Mapping[str, Any] = next(
-        (result["versions"] for result in run["results"].values() if result.get("versions")), {}
-    )
-    words = [f"{machine[key]} {key}" if key in ("cpus", "threads") else str(machine[key])
-             for key in ("gpu", "cpus", "platform") if machine.get(key)]  # fmt: skip
-    return section(
-        "Cost",
-        table("", ["stage", "time", "steps", "rate"], rows),
-        f"<p class='soft'>{text(', '.join(words))}</p>",
-    )
 
 
 def _lineage(run: Run) -> str:
@@ -212,9 +147,7 @@ def _config(run: Run) -> str:
     if not run["experiment"]:
         return ""
     inside = f"<pre>{escape(console.clean(run['experiment']))}</pre>"
-    return section(
-        "What was asked", f"<details><summary>the experiment, resolved</summary>{inside}</details>"
-    )
+    return section("The whole file", f"<details><summary>with every default</summary>{inside}</details>")
 
 
 # --- several runs ---
@@ -257,13 +190,9 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def _headline(run: Run) -> str:
+def _chosen(run: Run, stage: str) -> str:
     """The figure that training selected by; else the first of a validation."""
-    for result in run["results"].values():
-        if best := result.get("best"):
-            return str(best["metric"])
-    for rows in run["metrics"].values():
-        for row in rows:
-            if row.get("validation"):
-                return str(next(iter(row["validation"])))
-    return "loss"
+    if best := run["results"].get(stage, {}).get("best"):
+        return str(best["metric"])
+    found = (row["validation"] for row in run["metrics"].get(stage, []) if row.get("validation"))
+    return str(next(iter(next(found, {})), ""))

@@ -10,7 +10,16 @@ from llmtool.core import console
 from llmtool.evaluation import charts
 from llmtool.evaluation.charts import Bar
 from llmtool.evaluation.markup import bullets, section, table, text
-from llmtool.evaluation.report import AVERAGES, calibration_line, interval, number, overlap_line, slice_lines
+from llmtool.evaluation.report import (
+    AVERAGES,
+    calibration_line,
+    interval,
+    interval_line,
+    missing_lines,
+    number,
+    overlap_line,
+    slice_lines,
+)
 
 MOST_CELLS = 26  # classes of the confusion matrix
 
@@ -49,8 +58,8 @@ def figures(run: Run) -> str:
          text(f"missing: {one['missing']}" if one["missing"] else one["note"] or one["about"])]
         for one in report["baselines"]
     ]  # fmt: skip
-    notes = [f"<li>no {text(name)} of {text(split)}: {text(why)}</li>"
-             for split, reasons in report["undefined"].items() for name, why in reasons.items()]  # fmt: skip
+    notes = [f"<li>{text(line)}</li>" for line in missing_lines(report)]
+    sure = f"<p class='soft'>{text(interval_line(report))}</p>"
     compared = report["comparison"] or {"says": []}
     against = f"<p>{text(report['against']['says'])}</p>" if report["against"] else ""
     said = [f"<p>beside {text(compared['with'])}: {text(line)}</p>" for line in compared["says"]]
@@ -58,7 +67,7 @@ def figures(run: Run) -> str:
         f"<p>{text(overlap_line(name, one))}</p>" for name, one in report["overlap"].items() if one["shared"]
     ]
     return section(
-        "Figures", against, drawn, table("", head, rows), bullets(notes),
+        "Figures", against, drawn, table("", head, rows), sure, bullets(notes),
         table(f"baselines on {text(split)}", ["", *map(text, names), "what it is"], beside), *said, *overlaps,
     )  # fmt: skip
 
@@ -72,7 +81,7 @@ def bar(
 
 
 def mistakes(run: Run) -> str:
-    report = run["report"] or {"details": {}}
+    report = run["report"] or {"details": {}, "examples": {}}
     split = list(report["details"])[-1] if report["details"] else ""
     details = report["details"].get(split) or {}
     columns = ("precision", "recall", "f1", "roc_auc", "pr_auc")
@@ -92,22 +101,44 @@ def mistakes(run: Run) -> str:
     per_target = details.get("per_target", [])
     keys = ("mae", "rmse", "r2", "mean", "spread", "predicted_mean", "predicted_spread")
     targets = [[text(one["target"]), *(number(one[k]) for k in keys)] for one in per_target]
-    body = drawn + classes + table("", ["target", *(k.replace("_", " ") for k in keys)], targets)
-    return section("Classes and mistakes" if rows else "Targets", body)
+    values = table(f"targets of {text(split)}", ["target", *(k.replace("_", " ") for k in keys)], targets)
+    title = "Classes and mistakes" if rows else "Mistakes" if targets else "Hardest parts"
+    return section(title, drawn, classes, values, _examples(report))
 
 
 def _shaded(count: int, total: int) -> str:
-    share = round(100 * count / total)
-    style = f"background:color-mix(in srgb,var(--accent) {min(85, share)}%,transparent)" if share else ""
+    share = round(45 * count / total)  # pale enough for the number to be read in both themes
+    style = f"background:color-mix(in srgb,var(--accent) {share}%,transparent)" if share else ""
     return f"<span style='display:block;padding:0 .4rem;border-radius:.3rem;{style}'>{count:,}</span>"
 
 
+def _examples(report: Run) -> str:
+    """The rows on which the model was furthest off."""
+    parts = []
+    for split, found in report["examples"].items():
+        columns = list(found[0]) if found else []
+        words = [at for at, name in enumerate(columns) if isinstance(found[0][name], str)]
+        rows = [
+            [number(value) if isinstance(value, float) else text(value) for value in one.values()]
+            for one in found
+        ]
+        parts.append(table(f"furthest off in {text(split)}", [text(c) for c in columns], rows, words=words))
+    return "".join(parts)
+
+
 def calibration(run: Run) -> str:
+    """Accuracy by confidence of the last split, drawn and as a table."""
     found = (run["report"] or {}).get("calibration") or {}
     parts = []
     for split, one in list(found.items())[-1:]:
         drawn = charts.reliability(f"{split}: accuracy by confidence", one["bins"])
-        parts.append(f"<p>{text(calibration_line(split, one))}</p>{drawn}")
+        rows = [
+            [f"{number(bin_['low'])} to {number(bin_['high'])}", f"{bin_['rows']:,}",
+             number(bin_["confidence"]), number(bin_["accuracy"])]
+            for bin_ in one["bins"] if bin_["rows"]
+        ]  # fmt: skip
+        below = table("", ["confidence", "rows", "mean confidence", "accuracy"], rows)
+        parts.append(f"<p>{text(calibration_line(split, one))}</p><div class='two'>{drawn}{below}</div>")
     return section("Calibration", *parts)
 
 
@@ -122,14 +153,26 @@ def slices(run: Run) -> str:
         ]  # fmt: skip
         columns = ["slice", "rows", text(found["metric"]), "95 %", "the rest", "p, corrected"]
         strong = [at for at, one in enumerate(found["worst"]) if one["differs"]]
-        parts.append(f"<p>{text(head)}</p>" + table("", columns, rows, strong))
+        bold = (
+            "<p class='soft'>bold: unlike the rest, by p below 0.05 after Holm's correction</p>"
+            if strong
+            else ""
+        )
+        parts.append(f"<p>{text(head)}</p>" + table("", columns, rows, strong) + bold)
     return section("Slices", *parts)
 
 
 def samples(run: Run) -> str:
-    samples = (run["report"] or {}).get("samples") or []
-    shown = [f"<pre>{escape(console.clean(str(sample['text'])))}</pre>" for sample in samples[:20]]
+    written = (run["report"] or {}).get("samples") or []
+    shown = [f"<pre>{_written(str(one['prompt']), str(one['text']))}</pre>" for one in written[:20]]
     return section("What it writes", *shown)
+
+
+def _written(prompt: str, whole: str) -> str:
+    """A text whose beginning was given."""
+    given = prompt if whole.startswith(prompt) else ""
+    rest = escape(console.clean(whole[len(given) :]))
+    return f"<b>{escape(console.clean(given))}</b>{rest}" if given else rest
 
 
 def headline(report: Mapping[str, Any]) -> tuple[str, str]:

@@ -35,6 +35,7 @@ NOTHING: dict[str, Any] = {  # the evidence of a report that has none
     "comparison": None,
     "calibration": {},
     "slices": {},
+    "examples": {},
     "overlap": {},
 }
 PROBABILITY = "probability "  # begins the name of a column of predictions.csv
@@ -131,18 +132,12 @@ def harmless(value: object) -> str:
 def show(report: Mapping[str, Any]) -> Group:
     """The report for a person: figures by split, classes and mistakes of the last split, requirements."""
     parts: list[RenderableType] = [metrics_table(report["metrics"], report["rows"], report["intervals"])]
+    parts += [Text(line, style="dim") for line in [interval_line(report)] if line]
     if report["baselines"]:
         parts.append(baselines_table(report["baselines"], report["against"]))
     if report["against"]:
         parts.append(Text(report["against"]["says"], style="" if report["against"]["beats"] else "bold"))
-    notes: dict[str, list[str]] = {}
-    for split, reasons in report["undefined"].items():
-        for name, reason in reasons.items():
-            if not name.endswith(AVERAGES):
-                notes.setdefault(f"{split}: {reason}", []).append(name)
-    parts += [
-        Text(f"no {', '.join(names)} of {console.clean(note, lines=False)}") for note, names in notes.items()
-    ]
+    parts += [Text(console.clean(line, lines=False)) for line in missing_lines(report)]
     split = list(report["details"])[-1] if report["details"] else ""
     details = report["details"].get(split, {})
     if "per_class" in details:
@@ -274,6 +269,24 @@ def before_after(
                 f"{title} {name}", number(old), number(new), change, Text(bounds or "-", style="dim")
             )
     return table
+
+
+def interval_line(report: Mapping[str, Any]) -> str:
+    """How the 95 % intervals were had; empty where no figure has one."""
+    about, there = report["bootstrap"], [split for split, found in report["intervals"].items() if found]
+    how = {f"{about['draws'][split]:,} draws by {about['unit'][split]}" for split in there}
+    return f"95 %: bootstrap intervals, {' and '.join(sorted(how))}" if how and about else ""
+
+
+def missing_lines(report: Mapping[str, Any]) -> list[str]:
+    """Why figures or their intervals are not there, those of one reason together."""
+    notes: dict[str, list[str]] = {}
+    for what, key in (("", "undefined"), ("interval of ", "no_interval")):
+        for split, reasons in report[key].items():
+            for name, reason in reasons.items():
+                if not name.endswith(tuple(f"_{average}" for average in AVERAGES)):
+                    notes.setdefault(f"no {what}{{}} of {split}: {reason}", []).append(name)
+    return [note.replace("{}", ", ".join(names), 1) for note, names in notes.items()]
 
 
 def requirement_line(outcome: Mapping[str, Any]) -> Text:

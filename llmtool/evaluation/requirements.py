@@ -47,11 +47,9 @@ class Outcome:
         if self.value is None:
             return f"{self.name} must be {self.bound}: {self.reason}"
         compare, number = parse(self.bound)
-        shown = f"{self.value:.4g}"
-        if (
-            _COMPARE[compare](float(shown), number) != self.met
-        ):  # 0.84999 against 0.85: rounding would hide it
-            shown = repr(self.value)
+        shown = f"{self.value:,.0f}" if abs(self.value) >= 10_000 else f"{self.value:.4g}"
+        if _COMPARE[compare](float(shown.replace(",", "")), number) != self.met:
+            shown = repr(self.value)  # 0.84999 against 0.85: rounding would hide it
         return f"{self.name} is {shown}{'' if self.met else f', must be {self.bound}'}"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtool.core import console, seeds
+from llmtool.core import seeds
 from llmtool.core.contracts import Tally
 from llmtool.metrics import bootstrap, direction
 
@@ -103,7 +103,7 @@ def _stretches(values: np.ndarray) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     if missing.any():
         yield "missing", missing
     present = values[~missing]
-    shown = str if values.dtype.kind == "M" else console.number
+    shown = str if values.dtype.kind == "M" else "{:.6g}".format
     distinct = np.unique(present)
     if len(distinct) <= QUARTERS:
         for value in distinct:

@@ -13,11 +13,12 @@ from llmtool.core.contracts import Tally, Tokens
 from llmtool.data import decoding, overlap
 from llmtool.data.batches import FEW, unit_edges
 from llmtool.data.store import Dataset, Split
-from llmtool.evaluation import EvaluateConfig, baselines, compare, slices
+from llmtool.evaluation import EvaluateConfig, baselines, compare, examples, slices
 from llmtool.evaluation.baselines import Baseline
 from llmtool.metrics import bootstrap, calibration, direction
 from llmtool.metrics.classification import ClassificationTally
 from llmtool.stages.assemble import Assembled
+from llmtool.stages.score import origin
 
 CACHE = ".cache"  # beside the stages of a run: what model and baselines predicted, for the next evaluation
 HEADLINE = {"classes": "accuracy", "values": "rmse", "next_token": "loss"}
@@ -52,6 +53,7 @@ def judge(
         "baselines": [_baseline(one) for one in simple],
         "calibration": _calibration(tallies),
         "slices": _slices(dataset, tallies, figure, seed) if config.slices else {},
+        "examples": _examples(dataset, tallies),
         "overlap": _overlap(dataset, list(tallies)),
         "seconds": {one.name: round(one.seconds, 3) for one in simple if not one.cached},
         "against": against(tallies, simple, figure, seed),
@@ -76,11 +78,33 @@ def _slices(dataset: Dataset, tallies: Mapping[str, Tally], figure: str, seed: i
     split, tally = list(tallies.items())[-1]
     if figure not in tally.metrics():
         return {}
+    if _stretches(dataset, split):
+        return {}  # nothing tells them apart
     columns = decoding.columns_of(dataset, split)
     if isinstance(tally, ClassificationTally) and figure in ("accuracy", "log_loss"):
         names = np.array(tally.names, dtype=object)
         columns["class"] = names[tally.judgement().targets]
     return {split: made} if (made := slices.slices(tally, columns, figure, seed)) else {}
+
+
+def _examples(dataset: Dataset, tallies: Mapping[str, Tally]) -> dict[str, Any]:
+    """Of the last split."""
+    split, tally = list(tallies.items())[-1]
+    known = origin(dataset, [split]).get(split)
+    edges = unit_edges(dataset.split(split)) if _stretches(dataset, split) else None
+
+    def place(row: int) -> str:
+        if edges is not None:
+            return f"tokens {edges[row]:,} to {edges[row + 1]:,}"
+        return f"{known['file'][row]}:{known['line'][row]}" if known else f"{row + 1:,}"
+
+    found = examples.examples(tally, place)
+    return {split: found} if found else {}
+
+
+def _stretches(dataset: Dataset, split: str) -> bool:
+    """Whether the units of this split are stretches of one length, of a text that has few documents."""
+    return isinstance(dataset.inputs, Tokens) and len(dataset.split(split).arrays["documents"]) < FEW
 
 
 def _overlap(dataset: Dataset, splits: Sequence[str]) -> dict[str, Any]:
@@ -128,8 +152,7 @@ def unit(dataset: Dataset, split: Split) -> str:
     """What is drawn, in words."""
     if not isinstance(dataset.inputs, Tokens):
         return "row"
-    documents = len(split.arrays["documents"])
-    if documents >= FEW:
+    if not _stretches(dataset, split.name):
         return "document"
     edges = unit_edges(split)
     return f"stretch of {int(edges[-1]) // max(1, len(edges) - 1):,} tokens"

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import safetensors
+
 from llmtool.core import config, files
+from llmtool.core.environment import environment
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data.store import CARD
 from llmtool.evaluation import compare, html
@@ -32,8 +37,8 @@ def collect(root: Path, doing: str = "") -> dict[str, Any]:
     report = _read(root / "evaluate" / compare.REPORT)
     good = isinstance(report, dict) and isinstance(report.get("metrics"), dict)
     fits = {stage: rows for stage in ("train", "finetune") if (rows := _rows(root / stage / "metrics.jsonl"))}
-    paths = [root / stage / "experiment.yaml" for stage in ("finetune", "train")]
-    experiment = next((path for path in paths if path.is_file()), None)
+    paths = {stage: root / stage / "experiment.yaml" for stage in ("train", "finetune")}
+    experiment = next((path for path in reversed(paths.values()) if path.is_file()), None)
     return {
         "root": str(root),
         "results": results,
@@ -41,18 +46,27 @@ def collect(root: Path, doing: str = "") -> dict[str, Any]:
         "metrics": fits,
         "experiment": _text(experiment) if experiment else None,
         "config": _config(experiment) if experiment else None,
+        "experiments": {stage: found for stage, path in paths.items() if (found := _config(path))},
         "card": _read(root / "prepare" / CARD),
         "ledger": _read(root / "prepare" / "ledger.json"),
         "leakage": _read(root / "prepare" / "leakage.json"),
+        "model": _model(root),
         "describe": _read(root / "describe" / "describe.json"),
     }
 
 
-def write(root: Path, doing: str = "") -> Path:
-    """Write the run's report.html, beside its evaluation where there is one; returns where."""
-    directory = root / "evaluate"
+def write(root: Path, doing: str = "", seconds: float = 0.0) -> Path:
+    """Write the run's report.html, beside its evaluation where there is one; returns where.
+
+    doing: the stage that ends with this page, after so many seconds.
+    """
+    directory, found = root / "evaluate", collect(root, doing)
+    if doing:
+        started = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds")
+        about = {"status": "done", "seconds": seconds, "started": started, "versions": environment()}
+        found["results"][doing] = about
     path = (directory if (directory / compare.REPORT).is_file() else root) / PAGE
-    files.write_text(path, html.page(collect(root, doing)))
+    files.write_text(path, html.page(found))
     return path
 
 
@@ -75,6 +89,23 @@ def differences(runs: Sequence[Path], seed: int = 0) -> list[str]:
         found = compare.compare(other.tallies, fingerprint, first, figure, seed)
         said += [f"{root} beside {runs[0]}: {line}" for line in found["says"]]
     return said
+
+
+def _model(root: Path) -> dict[str, Any] | None:
+    """How many numbers the weights have, from the headers of their files."""
+    place = next(
+        (root / stage / "best" for stage in ("finetune", "train") if (root / stage / "best").is_dir()), None
+    )
+    if place is None:
+        return None
+    total = 0
+    try:
+        for path in place.glob("*.safetensors"):
+            with safetensors.safe_open(path, "np") as file:
+                total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except (OSError, ValueError, safetensors.SafetensorError):
+        return None
+    return {"parameters": total}
 
 
 def _read(path: Path) -> Any:

@@ -68,6 +68,9 @@ def report() -> dict[str, Any]:
         "comparison": {"with": UGLY, "splits": {}, "says": [UGLY]},
         "calibration": {"test": {"ece": 0.1, "bins": bins, "temperature": 1.2, "ece_scaled": 0.05}},
         "slices": {"test": {"metric": "accuracy", "looked_at": 3, "worst": [slice_]}},
+        "bootstrap": {"draws": {"test": 1000}, "level": 0.95, "unit": {"test": "row"}},
+        "no_interval": {"test": {"f1": UGLY}},
+        "examples": {"test": [{"row": UGLY, "target": UGLY, "prediction": "b", "probability": 0.01}]},
         "overlap": {"test": {"shared": 1, "units": 5, "run": 13, "runs_shared": 0.1}},
     }
 
@@ -80,10 +83,14 @@ def everything() -> dict[str, Any]:
         "sources": [UGLY],
         "notes": [UGLY],
         "fingerprint": "f",
+        "targets": {"kind": "classes", "column": UGLY, "names": [UGLY, "b"], "counts": [1, 3]},
+        "splits": {"train": {"rows": 9}},
     }
     ledger = {"read": 10, "kept": {"train": 9}, "dropped": {UGLY: 1}, "quarantined": {}}
+    asked = {"model": {"family": UGLY, "hidden": [4, 4]}, "train": {"budget": {"steps": 3}, "batch": UGLY}}
     return run(
-        report=report(), experiment=f"run: '{UGLY}'", card=card, ledger=ledger, leakage={"findings": [leak]},
+        report=report(), experiments={"train": asked},
+        experiment=f"run: '{UGLY}'", card=card, ledger=ledger, leakage={"findings": [leak]},
         describe={"parameters": {"total": 1234}, "memory": {"weights": 4936}}, metrics={"train": rows(50)},
         results={"train": {"status": "failed", "error": UGLY, "seconds": 1.0}},
     )  # fmt: skip
@@ -120,9 +127,10 @@ def test_everything_is_escaped_and_nothing_is_fetched() -> None:
     assert "default-src 'none'" in page
     titles = re.findall("<h2>(.*?)</h2>", page)
     expected = (
-        "Figures,Training,Classes and mistakes,Calibration,Slices,What it writes,Data,Model,Cost,Lineage"
+        "What was asked,Figures,Classes and mistakes,Calibration,Slices,What it writes,Training,Data,Model,"
+        "Cost,Lineage,The whole file"
     )
-    assert titles == [*expected.split(","), "What was asked"]
+    assert titles == expected.split(",")
 
 
 def test_what_is_not_there_is_left_out() -> None:
