@@ -14,8 +14,9 @@ from itertools import pairwise
 import numpy as np
 
 WIDTH, HEIGHT = 440, 212
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 42  # margins
+LEFT, RIGHT, TOP, BOTTOM = 64, 18, 12, 42  # margins
 POINTS = 700  # of a curve; each stretch of a longer one keeps its lowest and its highest point
+LONGEST = 19  # letters of a name beside a bar; a run's ends with what tells it apart
 COLOURS = ("var(--accent)", "var(--second)", "var(--third)", "var(--fourth)", "var(--fifth)")
 
 
@@ -102,7 +103,8 @@ def intervals(title: str, bars: Sequence[Bar], shown: Callable[[float], str]) ->
     for at, bar in enumerate(bars):
         y, colour = 18 + 26 * at, "var(--accent)" if bar.strong else "var(--second)"
         weight = ' font-weight="600"' if bar.strong else ""
-        parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end"{weight}>{escape(bar.name)}</text>')
+        name = escape(bar.name if len(bar.name) <= LONGEST else f"…{bar.name[1 - LONGEST :]}")
+        parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end"{weight}>{name}</text>')
         if bar.low is not None and bar.high is not None:
             ends = f'x1="{axis(bar.low):.1f}" x2="{axis(bar.high):.1f}" y1="{y}" y2="{y}"'
             parts.append(f'<line {ends} class="whisker" stroke="{colour}"/>')

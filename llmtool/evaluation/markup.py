@@ -36,7 +36,7 @@ figure.small{max-width:22rem}figure.medium{max-width:36rem}figcaption{font-size:
 svg{display:block;width:100%;height:auto;font:12px system-ui,sans-serif;fill:var(--soft)}
 svg .grid{stroke:var(--rule)}svg .even{stroke:var(--soft);stroke-dasharray:4 4}
 svg .whisker{stroke-width:3;stroke-linecap:round;opacity:.55}
-.key{margin-left:.8rem;white-space:nowrap}
+.key{margin-left:.8rem;display:inline-block}
 .key i{display:inline-block;width:.8em;height:.25em;margin-right:.3em;vertical-align:middle}
 .two{display:grid;gap:0 .8rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr))}
 pre{background:var(--card);border:1px solid var(--rule);border-radius:.6rem;padding:.8rem 1rem;

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import html as entities
-import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,45 +166,3 @@ def test_nothing_to_draw_is_nothing() -> None:
     assert lines("t", []) == lines("t", [Curve("a", [1], [None])]) == intervals("t", [], number) == ""
     assert "<circle" in intervals("t", [Bar("a", 0.0)], number)
     assert "<circle" not in reliability("t", [{"rows": 0, "accuracy": None, "confidence": None}])
-
-
-# --- in a browser ---
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars
---disable-background-networking --disable-component-update --disable-sync --virtual-time-budget=4000"""
-# A test-only copy of the page measures itself, in a frame as wide as a phone, and tells the page around it.
-PROBE = """<script>addEventListener('load',()=>{const e=document.documentElement;
-parent.postMessage(JSON.stringify({wide:e.scrollWidth,window:innerWidth,height:e.scrollHeight,
-dark:matchMedia('(prefers-color-scheme: dark)').matches,paper:getComputedStyle(document.body).backgroundColor,
-fetched:performance.getEntriesByType('resource').length}),'*')})</script>"""
-AROUND = """<!doctype html><title>nothing</title><script>onmessage=m=>{document.title=m.data}</script>
-<iframe style='width:360px;height:640px;border:0' src='inner.html'></iframe>"""
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
-@pytest.mark.parametrize("dark", [False, True])
-def test_it_opens_in_a_browser_as_wide_as_a_phone(tmp_path: Path, dark: bool) -> None:
-    page = html.page({**everything(), "metrics": {"train": rows(100_000)}})
-    policy = "default-src 'none'; script-src 'unsafe-inline'"
-    measured = page.replace("</head>", PROBE + "</head>").replace("default-src 'none'", policy)
-    (tmp_path / "inner.html").write_text(measured)
-    (tmp_path / "around.html").write_text(AROUND)
-    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
-    command = [str(CHROMIUM), *FLAGS.split(), scheme, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    done = subprocess.run(
-        [*command, f"file://{tmp_path / 'around.html'}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    title = re.search("<title>(.*?)</title>", done.stdout)
-    assert title is not None
-    found = json.loads(entities.unescape(title[1]))
-    assert found["wide"] <= found["window"] == 360, found
-    assert found["height"] > 1000
-    assert found["fetched"] == 0
-    assert found["dark"] is dark
-    assert found["paper"] == ("rgb(21, 23, 26)" if dark else "rgb(251, 250, 248)")
-    assert "Refused" not in done.stderr
