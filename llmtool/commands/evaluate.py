@@ -84,4 +84,4 @@ def _outcomes(
     metrics = {split: tally.metrics() for split, tally in tallies.items()}
     undefined = {split: tally.undefined for split, tally in tallies.items()}
     figures, reasons = requirements.with_bounds(metrics, undefined, evidence)
-    return requirements.check(config.require, figures, reasons, evidence.get("against"))
+    return requirements.check(config.require, figures, reasons, evidence["against"], evidence["no_against"])

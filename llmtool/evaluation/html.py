@@ -112,7 +112,7 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], l
     for row in rows:
         place = row.get("validation") if key.startswith("validation ") else row
         place = row.get("time") if key in TIMES else place
-        if isinstance(place, Mapping) and isinstance(place.get(name), int | float):
+        if isinstance(place, dict) and isinstance(place.get(name), int | float):
             steps.append(row["step"])
             values.append(place[name])
     return steps, values

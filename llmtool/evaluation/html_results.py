@@ -164,7 +164,11 @@ def slices(run: Run) -> str:
 
 def samples(run: Run) -> str:
     written = (run["report"] or {}).get("samples") or []
-    shown = [f"<pre>{_written(str(one['prompt']), str(one['text']))}</pre>" for one in written[:20]]
+    shown = [
+        f"<pre>{_written(str(one['prompt']), str(one['text']))}</pre>"
+        + (f"<p>nothing more: {text(one['missing'])}</p>" if one.get("missing") else "")
+        for one in written[:20]
+    ]
     return section("What it writes", *shown)
 
 

@@ -32,6 +32,7 @@ NOTHING: dict[str, Any] = {  # the evidence of a report that has none
     "bootstrap": {},
     "baselines": [],
     "against": None,
+    "no_against": "",
     "comparison": None,
     "calibration": {},
     "slices": {},
@@ -154,6 +155,8 @@ def show(report: Mapping[str, Any]) -> Group:
     for sample in report["samples"]:
         written = Text(console.clean(sample["text"]), style="dim")
         parts += [Text(f"\n--- after {sample['prompt']!r}"), written]
+        if why := sample.get("missing"):
+            parts.append(Text(f"(nothing more: {why})"))
     parts += [
         Text(calibration_line(split, found)) for split, found in list(report["calibration"].items())[-1:]
     ]
@@ -302,7 +305,7 @@ def calibration_line(split: str, found: Mapping[str, Any]) -> str:
     """Whether the model's confidence is right, and what a temperature would do."""
     said = f"confidence on {split}: expected calibration error {number(found['ece'])}"
     if found["temperature"] is None:
-        return said
+        return f"{said}; no temperature: {found['no_temperature']}"
     return (
         f"{said}; with temperature {found['temperature']:.3g}, from validation, {number(found['ece_scaled'])}"
     )
@@ -310,11 +313,12 @@ def calibration_line(split: str, found: Mapping[str, Any]) -> str:
 
 def slice_lines(split: str, found: Mapping[str, Any]) -> list[Text]:
     """The slices that are clearly worse than the rest, at most five."""
+    looked = f"{found['looked_at']:,} slices looked at in {found['rows']:,} rows"
     sign = 1 if direction(found["metric"]) == "max" else -1
     worse = [one for one in found["worst"] if one["differs"] and sign * one["difference"] < 0]
     if not worse:
-        return [Text(f"no slice of {split} is clearly worse than the rest ({found['looked_at']} looked at)")]
-    head = f"worse than the rest of {split} by {found['metric']} ({found['looked_at']} slices looked at):"
+        return [Text(f"no slice of {split} is clearly worse than the rest ({looked})")]
+    head = f"worse than the rest of {split} by {found['metric']} ({looked}):"
     lines = [
         f"  {console.clean(one['slice'], lines=False)}: {number(one['value'])} against "
         f"{number(one['rest'])}, {one['rows']:,} rows, p {one['p_corrected']:.1g}"

@@ -152,14 +152,15 @@ def check(
     metrics: Mapping[str, Mapping[str, float]],
     undefined: Mapping[str, Mapping[str, str]] | None = None,
     against: Mapping[str, Any] | None = None,
+    why: str = "no baseline was taken",
 ) -> list[Outcome]:
     """One outcome a requirement, in their order; one whose figure is not there is unmet, with the reason.
 
     metrics: split -> figure -> value. undefined: split -> figure -> reason. against: what the report says of
-    the model beside the strongest baseline.
+    the model beside the strongest baseline; None: there is nothing, for the reason `why`.
     """
     return [
-        _beats(against) if isinstance(bound, bool) else _outcome(name, bound, metrics, undefined or {})
+        _beats(against, why) if isinstance(bound, bool) else _outcome(name, bound, metrics, undefined or {})
         for name, bound in requirements.items()
         if bound is not False
     ]
@@ -205,9 +206,9 @@ def _add(
         reasons |= dict.fromkeys(names, why)
 
 
-def _beats(against: Mapping[str, Any] | None) -> Outcome:
+def _beats(against: Mapping[str, Any] | None, why: str) -> Outcome:
     if not against:
-        return Outcome(BASELINE, "true", None, False, "no baseline could be taken")
+        return Outcome(BASELINE, "true", None, False, why)
     return Outcome(BASELINE, "true", against["difference"], against["beats"], against["says"])
 
 

@@ -133,7 +133,8 @@ class RegressionTally:
             constant = ", ".join(
                 repr(name) for name, value in zip(self.names, r2, strict=True) if np.isnan(value)
             )
-            return result, {"r2": f"{constant} has one value only in these {len(targets)} rows"}
+            rows = "this row" if len(targets) == 1 else f"these {len(targets)} rows"
+            return result, {"r2": f"{constant} has one value only in {rows}"}
         return result | {"r2": float(r2.mean())}, {}
 
 

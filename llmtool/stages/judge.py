@@ -42,6 +42,7 @@ def judge(
     simple = baselines.baselines(
         dataset, list(tallies), config.baselines, positive=_positive(tallies), seed=seed, cache=cache
     )
+    held = against(tallies, simple, figure, seed)
     return {
         "intervals": {split: found.found for split, found in sure.items()},
         "no_interval": {split: found.missing for split, found in sure.items()},
@@ -56,7 +57,8 @@ def judge(
         "examples": _examples(dataset, tallies),
         "overlap": _overlap(dataset, list(tallies)),
         "seconds": {one.name: round(one.seconds, 3) for one in simple if not one.cached},
-        "against": against(tallies, simple, figure, seed),
+        "against": held,
+        "no_against": "" if held else _no_against(tallies, simple, figure),
         "comparison": compare.compare(tallies, dataset.fingerprint, other, figure, seed) if other else None,
     }
 
@@ -100,6 +102,15 @@ def _examples(dataset: Dataset, tallies: Mapping[str, Tally]) -> dict[str, Any]:
 
     found = examples.examples(tally, place)
     return {split: found} if found else {}
+
+
+def _no_against(tallies: Mapping[str, Tally], simple: Sequence[Baseline], figure: str) -> str:
+    """Why the model cannot be held against a baseline."""
+    split, tally = list(tallies.items())[-1]
+    if figure in tally.undefined:
+        return f"no {figure} of {split}: {tally.undefined[figure]}"
+    why = "; ".join(f"{one.name}: {one.missing}" for one in simple if one.missing)
+    return f"no baseline has {figure} of {split}" + f" ({why})" * bool(why)
 
 
 def _stretches(dataset: Dataset, split: str) -> bool:
@@ -155,4 +166,5 @@ def unit(dataset: Dataset, split: Split) -> str:
     if not _stretches(dataset, split.name):
         return "document"
     edges = unit_edges(split)
-    return f"stretch of {int(edges[-1]) // max(1, len(edges) - 1):,} tokens"
+    length = int(edges[-1]) / max(1, len(edges) - 1)
+    return f"stretch of about {int(float(f'{length:.1g}')):,} tokens"

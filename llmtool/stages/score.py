@@ -183,11 +183,15 @@ def samples(assembled: Assembled, config: SamplesConfig) -> list[dict[str, Any]]
         raise ConfigError("evaluate.samples: is for language models; this model writes no text")
     dataset = assembled.dataset
     tokenizer = FittedTokenizer.from_state(dataset.card["encoder"]["tokenizer"], dataset.directory)
-    return [
-        {"prompt": prompt, "text": _text(assembled, config, tokenizer, prompt, (at, copy))}
-        for at, prompt in enumerate(config.prompts)
-        for copy in range(config.count)
-    ]
+    found: list[dict[str, Any]] = []
+    for at, prompt in enumerate(config.prompts):
+        for copy in range(config.count):
+            try:
+                written = _text(assembled, config, tokenizer, prompt, (at, copy))
+                found.append({"prompt": prompt, "text": written, "missing": ""})
+            except FloatingPointError as error:
+                found.append({"prompt": prompt, "text": prompt, "missing": str(error)})
+    return found
 
 
 def _text(

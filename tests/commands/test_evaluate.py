@@ -157,3 +157,34 @@ def test_what_these_weights_scored_is_not_scored_again(
         scored.clear()
         ended = llmtool("evaluate", f"{project}.yaml", "--set", change, cwd=copy)
         assert (ended.code, scored) == (0, again), ended.err
+
+
+@pytest.mark.parametrize("project", ["table", "text"])
+def test_a_model_whose_outputs_are_not_finite(
+    copy: Path, llmtool: Run, monkeypatch: pytest.MonkeyPatch, project: str
+) -> None:
+    """Every figure that is not there has its reason: on the screen, in both reports and in the gate."""
+    real = score.evaluate
+
+    def broken(task: Any, model: Any, *rest: Any) -> Any:
+        for weights in model.parameters():
+            weights.data.fill_(float("nan"))
+        return real(task, model, *rest)
+
+    monkeypatch.setattr(score, "evaluate", broken)
+    set_ = ("--set", "evaluate.require.beats_baseline=true", "--set", 'evaluate.require.test.loss.low="<9"')
+    ended = llmtool(
+        "evaluate", f"{project}.yaml", "--force", *set_[: 4 if project == "text" else 2], cwd=copy
+    )
+    assert ended.code == 3
+    assert "beats_baseline: no " in ended.error
+    assert "outputs are not finite" in ended.error
+    directory = copy / f"runs/{project}/evaluate"
+    assert "NaN" not in (directory / "report.json").read_text()
+    report = read(directory / "report.json")
+    assert report["metrics"]["test"] == {}
+    assert all("not finite" in why for why in report["undefined"]["test"].values())
+    for text in (ended.out, (directory / "report.html").read_text().replace("&#x27;", "'")):
+        assert "the model's outputs are not finite" in text
+    if project == "text":
+        assert "(nothing more: the model's outputs are not finite)" in ended.out

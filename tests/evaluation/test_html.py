@@ -62,7 +62,7 @@ def report() -> dict[str, Any]:
         "against": {**against, "difference": 0.4, "interval": [0.3, 0.5], "beats": True, "says": UGLY},
         "comparison": {"with": UGLY, "splits": {}, "says": [UGLY]},
         "calibration": {"test": {"ece": 0.1, "bins": bins, "temperature": 1.2, "ece_scaled": 0.05}},
-        "slices": {"test": {"metric": "accuracy", "looked_at": 3, "worst": [slice_]}},
+        "slices": {"test": {"metric": "accuracy", "looked_at": 3, "rows": 90, "worst": [slice_]}},
         "bootstrap": {"draws": {"test": 1000}, "level": 0.95, "unit": {"test": "row"}},
         "no_interval": {"test": {"f1": UGLY}},
         "examples": {"test": [{"row": UGLY, "target": UGLY, "prediction": "b", "probability": 0.01}]},
