@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from llmtool.commands import Options, keys, session
 from llmtool.core import console, files
 from llmtool.core.contracts import Tally
-from llmtool.core.errors import ConfigError, RequirementError
+from llmtool.core.errors import RequirementError
 from llmtool.core.run import Run, hashes_of
 from llmtool.data.store import Dataset
 from llmtool.evaluation import EvaluateConfig, compare, report, requirements
@@ -35,16 +36,24 @@ def run(options: Options) -> dict[str, Any]:
                 start = assemble.from_checkpoint(model, hashes.hash)
                 with session.named("evaluate.compare"):
                     saved = compare.saved(str(other)) if other else None
-                _evaluate(run, loaded, dataset, start, saved)
+                _evaluate(run, loaded, dataset, start, saved, again=options.force)
     return run.result
 
 
-def _evaluate(run: Run, loaded: Loaded, dataset: Dataset, start: Start, other: Saved | None) -> None:
-    config = loaded.experiment.evaluate
+def _evaluate(
+    run: Run, loaded: Loaded, dataset: Dataset, start: Start, other: Saved | None, again: bool
+) -> None:
+    config, began = loaded.experiment.evaluate, time.monotonic()
     assembled = assemble.as_scored(loaded.experiment, dataset, start)
     splits = score.splits_to_score(config, dataset)
-    tallies = score.score(assembled, splits, config.batch)
-    evidence = judge.judge(assembled, tallies, config, other=other, cache=run.root / judge.BASELINES)
+    cache = run.root / judge.CACHE
+    tallies, recalled = score.score_or_recall(
+        assembled, splits, config.batch, weights=start.hash, cache=cache / "model", again=again
+    )
+    if recalled:
+        rows = " and ".join(recalled)
+        console.note(f"evaluate: these weights scored {rows} before, which stands (--force scores again)")
+    evidence = judge.judge(assembled, tallies, config, other=other, cache=cache / "baselines")
     seconds = evidence.pop("seconds")
     outcomes = _outcomes(config, tallies, evidence)
     document = report.report(
@@ -74,9 +83,7 @@ def _evaluate(run: Run, loaded: Loaded, dataset: Dataset, start: Start, other: S
         baseline_seconds=seconds,
     )
     console.show(report.show(document))
-    console.say(f"report: {stage_report.write(run.root, doing='evaluate')}")
-    if unknown := [outcome for outcome in outcomes if outcome.unknown]:
-        raise ConfigError(f"evaluate.require: {unknown[0]}")
+    console.say(f"report: {stage_report.write(run.root, 'evaluate', time.monotonic() - began)}")
     if unmet := requirements.unmet(outcomes):
         raise RequirementError(unmet)
 
@@ -87,4 +94,4 @@ def _outcomes(
     metrics = {split: tally.metrics() for split, tally in tallies.items()}
     undefined = {split: tally.undefined for split, tally in tallies.items()}
     figures, reasons = requirements.with_bounds(metrics, undefined, evidence)
-    return requirements.check(config.require, figures, reasons, evidence.get("against"))
+    return requirements.check(config.require, figures, reasons, evidence["against"], evidence["no_against"])

@@ -65,6 +65,13 @@ class EvaluateConfig(Section):
     samples: SamplesConfig | None = Field(default=None, description="language models: continuations to read")
 
     @model_validator(mode="after")
+    def _changes_have_something_to_change_from(self) -> Self:
+        for name in self.require:
+            if ".change" in name and self.compare is None:
+                raise ValueError(f"require: {name} is a change, but `compare` names no run to compare with")
+        return self
+
+    @model_validator(mode="after")
     def _required_splits_are_scored(self) -> Self:
         if self.splits is not None:
             if len(set(self.splits)) < len(self.splits):

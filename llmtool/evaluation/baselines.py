@@ -6,29 +6,26 @@ only leaves out what has not begun when the time is up, by name.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 import torch
 from pydantic import Field
 
-from llmtool.core import files, seeds
+from llmtool.core import seeds
 from llmtool.core.config import Section
 from llmtool.core.contracts import Tally
 from llmtool.core.environment import code_version
-from llmtool.core.errors import LlmtoolError
 from llmtool.data.batches import unit_edges
 from llmtool.data.store import Dataset, Split
+from llmtool.evaluation import kept
 from llmtool.evaluation.ngrams import MOST_TOKENS, NGrams, Stream, best_order
 from llmtool.metrics import direction
 from llmtool.metrics.classification import ClassificationTally
@@ -118,22 +115,30 @@ def baselines(
         started = time.monotonic()
         made = Baseline(plan.name, plan.about)
         found.append(made)
-        place = _Cache(cache, dataset.fingerprint, seed, plan) if cache and not plan.simple else None
-        evidence, made.note, made.seconds = place.read(splits) if place else ({}, "", 0.0)
-        made.cached = bool(evidence)
-        if not evidence:
-            if started - began > config.seconds:
-                made.missing = f"the limit of {config.seconds:g} s was reached (evaluate.baselines.seconds)"
-                continue
+        place = None if cache is None or plan.simple else cache / f"{plan.name.replace(' ', '_')}.safetensors"
+        key = {"dataset": dataset.fingerprint, "seed": str(seed), "code": code_version(), "about": plan.about}
+        evidence = _kept(place, key, splits, made)
+        if not evidence and started - began > config.seconds:
+            made.missing = f"the limit of {config.seconds:g} s was reached (evaluate.baselines.seconds)"
+        elif not evidence:
             try:
                 evidence, made.note = plan.fit(splits)
             except (ValueError, ArithmeticError, np.linalg.LinAlgError, MemoryError) as error:
                 made.missing = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             made.seconds = time.monotonic() - started
             if place and evidence:
-                place.write(evidence, made)
+                kept.write(place, key, evidence, {"note": made.note, "seconds": round(made.seconds, 3)})
         made.tallies = {name: kind.tally(dataset.split(name), part) for name, part in evidence.items()}
     return found
+
+
+def _kept(place: Path | None, key: Mapping[str, str], splits: Sequence[str], made: Baseline) -> Evidence:
+    """What this baseline predicted the last time, if that was for all of these splits."""
+    found = kept.read(place, key) if place else None
+    if found is None or not set(splits) <= set(found[0]):
+        return {}
+    made.note, made.seconds, made.cached = found[1]["note"], found[1]["seconds"], True
+    return {name: found[0][name] for name in splits}
 
 
 def strongest(found: Sequence[Baseline], split: str, figure: str) -> Baseline | None:
@@ -145,35 +150,6 @@ def strongest(found: Sequence[Baseline], split: str, figure: str) -> Baseline | 
         if split in one.tallies and figure in one.tallies[split].metrics()
     ]
     return max(scored, key=lambda pair: pair[0])[1] if scored else None
-
-
-class _Cache:
-    """The predictions of one baseline on disk, good for one dataset, one seed and one version of the code."""
-
-    def __init__(self, directory: Path, fingerprint: str, seed: int, plan: _Plan) -> None:
-        self.path = directory / f"{re.sub('[^a-z]+', '_', plan.name)}.safetensors"
-        self.key = {"dataset": fingerprint, "seed": str(seed), "code": code_version(), "about": plan.about}
-
-    def read(self, splits: Sequence[str]) -> tuple[Evidence, str, float]:
-        """The evidence of these splits, its note, the seconds it took; nothing where it is not whole."""
-        try:
-            with safetensors.safe_open(self.path, "np") as file:
-                about = file.metadata() or {}
-                if {key: about.get(key) for key in self.key} != self.key or set(splits) - set(file.keys()):
-                    return {}, "", 0.0
-                found = {name: file.get_tensor(name) for name in splits}
-                return found, about["note"], json.loads(about["seconds"])
-        except (OSError, ValueError, KeyError, safetensors.SafetensorError):
-            return {}, "", 0.0
-
-    def write(self, evidence: Evidence, made: Baseline) -> None:
-        """Keep it; a disk that cannot take it costs the next evaluation some seconds, nothing else."""
-        about = {**self.key, "note": made.note, "seconds": json.dumps(round(made.seconds, 3))}
-        try:
-            files.make_directories(self.path.parent)
-            files.write_bytes(self.path, safetensors.numpy.save(evidence, about))
-        except LlmtoolError:
-            return
 
 
 # --- tables: one of several classes ---

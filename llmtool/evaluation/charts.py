@@ -13,9 +13,10 @@ from itertools import pairwise
 
 import numpy as np
 
-WIDTH, HEIGHT = 440, 200
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 30  # margins
+WIDTH, HEIGHT = 440, 212
+LEFT, RIGHT, TOP, BOTTOM = 64, 18, 12, 42  # margins
 POINTS = 700  # of a curve; each stretch of a longer one keeps its lowest and its highest point
+LONGEST = 19  # letters of a name beside a bar; a run's ends with what tells it apart
 COLOURS = ("var(--accent)", "var(--second)", "var(--third)", "var(--fourth)", "var(--fifth)")
 
 
@@ -28,16 +29,21 @@ class Curve:
     y: Sequence[float | None]
 
 
-def lines(title: str, curves: Sequence[Curve], x_name: str = "step") -> str:
-    """Curves over one axis; logarithmic in y where all values are positive and span a factor of 50."""
+def lines(title: str, curves: Sequence[Curve], x_name: str = "step", even: bool = False) -> str:
+    """Curves over one axis; logarithmic in y where all values are positive and span a factor of 50.
+
+    even: never logarithmic, and from 0 (rates, of which 0 means something).
+    """
     kept = [(curve, *_finite(curve)) for curve in curves]
     kept = [(curve, x, y) for curve, x, y in kept if len(x)]
     if not kept:
         return ""
     every_y = np.concatenate([y for _, _, y in kept])
-    logarithmic = every_y.min() > 0 and every_y.max() / every_y.min() > 50
+    logarithmic = not even and every_y.min() > 0 and every_y.max() / every_y.min() > 50
     x_axis = _Axis(min(x.min() for _, x, _ in kept), max(x.max() for _, x, _ in kept), LEFT, WIDTH - RIGHT)
-    y_axis = _Axis(every_y.min(), every_y.max(), HEIGHT - BOTTOM, TOP, logarithmic)
+    y_axis = _Axis(
+        min(0.0, every_y.min()) if even else every_y.min(), every_y.max(), HEIGHT - BOTTOM, TOP, logarithmic
+    )
     parts = [_grid(x_axis, y_axis, x_name)]
     for at, (_, x, y) in enumerate(kept):
         x, y = thinned(x, y)
@@ -91,26 +97,27 @@ def intervals(title: str, bars: Sequence[Bar], shown: Callable[[float], str]) ->
     axis = _Axis(min(every) - 0.04 * spread, max(every) + 0.04 * spread, left, WIDTH - 66)
     parts = [
         f'<line x1="{axis(tick):.1f}" x2="{axis(tick):.1f}" y1="4" y2="{height - 24}" class="grid"/>'
-        f'<text x="{axis(tick):.1f}" y="{height - 8}" text-anchor="middle">{shown(tick)}</text>'
-        for tick in axis.ticks(4)
+        f'<text x="{axis(tick):.1f}" y="{height - 8}" text-anchor="middle">{_short(tick)}</text>'
+        for tick in axis.ticks(5)
     ]
     for at, bar in enumerate(bars):
         y, colour = 18 + 26 * at, "var(--accent)" if bar.strong else "var(--second)"
         weight = ' font-weight="600"' if bar.strong else ""
-        parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end"{weight}>{escape(bar.name)}</text>')
+        name = escape(bar.name if len(bar.name) <= LONGEST else f"…{bar.name[1 - LONGEST :]}")
+        parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end"{weight}>{name}</text>')
         if bar.low is not None and bar.high is not None:
             ends = f'x1="{axis(bar.low):.1f}" x2="{axis(bar.high):.1f}" y1="{y}" y2="{y}"'
             parts.append(f'<line {ends} class="whisker" stroke="{colour}"/>')
         parts.append(f'<circle cx="{axis(bar.value):.1f}" cy="{y}" r="5" fill="{colour}"/>')
         parts.append(f'<text x="{WIDTH - 56}" y="{y + 4}"{weight}>{shown(bar.value)}</text>')
     drawn = svg(title, WIDTH, height, "".join(parts))
-    return f"<figure><figcaption>{escape(title)}</figcaption>{drawn}</figure>"
+    return f"<figure class='medium'><figcaption>{escape(title)}</figcaption>{drawn}</figure>"
 
 
 def reliability(title: str, bins: Sequence[dict[str, float | None]]) -> str:
     """Accuracy of each bin of confidence, beside the line where both are equal; a dot's area is its rows."""
     size = 260
-    axis_x, axis_y = _Axis(0, 1, 44, size - 10), _Axis(0, 1, size - 32, 10)
+    axis_x, axis_y = _Axis(0, 1, 44, size - 14), _Axis(0, 1, size - 42, 10)
     most = max((one["rows"] or 0 for one in bins), default=0) or 1
     parts = [_grid(axis_x, axis_y, "confidence", 5)]
     parts.append(f'<line x1="{axis_x(0)}" y1="{axis_y(0)}" x2="{axis_x(1)}" y2="{axis_y(1)}" class="even"/>')
@@ -171,7 +178,7 @@ def _finite(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     return x[good], y[good]
 
 
-def _grid(x_axis: _Axis, y_axis: _Axis, x_name: str, count: int = 4) -> str:
+def _grid(x_axis: _Axis, y_axis: _Axis, x_name: str, count: int = 6) -> str:
     bottom, left = y_axis.start, x_axis.start
     parts = []
     for tick in y_axis.ticks(count):
@@ -179,12 +186,13 @@ def _grid(x_axis: _Axis, y_axis: _Axis, x_name: str, count: int = 4) -> str:
         parts.append(f'<line x1="{left}" x2="{x_axis.end}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
         parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(tick)}</text>')
     for tick in x_axis.ticks(count):
+        if x_name == "step" and not float(tick).is_integer():
+            continue
         parts.append(
             f'<text x="{x_axis(tick):.1f}" y="{bottom + 18}" text-anchor="middle">{_short(tick)}</text>'
         )
-    parts.append(
-        f'<text x="{x_axis.end}" y="{bottom - 6}" text-anchor="end" class="name">{escape(x_name)}</text>'
-    )
+    middle = (left + x_axis.end) / 2
+    parts.append(f'<text x="{middle:.1f}" y="{bottom + 36}" text-anchor="middle">{escape(x_name)}</text>')
     return "".join(parts)
 
 

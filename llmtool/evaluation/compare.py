@@ -49,15 +49,11 @@ def saved(path: str) -> Saved:
     directory = find_evaluation(path)
     try:
         report = files.read_json(directory / REPORT)
-        tallies = _tallies(report, _columns(directory / PREDICTIONS))
-        for split, rows in report["rows"].items():
-            found = tallies[split].units if split in tallies else 0
-            if found != rows and not isinstance(tallies.get(split), LanguageTally):
-                raise ValueError(f"{found:,} predictions of {split}, whose rows are {rows:,}")
-        return Saved(directory, report, tallies)
-    except FileNotFoundError:
-        raise ConfigError(f"{directory}: no {PREDICTIONS} here; run evaluate there again") from None
-    except (LlmtoolError, ValueError, KeyError, TypeError, IndexError) as error:
+        if files.hash_file(directory / PREDICTIONS) != report["predictions"]["file"]:
+            raise ValueError(f"{PREDICTIONS} is not the file that was written with {REPORT}")
+        str(report["dataset"]["fingerprint"])  # what comparisons read of it
+        return Saved(directory, report, _tallies(report, _columns(directory / PREDICTIONS)))
+    except (LlmtoolError, ValueError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
         raise ConfigError(
             f"{directory}: not a whole evaluation of this version ({error}); run evaluate there again"
         ) from None

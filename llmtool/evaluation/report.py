@@ -22,8 +22,8 @@ from llmtool.core.contracts import Tally
 from llmtool.evaluation.requirements import Outcome
 from llmtool.metrics import direction
 from llmtool.metrics.bootstrap import Difference
+from llmtool.metrics.classification import AVERAGES
 
-AVERAGES = ("macro", "micro", "weighted")
 MOST_CLASSES = 30  # rows of the per-class table; beyond it, those with the lowest F1
 BASELINE_FIGURES = ("accuracy", "f1", "roc_auc", "log_loss", "rmse", "mae", "r2", "loss", "token_accuracy")
 MOST_CELLS = 12  # classes of the confusion matrix on a screen
@@ -33,9 +33,11 @@ NOTHING: dict[str, Any] = {  # the evidence of a report that has none
     "bootstrap": {},
     "baselines": [],
     "against": None,
+    "no_against": "",
     "comparison": None,
     "calibration": {},
     "slices": {},
+    "examples": {},
     "overlap": {},
 }
 PROBABILITY = "probability "  # begins the name of a column of predictions.csv
@@ -149,18 +151,12 @@ def harmless(value: object) -> str:
 def show(report: Mapping[str, Any]) -> Group:
     """The report for a person: figures by split, classes and mistakes of the last split, requirements."""
     parts: list[RenderableType] = [metrics_table(report["metrics"], report["rows"], report["intervals"])]
+    parts += [Text(line, style="dim") for line in [interval_line(report)] if line]
     if report["baselines"]:
         parts.append(baselines_table(report["baselines"], report["against"]))
     if report["against"]:
         parts.append(Text(report["against"]["says"], style="" if report["against"]["beats"] else "bold"))
-    notes: dict[str, list[str]] = {}
-    for split, reasons in report["undefined"].items():
-        for name, reason in reasons.items():
-            if not name.endswith(AVERAGES):
-                notes.setdefault(f"{split}: {reason}", []).append(name)
-    parts += [
-        Text(f"no {', '.join(names)} of {console.clean(note, lines=False)}") for note, names in notes.items()
-    ]
+    parts += [Text(console.clean(line, lines=False)) for line in missing_lines(report)]
     split = list(report["details"])[-1] if report["details"] else ""
     details = report["details"].get(split, {})
     if "per_class" in details:
@@ -177,6 +173,8 @@ def show(report: Mapping[str, Any]) -> Group:
     for sample in report["samples"]:
         written = Text(console.clean(sample["text"]), style="dim")
         parts += [Text(f"\n--- after {sample['prompt']!r}"), written]
+        if why := sample.get("missing"):
+            parts.append(Text(f"(nothing more: {why})"))
     parts += [
         Text(calibration_line(split, found)) for split, found in list(report["calibration"].items())[-1:]
     ]
@@ -294,6 +292,24 @@ def before_after(
     return table
 
 
+def interval_line(report: Mapping[str, Any]) -> str:
+    """How the 95 % intervals were had; empty where no figure has one."""
+    about, there = report["bootstrap"], [split for split, found in report["intervals"].items() if found]
+    how = {f"{about['draws'][split]:,} draws by {about['unit'][split]}" for split in there}
+    return f"95 %: bootstrap intervals, {' and '.join(sorted(how))}" if how and about else ""
+
+
+def missing_lines(report: Mapping[str, Any]) -> list[str]:
+    """Why figures or their intervals are not there, those of one reason together."""
+    notes: dict[str, list[str]] = {}
+    for what, key in (("", "undefined"), ("interval of ", "no_interval")):
+        for split, reasons in report[key].items():
+            for name, reason in reasons.items():
+                if not name.endswith(tuple(f"_{average}" for average in AVERAGES)):
+                    notes.setdefault(f"no {what}{{}} of {split}: {reason}", []).append(name)
+    return [note.replace("{}", ", ".join(names), 1) for note, names in notes.items()]
+
+
 def requirement_line(outcome: Mapping[str, Any]) -> Text:
     """One requirement: met or unmet, the figure, the bound."""
     met = outcome["met"]
@@ -307,7 +323,7 @@ def calibration_line(split: str, found: Mapping[str, Any]) -> str:
     """Whether the model's confidence is right, and what a temperature would do."""
     said = f"confidence on {split}: expected calibration error {number(found['ece'])}"
     if found["temperature"] is None:
-        return said
+        return f"{said}; no temperature: {found['no_temperature']}"
     return (
         f"{said}; with temperature {found['temperature']:.3g}, from validation, {number(found['ece_scaled'])}"
     )
@@ -315,11 +331,12 @@ def calibration_line(split: str, found: Mapping[str, Any]) -> str:
 
 def slice_lines(split: str, found: Mapping[str, Any]) -> list[Text]:
     """The slices that are clearly worse than the rest, at most five."""
+    looked = f"{found['looked_at']:,} slices looked at in {found['rows']:,} rows"
     sign = 1 if direction(found["metric"]) == "max" else -1
     worse = [one for one in found["worst"] if one["differs"] and sign * one["difference"] < 0]
     if not worse:
-        return [Text(f"no slice of {split} is clearly worse than the rest ({found['looked_at']} looked at)")]
-    head = f"worse than the rest of {split} by {found['metric']} ({found['looked_at']} slices looked at):"
+        return [Text(f"no slice of {split} is clearly worse than the rest ({looked})")]
+    head = f"worse than the rest of {split} by {found['metric']} ({looked}):"
     lines = [
         f"  {console.clean(one['slice'], lines=False)}: {number(one['value'])} against "
         f"{number(one['rest'])}, {one['rows']:,} rows, p {one['p_corrected']:.1g}"

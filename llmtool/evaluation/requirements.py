@@ -16,11 +16,14 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator
 
 from llmtool.core.config import suggest
+from llmtool.core.errors import ConfigError
+from llmtool.metrics import classification, language, regression
 
 SplitName = Literal["train", "validation", "test"]
 BASELINE = "beats_baseline"
 BOUNDS = (".low", ".high")
 
+_END = re.compile(r"(\.change)?(\.low|\.high)?$")
 _COMPARE = {">=": operator.ge, "<=": operator.le, "==": operator.eq, ">": operator.gt, "<": operator.lt}
 _BOUND = re.compile(r"\s*(>=|<=|==|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(%?)\s*", re.ASCII)
 
@@ -29,7 +32,7 @@ _BOUND = re.compile(r"\s*(>=|<=|==|>|<)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\
 class Outcome:
     """What became of one requirement.
 
-    value: the figure reached, None when there is none. unknown: whether the task has no such figure at all.
+    value: the figure reached, None when there is none.
     """
 
     name: str  # "test.f1"
@@ -37,7 +40,6 @@ class Outcome:
     value: float | None
     met: bool
     reason: str = ""  # why there is no figure
-    unknown: bool = False
 
     def __str__(self) -> str:
         if self.name == BASELINE:
@@ -45,11 +47,9 @@ class Outcome:
         if self.value is None:
             return f"{self.name} must be {self.bound}: {self.reason}"
         compare, number = parse(self.bound)
-        shown = f"{self.value:.4g}"
-        if (
-            _COMPARE[compare](float(shown), number) != self.met
-        ):  # 0.84999 against 0.85: rounding would hide it
-            shown = repr(self.value)
+        shown = f"{self.value:,.0f}" if abs(self.value) >= 10_000 else f"{self.value:.4g}"
+        if _COMPARE[compare](float(shown.replace(",", "")), number) != self.met:
+            shown = repr(self.value)  # 0.84999 against 0.85: rounding would hide it
         return f"{self.name} is {shown}{'' if self.met else f', must be {self.bound}'}"
 
 
@@ -117,6 +117,31 @@ def _right_kind(requirements: dict[str, str | bool]) -> dict[str, str | bool]:
 Requirements = Annotated[dict[Figure, Bound], BeforeValidator(_flat), AfterValidator(_right_kind)]
 
 
+FIGURES = {"classes": classification.FIGURES, "values": regression.FIGURES, "next_token": language.FIGURES}
+
+
+def refuse_unknown(requirements: Mapping[str, str | bool], metric: str | None, kind: str) -> None:
+    """ConfigError for a name that no evaluation can have a figure of: before an hour is spent on training.
+
+    metric: what `evaluate.metric` names. kind: of the dataset's targets.
+    """
+    figures, more = list(FIGURES[kind]), ["overlap"] * (kind == "next_token")
+    if metric is not None and metric not in figures:
+        raise ConfigError(
+            f"evaluate.metric: {metric!r} is not a figure of this task{suggest(metric, figures)} "
+            f"(choices: {', '.join(figures)})"
+        )
+    for name in requirements:
+        figure = name.partition(".")[2]
+        bare = _END.sub("", figure)
+        if name != BASELINE and bare not in figures and figure not in more:
+            raise ConfigError(
+                f"evaluate.require: {name}: there is no figure {bare!r}{suggest(bare, figures)} "
+                f"(figures: {', '.join([*figures, *more])}; of each .low and .high, with evaluate.compare "
+                ".change, .change.low and .change.high)"
+            )
+
+
 def splits_of(requirements: Mapping[str, str | bool]) -> list[str]:
     """The splits whose figures are asked for."""
     return list(dict.fromkeys(name.partition(".")[0] for name in requirements if name != BASELINE))
@@ -127,14 +152,15 @@ def check(
     metrics: Mapping[str, Mapping[str, float]],
     undefined: Mapping[str, Mapping[str, str]] | None = None,
     against: Mapping[str, Any] | None = None,
+    why: str = "no baseline was taken",
 ) -> list[Outcome]:
     """One outcome a requirement, in their order; one whose figure is not there is unmet, with the reason.
 
     metrics: split -> figure -> value. undefined: split -> figure -> reason. against: what the report says of
-    the model beside the strongest baseline.
+    the model beside the strongest baseline; None: there is nothing, for the reason `why`.
     """
     return [
-        _beats(against) if isinstance(bound, bool) else _outcome(name, bound, metrics, undefined or {})
+        _beats(against, why) if isinstance(bound, bool) else _outcome(name, bound, metrics, undefined or {})
         for name, bound in requirements.items()
         if bound is not False
     ]
@@ -180,9 +206,9 @@ def _add(
         reasons |= dict.fromkeys(names, why)
 
 
-def _beats(against: Mapping[str, Any] | None) -> Outcome:
+def _beats(against: Mapping[str, Any] | None, why: str) -> Outcome:
     if not against:
-        return Outcome(BASELINE, "true", None, False, "no baseline could be taken")
+        return Outcome(BASELINE, "true", None, False, why)
     return Outcome(BASELINE, "true", against["difference"], against["beats"], against["says"])
 
 
@@ -208,7 +234,7 @@ def _outcome(
         known = [name for name in metrics[split] if "." not in name]
         hint = suggest(metric, known)
         reason = f"there is no figure {metric!r}{hint} (figures: {', '.join(known)})"
-        return Outcome(name, bound, None, False, reason, unknown=True)
+        return Outcome(name, bound, None, False, reason)
     value = float(metrics[split][metric])
     if not math.isfinite(value):
         return Outcome(name, bound, None, False, "the figure is not a finite number")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtool.core import console, seeds
+from llmtool.core import seeds
 from llmtool.core.contracts import Tally
 from llmtool.metrics import bootstrap, direction
 
@@ -22,7 +22,8 @@ SMALLEST = 20  # rows of a slice, and of the rest
 VALUES, QUARTERS = 12, 4  # most frequent values of a column; stretches of a number
 MOST = 10  # slices shown
 DRAWS = 200  # of the rows, for the difference of each slice from the rest
-MOST_ROWS = 50_000  # looked at, drawn by chance from more
+MOST_ROWS, FEWEST_ROWS = 50_000, 2_000  # looked at, drawn by chance from more
+WORK = 400_000_000  # rows x draws x slices that MOST_ROWS is lowered to meet
 LEVEL = 0.05
 
 
@@ -33,8 +34,10 @@ def slices(tally: Tally, columns: Mapping[str, np.ndarray], figure: str, seed: i
     slice from all other rows; p by a normal approximation to the bootstrap of the two, which are independent.
     Intervals are 95 %. Empty where no column can be sliced.
     """
-    if tally.units > MOST_ROWS:
-        rows = np.sort(seeds.generator(seed, "slices").choice(tally.units, MOST_ROWS, replace=False))
+    many = sum(VALUES if values.dtype.kind in "OU" else QUARTERS for values in columns.values())
+    allowed = min(MOST_ROWS, max(FEWEST_ROWS, WORK // (DRAWS * max(1, many))))
+    if tally.units > allowed:
+        rows = np.sort(seeds.generator(seed, "slices").choice(tally.units, allowed, replace=False))
         tally, columns = tally.take(rows), {name: values[rows] for name, values in columns.items()}
     sign = 1.0 if direction(figure) == "max" else -1.0
     found = []
@@ -49,7 +52,7 @@ def slices(tally: Tally, columns: Mapping[str, np.ndarray], figure: str, seed: i
         entry["differs"] = corrected < LEVEL
     found.sort(key=lambda entry: (not (entry["differs"] and sign * entry["difference"] < 0),
                                   sign * entry["difference"]))  # fmt: skip
-    return {"metric": figure, "looked_at": len(found), "worst": found[:MOST]}
+    return {"metric": figure, "looked_at": len(found), "rows": tally.units, "worst": found[:MOST]}
 
 
 def _judge(tally: Tally, figure: str, mask: NDArray[np.bool_], seed: int) -> dict[str, Any] | None:
@@ -103,7 +106,7 @@ def _stretches(values: np.ndarray) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     if missing.any():
         yield "missing", missing
     present = values[~missing]
-    shown = str if values.dtype.kind == "M" else console.number
+    shown = str if values.dtype.kind == "M" else "{:.6g}".format
     distinct = np.unique(present)
     if len(distinct) <= QUARTERS:
         for value in distinct:

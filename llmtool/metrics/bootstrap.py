@@ -96,6 +96,8 @@ def paired(first: Tally, second: Tally, seed: int) -> dict[str, Difference]:
     result = {}
     for name, value in values.items():
         found = _interval(value, drawn[name], left[name], first.units)
+        if isinstance(found, str):
+            found = _unanimous(name, value, first.units) or found
         if not isinstance(found, str):
             result[name] = Difference(value, *found)
         elif value == 0 and not np.any(drawn[name]):
@@ -202,6 +204,14 @@ def _certain(name: str, value: float, units: int) -> tuple[float, float] | None:
         return None
     bound = ((1 - LEVEL) / 2) ** (1 / units)
     return (bound, 1.0) if value else (0.0, 1 - bound)
+
+
+def _unanimous(name: str, value: float, units: int) -> tuple[float, float] | None:
+    """The same for a difference of 1 or -1: one model is right in every row, the other in none."""
+    if name != "accuracy" or abs(value) != 1.0:
+        return None
+    bound = 2 * ((1 - LEVEL) / 2) ** (1 / units) - 1
+    return (bound, 1.0) if value > 0 else (-1.0, -bound)
 
 
 def _student(degrees: int) -> float:

@@ -18,6 +18,13 @@ LARGEST_MATRIX = (
     100  # classes; beyond it the report carries the most frequent confusions in place of the matrix
 )
 
+RATES, AVERAGES = ("precision", "recall", "f1"), ("macro", "micro", "weighted")
+FIGURES = (
+    "accuracy", "balanced_accuracy",
+    *(name for rate in RATES for name in (rate, *(f"{rate}_{average}" for average in AVERAGES))),
+    "roc_auc", "pr_auc", "log_loss",
+)  # fmt: skip
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+FIGURES = ("mae", "rmse", "r2")
+
 Floats = NDArray[np.float64]
 
 
@@ -42,6 +44,11 @@ class RegressionTally:
             standardised = self._predictions[0].double().numpy()
             self._pairs = standardised * self.scale + self.mean, self._targets[0].numpy()
         return self._pairs
+
+    def standardised(self) -> NDArray[np.float32]:
+        """(n, k) predictions on the host, as the model gave them."""
+        self.pairs()
+        return self._predictions[0].numpy()
 
     def metrics(self) -> dict[str, float]:
         """mae, rmse (in the target's units) and r2; the mean over the targets where there are several."""
@@ -119,14 +126,15 @@ class RegressionTally:
         broken = int((~np.isfinite(predictions)).any(axis=1).sum())
         if broken or not len(targets):
             reason = f"the model's outputs are not finite in {broken} rows" if broken else "there are no rows"
-            return {}, dict.fromkeys(("mae", "rmse", "r2"), reason)
+            return {}, dict.fromkeys(FIGURES, reason)
         mae, rmse, r2 = errors(predictions, targets)
         result = {"mae": float(mae.mean()), "rmse": float(rmse.mean())}
         if np.isnan(r2).any():
             constant = ", ".join(
                 repr(name) for name, value in zip(self.names, r2, strict=True) if np.isnan(value)
             )
-            return result, {"r2": f"{constant} has one value only in these {len(targets)} rows"}
+            rows = "this row" if len(targets) == 1 else f"these {len(targets)} rows"
+            return result, {"r2": f"{constant} has one value only in {rows}"}
         return result | {"r2": float(r2.mean())}, {}
 
 

@@ -24,7 +24,7 @@ def generate(
 
     temperature 0 takes the likeliest token; `top_k` samples among the k likeliest only. What is longer than
     the context slides out of sight. The same seed gives the same tokens; torch's global stream is left
-    alone.
+    alone. Raises FloatingPointError for a model whose outputs are not finite.
     """
     assert len(ids) > 0, "a model of the next token needs one to begin with"
     device = next(model.parameters()).device
@@ -36,6 +36,8 @@ def generate(
         for _ in range(tokens):
             window = torch.tensor([result[-model.context :]], device=device)  # (1, T)
             logits = model.lm_head(model.hidden(window)[:, -1]).float()  # (1, V)
+            if not logits.isfinite().all():
+                raise FloatingPointError("the model's outputs are not finite")
             result.append(_choose(logits, temperature, top_k, generator))
             if result[-1] in stop:
                 break

@@ -19,6 +19,7 @@ from llmtool.core.lineage import Chain, document, extend, read
 from llmtool.data.batches import Batches, open_batches
 from llmtool.data.decoding import decoded_batch
 from llmtool.data.store import Dataset, without_places
+from llmtool.evaluation import requirements
 from llmtool.experiment import Experiment
 from llmtool.models import adapters, pretrained
 from llmtool.tasks import TaskConfig, default_task
@@ -193,6 +194,7 @@ def _assembled(
     targets: dict[str, Any],
     before: tuple[Chain, ...],
 ) -> Assembled:
+    requirements.refuse_unknown(experiment.evaluate.require, experiment.evaluate.metric, targets["kind"])
     device = resolve_device(experiment.device)
     precision = resolve_precision(experiment.precision, device)
     precision.apply()

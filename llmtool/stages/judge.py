@@ -10,17 +10,17 @@ import numpy as np
 
 from llmtool.core import console
 from llmtool.core.contracts import Tally, Tokens
-from llmtool.core.errors import ConfigError
 from llmtool.data import decoding, overlap
 from llmtool.data.batches import FEW, unit_edges
 from llmtool.data.store import Dataset, Split
-from llmtool.evaluation import EvaluateConfig, baselines, compare, slices
+from llmtool.evaluation import EvaluateConfig, baselines, compare, examples, slices
 from llmtool.evaluation.baselines import Baseline
 from llmtool.metrics import bootstrap, calibration, direction
 from llmtool.metrics.classification import ClassificationTally
 from llmtool.stages.assemble import Assembled
+from llmtool.stages.score import origin
 
-BASELINES = ".baselines"  # beside the stages of a run: what baselines predicted, kept for the next evaluation
+CACHE = ".cache"  # beside the stages of a run: what model and baselines predicted, for the next evaluation
 HEADLINE = {"classes": "accuracy", "values": "rmse", "next_token": "loss"}
 
 
@@ -34,15 +34,15 @@ def judge(
 ) -> dict[str, Any]:
     """The parts of report.json that say what the figures are worth, and under `seconds` what they took.
 
-    other: the evaluation to compare with. cache: where the predictions of baselines are kept. Raises
-    ConfigError for an `evaluate.metric` that is no figure.
+    other: the evaluation to compare with. cache: where the predictions of baselines are kept.
     """
     dataset, seed = assembled.dataset, assembled.seed
-    figure = headline(config, dataset, tallies)
+    figure = config.metric or HEADLINE[dataset.targets["kind"]]
     sure = {split: bootstrap.intervals(tally, seed) for split, tally in tallies.items()}
     simple = baselines.baselines(
         dataset, list(tallies), config.baselines, positive=_positive(tallies), seed=seed, cache=cache
     )
+    held = against(tallies, simple, figure, seed)
     return {
         "intervals": {split: found.found for split, found in sure.items()},
         "no_interval": {split: found.missing for split, found in sure.items()},
@@ -54,9 +54,11 @@ def judge(
         "baselines": [_baseline(one) for one in simple],
         "calibration": _calibration(tallies),
         "slices": _slices(dataset, tallies, figure, seed) if config.slices else {},
+        "examples": _examples(dataset, tallies),
         "overlap": _overlap(dataset, list(tallies)),
         "seconds": {one.name: round(one.seconds, 3) for one in simple if not one.cached},
-        "against": against(tallies, simple, figure, seed),
+        "against": held,
+        "no_against": "" if held else _no_against(tallies, simple, figure),
         "comparison": compare.compare(tallies, dataset.fingerprint, other, figure, seed) if other else None,
     }
 
@@ -78,11 +80,42 @@ def _slices(dataset: Dataset, tallies: Mapping[str, Tally], figure: str, seed: i
     split, tally = list(tallies.items())[-1]
     if figure not in tally.metrics():
         return {}
+    if _stretches(dataset, split):
+        return {}  # nothing tells them apart
     columns = decoding.columns_of(dataset, split)
     if isinstance(tally, ClassificationTally) and figure in ("accuracy", "log_loss"):
         names = np.array(tally.names, dtype=object)
         columns["class"] = names[tally.judgement().targets]
     return {split: made} if (made := slices.slices(tally, columns, figure, seed)) else {}
+
+
+def _examples(dataset: Dataset, tallies: Mapping[str, Tally]) -> dict[str, Any]:
+    """Of the last split."""
+    split, tally = list(tallies.items())[-1]
+    known = origin(dataset, [split]).get(split)
+    edges = unit_edges(dataset.split(split)) if _stretches(dataset, split) else None
+
+    def place(row: int) -> str:
+        if edges is not None:
+            return f"tokens {edges[row]:,} to {edges[row + 1]:,}"
+        return f"{known['file'][row]}:{known['line'][row]}" if known else f"{row + 1:,}"
+
+    found = examples.examples(tally, place)
+    return {split: found} if found else {}
+
+
+def _no_against(tallies: Mapping[str, Tally], simple: Sequence[Baseline], figure: str) -> str:
+    """Why the model cannot be held against a baseline."""
+    split, tally = list(tallies.items())[-1]
+    if figure in tally.undefined:
+        return f"no {figure} of {split}: {tally.undefined[figure]}"
+    why = "; ".join(f"{one.name}: {one.missing}" for one in simple if one.missing)
+    return f"no baseline has {figure} of {split}" + f" ({why})" * bool(why)
+
+
+def _stretches(dataset: Dataset, split: str) -> bool:
+    """Whether the units of this split are stretches of one length, of a text that has few documents."""
+    return isinstance(dataset.inputs, Tokens) and len(dataset.split(split).arrays["documents"]) < FEW
 
 
 def _overlap(dataset: Dataset, splits: Sequence[str]) -> dict[str, Any]:
@@ -126,22 +159,12 @@ def against(
     }
 
 
-def headline(config: EvaluateConfig, dataset: Dataset, tallies: Mapping[str, Tally]) -> str:
-    """The figure that the model is judged by. ConfigError with the choices where the task has none such."""
-    figure = config.metric or HEADLINE[dataset.targets["kind"]]
-    known = sorted({name for tally in tallies.values() for name in [*tally.metrics(), *tally.undefined]})
-    if figure not in known:
-        choices = ", ".join(known)
-        raise ConfigError(f"evaluate.metric: {figure!r} is not a figure of this task (choices: {choices})")
-    return figure
-
-
 def unit(dataset: Dataset, split: Split) -> str:
     """What is drawn, in words."""
     if not isinstance(dataset.inputs, Tokens):
         return "row"
-    documents = len(split.arrays["documents"])
-    if documents >= FEW:
+    if not _stretches(dataset, split.name):
         return "document"
     edges = unit_edges(split)
-    return f"stretch of {int(edges[-1]) // max(1, len(edges) - 1):,} tokens"
+    length = int(edges[-1]) / max(1, len(edges) - 1)
+    return f"stretch of about {int(float(f'{length:.1g}')):,} tokens"

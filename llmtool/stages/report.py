@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import safetensors
+
 from llmtool.core import config, files
+from llmtool.core.environment import environment
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data.store import CARD
 from llmtool.evaluation import compare, html
@@ -47,7 +52,6 @@ def collect(root: Path, doing: str = "") -> dict[str, Any]:
     fits = {stage: rows for stage in ("train", "finetune") if (rows := _rows(root / stage / "metrics.jsonl"))}
     paths = {stage: root / stage / "experiment.yaml" for stage in ("train", "finetune")}
     experiment = next((path for path in reversed(paths.values()) if path.is_file()), None)
-    configs = {stage: config for stage, path in paths.items() if (config := _config(path))}
     about = {stage: _read(root / stage / "environment.json") for stage in paths}
     made = lineage.of_run(root)
     return {
@@ -56,7 +60,7 @@ def collect(root: Path, doing: str = "") -> dict[str, Any]:
         "report": {**NOTHING, **WRITTEN, **report} if report.get("metrics") else None,
         "metrics": fits,
         "experiment": _text(experiment) if experiment else None,
-        "experiments": configs,
+        "experiments": {stage: found for stage, path in paths.items() if (found := _config(path))},
         "environments": {stage: found for stage, found in about.items() if isinstance(found, dict)},
         "lineage": lineage.rows(made.chain),
         "data": lineage.rows(made.data),
@@ -65,15 +69,23 @@ def collect(root: Path, doing: str = "") -> dict[str, Any]:
         "card": _whole(root / "prepare" / CARD, "inputs", "encoding", "splits", "notes", "fingerprint"),
         "ledger": _whole(root / "prepare" / "ledger.json", "read", "kept", "dropped", "quarantined"),
         "leakage": _whole(root / "prepare" / "leakage.json", "findings"),
+        "model": _model(root),
         "describe": _whole(root / "describe" / "describe.json", "parameters", "memory"),
     }
 
 
-def write(root: Path, doing: str = "") -> Path:
-    """Write the run's report.html, beside its evaluation where there is one; returns where."""
-    directory = root / "evaluate"
+def write(root: Path, doing: str = "", seconds: float = 0.0) -> Path:
+    """Write the run's report.html, beside its evaluation where there is one; returns where.
+
+    doing: the stage that ends with this page, after so many seconds.
+    """
+    directory, found = root / "evaluate", collect(root, doing)
+    if doing:
+        started = (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds")
+        about = {"status": "done", "seconds": seconds, "started": started, "versions": environment()}
+        found["results"][doing] = about
     path = (directory if (directory / compare.REPORT).is_file() else root) / PAGE
-    files.write_text(path, html.page(collect(root, doing)))
+    files.write_text(path, html.page(found))
     return path
 
 
@@ -108,6 +120,23 @@ def _sound(found: dict[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
     sound = {name: value for name, value in found.items() if isinstance(value, kinds.get(name, object))}
     metrics = sound.get("metrics", {}).items()
     return sound | {"metrics": {split: value for split, value in metrics if isinstance(value, dict)}}
+
+
+def _model(root: Path) -> dict[str, Any] | None:
+    """How many numbers the weights have, from the headers of their files."""
+    place = next(
+        (root / stage / "best" for stage in ("finetune", "train") if (root / stage / "best").is_dir()), None
+    )
+    if place is None:
+        return None
+    total = 0
+    try:
+        for path in place.glob("*.safetensors"):
+            with safetensors.safe_open(path, "np") as file:
+                total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except (OSError, ValueError, safetensors.SafetensorError):
+        return None
+    return {"parameters": total}
 
 
 def _read(path: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -10,11 +11,12 @@ import torch
 
 from llmtool.core import seeds
 from llmtool.core.contracts import NextToken, Tally, Tokens
+from llmtool.core.environment import code_version
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.data.batches import unit_edges
 from llmtool.data.store import Dataset, Split
 from llmtool.data.tokenizers import FittedTokenizer
-from llmtool.evaluation import EvaluateConfig, SamplesConfig, requirements
+from llmtool.evaluation import EvaluateConfig, SamplesConfig, kept, requirements
 from llmtool.evaluation.loop import evaluate
 from llmtool.metrics.language import LanguageTally
 from llmtool.models.generation import generate
@@ -37,6 +39,43 @@ def score(
     number was asked for, or one row does not fit.
     """
     return {split: _scored(assembled, split, batch) for split in splits}
+
+
+def score_or_recall(
+    assembled: Assembled,
+    splits: Sequence[str],
+    batch: int | Literal["auto"],
+    *,
+    weights: str,
+    cache: Path,
+    again: bool = False,
+) -> tuple[dict[str, Tally], list[str]]:
+    """As `score`, keeping the evidence in `cache`; and the splits whose evidence was there already.
+
+    That is taken only where the weights (their hash), the dataset and its rows, the device's kind, the
+    precision, the batch and our code are those it came from. again: score them all the same.
+    """
+    tallies: dict[str, Tally] = {}
+    recalled = []
+    key = {
+        "weights": weights,
+        "dataset": assembled.dataset.fingerprint,
+        "device": assembled.device.type,
+        "precision": assembled.precision.name,
+        "deterministic": str(torch.are_deterministic_algorithms_enabled()),
+        "batch": str(batch),
+        "code": code_version(),
+    }
+    for split in splits:
+        path, key["rows"] = cache / f"{split}.safetensors", str(assembled.dataset.split(split).rows)
+        found = None if again else kept.read_tally(path, key)
+        if found is None:
+            found = _scored(assembled, split, batch)
+            kept.write_tally(path, key, found)
+        else:
+            recalled.append(split)
+        tallies[split] = found
+    return tallies, recalled
 
 
 def _scored(assembled: Assembled, split: str, batch: int | Literal["auto"]) -> Tally:
@@ -144,11 +183,15 @@ def samples(assembled: Assembled, config: SamplesConfig) -> list[dict[str, Any]]
         raise ConfigError("evaluate.samples: is for language models; this model writes no text")
     dataset = assembled.dataset
     tokenizer = FittedTokenizer.from_state(dataset.card["encoder"]["tokenizer"], dataset.directory)
-    return [
-        {"prompt": prompt, "text": _text(assembled, config, tokenizer, prompt, (at, copy))}
-        for at, prompt in enumerate(config.prompts)
-        for copy in range(config.count)
-    ]
+    found: list[dict[str, Any]] = []
+    for at, prompt in enumerate(config.prompts):
+        for copy in range(config.count):
+            try:
+                written = _text(assembled, config, tokenizer, prompt, (at, copy))
+                found.append({"prompt": prompt, "text": written, "missing": ""})
+            except FloatingPointError as error:
+                found.append({"prompt": prompt, "text": prompt, "missing": str(error)})
+    return found
 
 
 def _text(

@@ -35,7 +35,7 @@ def read(path: Path) -> Any:
 @pytest.mark.parametrize("project", ["table", "text"])
 def test_the_run_directory_is_what_the_architecture_says(finished: Path, project: str) -> None:
     root = finished / "runs" / project
-    assert {path.name for path in root.iterdir()} == {*COMMANDS, ".lock", ".baselines"}
+    assert {path.name for path in root.iterdir()} == {*COMMANDS, ".lock", ".cache"}
     for stage, names in RUN_FILES.items():
         found = {path.name for path in (root / stage).iterdir()} - {".record.json"}
         if stage == "prepare":

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from llmtool.stages import score
 from tests.conftest import Run
 
 
@@ -79,6 +80,8 @@ def test_what_cannot_be_compared(copy: Path, llmtool: Run) -> None:
     path = copy / "runs/torn/evaluate/predictions.csv"
     path.write_text(path.read_text()[:-200])
     assert "run evaluate there again" in error("runs/torn")
+    path.write_text((copy / "runs/table/evaluate/predictions.csv").read_text().replace("low", "LOW"))
+    assert "is not the file that was written with report.json" in error("runs/torn")
     # Other data: a word in the report, and a requirement on the change is unmet with that word.
     ended = llmtool("evaluate", "table.yaml", "--set", "evaluate.compare=runs/text", cwd=copy)
     assert ended.code == 0
@@ -88,10 +91,29 @@ def test_what_cannot_be_compared(copy: Path, llmtool: Run) -> None:
     assert (ended.code, "another dataset" in ended.error) == (3, True)
 
 
-def test_the_headline_figure_can_be_named(copy: Path, llmtool: Run) -> None:
-    ended = llmtool("evaluate", "table.yaml", "--set", "evaluate.metric=acuracy", cwd=copy)
-    assert ended.code == 2
-    assert "evaluate.metric: 'acuracy' is not a figure of this task (choices: accuracy," in ended.error
+@pytest.mark.parametrize(
+    ("command", "override", "says"),
+    [
+        (
+            "evaluate",
+            "evaluate.metric=acuracy",
+            "evaluate.metric: 'acuracy' is not a figure of this task; did",
+        ),
+        (
+            "train",
+            'evaluate.require.test.acuracy.low=">=0.1"',
+            "evaluate.require: test.acuracy.low: there is no",
+        ),
+        ("finetune", 'evaluate.require={test.rmse: "<1"}', "evaluate.require: test.rmse: there is no figure"),
+    ],
+)
+def test_a_figure_that_is_none_is_named_before_any_work(
+    copy: Path, llmtool: Run, command: str, override: str, says: str
+) -> None:
+    steps = ("--set", f"{command}.budget.steps=5") if command != "evaluate" else ()
+    ended = llmtool(command, "table.yaml", *steps, "--set", override, cwd=copy)
+    assert (ended.code, says in ended.error) == (2, True), ended.error
+    assert not any(line.startswith("step ") for line in ended.err.splitlines())
 
 
 def test_finetune_says_how_sure_the_change_is(finished: Path) -> None:
@@ -99,3 +121,70 @@ def test_finetune_says_how_sure_the_change_is(finished: Path) -> None:
     for name, change in result["changes"]["new"].items():
         assert change["value"] == pytest.approx(result["after"]["new"][name] - result["before"]["new"][name])
         assert change["low"] is None or change["low"] <= change["high"]
+
+
+@pytest.mark.parametrize("project", ["table", "text"])
+def test_what_these_weights_scored_is_not_scored_again(
+    copy: Path, llmtool: Run, monkeypatch: pytest.MonkeyPatch, project: str
+) -> None:
+    """Another question to the same predictions does not ask the model; other weights or --force do."""
+    scored: list[str] = []
+    real = score._scored
+    monkeypatch.setattr(score, "_scored", lambda a, split, b: scored.append(split) or real(a, split, b))
+
+    def evaluated(*more: str) -> tuple[list[str], Any]:
+        scored.clear()
+        ended = llmtool("evaluate", f"{project}.yaml", *more, cwd=copy)
+        assert ended.code == 0, ended.err
+        assert "these weights scored validation and test before, which stands" in ended.err
+        return list(scored), read(copy / f"runs/{project}/evaluate/report.json")
+
+    before = read(copy / f"runs/{project}/evaluate/report.json")
+    metric = "f1" if project == "table" else "perplexity"
+    for change in (f"evaluate.metric={metric}", "evaluate.require={}", "evaluate.slices=false"):
+        model, after = evaluated("--set", change)
+        assert model == []
+        for part in ("metrics", "details", "intervals"):
+            assert after[part] == before[part], part
+    ended = llmtool("evaluate", f"{project}.yaml", "--force", cwd=copy)
+    assert (ended.code, scored) == (0, ["validation", "test"])
+    assert read(copy / f"runs/{project}/evaluate/report.json") == before
+    for change, again in (
+        ("evaluate.splits=[train, test]", ["train"]),
+        ("evaluate.batch=7", ["validation", "test"]),
+        (f"evaluate.of=runs/{project}/train", ["validation", "test"]),
+    ):
+        scored.clear()
+        ended = llmtool("evaluate", f"{project}.yaml", "--set", change, cwd=copy)
+        assert (ended.code, scored) == (0, again), ended.err
+
+
+@pytest.mark.parametrize("project", ["table", "text"])
+def test_a_model_whose_outputs_are_not_finite(
+    copy: Path, llmtool: Run, monkeypatch: pytest.MonkeyPatch, project: str
+) -> None:
+    """Every figure that is not there has its reason: on the screen, in both reports and in the gate."""
+    real = score.evaluate
+
+    def broken(task: Any, model: Any, *rest: Any) -> Any:
+        for weights in model.parameters():
+            weights.data.fill_(float("nan"))
+        return real(task, model, *rest)
+
+    monkeypatch.setattr(score, "evaluate", broken)
+    set_ = ("--set", "evaluate.require.beats_baseline=true", "--set", 'evaluate.require.test.loss.low="<9"')
+    ended = llmtool(
+        "evaluate", f"{project}.yaml", "--force", *set_[: 4 if project == "text" else 2], cwd=copy
+    )
+    assert ended.code == 3
+    assert "beats_baseline: no " in ended.error
+    assert "outputs are not finite" in ended.error
+    directory = copy / f"runs/{project}/evaluate"
+    assert "NaN" not in (directory / "report.json").read_text()
+    report = read(directory / "report.json")
+    assert report["metrics"]["test"] == {}
+    assert all("not finite" in why for why in report["undefined"]["test"].values())
+    for text in (ended.out, (directory / "report.html").read_text().replace("&#x27;", "'")):
+        assert "the model's outputs are not finite" in text
+    if project == "text":
+        assert "(nothing more: the model's outputs are not finite)" in ended.out

@@ -34,7 +34,7 @@ def tree(directory: Path) -> Tree:
 def changed(before: Tree, after: Tree) -> set[str]:
     """The stages in which anything differs."""
     paths = [path for path in before.keys() | after.keys() if before.get(path) != after.get(path)]
-    return {Path(path).parts[0] for path in paths} - {".lock", ".previous", ".baselines"}
+    return {Path(path).parts[0] for path in paths} - {".lock", ".previous", ".cache"}
 
 
 def run_all(llmtool: Run, cwd: Path, *more: str, config: str = "table.yaml") -> str:

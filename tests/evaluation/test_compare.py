@@ -51,8 +51,10 @@ def evaluated(directory: Path, tally: Tally, fingerprint: str = "data", **fields
     document = report(
         {"test": tally}, model={}, dataset={"fingerprint": fingerprint}, rows={"test": tally.units}
     )
+    path = directory / "evaluate" / "predictions.csv"
+    write_predictions(path, {"test": tally})
+    document["predictions"] = {"file": files.hash_file(path)}
     files.write_json(directory / "evaluate" / "report.json", document | fields)
-    write_predictions(directory / "evaluate" / "predictions.csv", {"test": tally})
     return str(directory)
 
 
@@ -102,14 +104,18 @@ def test_an_evaluation_that_is_not_whole_is_refused(tmp_path: Path) -> None:
         saved(str(tmp_path))
     path = Path(evaluated(tmp_path, classified())) / "evaluate" / "predictions.csv"
     whole = path.read_text()
-    for text, message in (
-        (whole[: len(whole) // 2], "cells of|predictions of test"),
-        ("\n".join(whole.splitlines()[:100]) + "\n", "99 predictions of test, whose rows are 300"),
-        (whole.replace('"b, c"', '"q"', 1), "'q'|not a whole evaluation"),
-        ("", "0 predictions of test"),
+    for text in (whole[:-7], whole.replace("-1", "-2", 1), whole.replace("\n", "\r\n"), whole + "\n", ""):
+        path.write_text(text, newline="")
+        with pytest.raises(ConfigError, match="is not the file that was written"):
+            saved(str(tmp_path))
+    for damage in (
+        {"predictions": None},
+        {"predictions": {}},
+        {"details": 3},
+        {"dataset": {}},
     ):
-        path.write_text(text)
-        with pytest.raises(ConfigError, match=message):
+        evaluated(tmp_path, classified(), **damage)
+        with pytest.raises(ConfigError, match="not a whole evaluation of this version"):
             saved(str(tmp_path))
     path.unlink()
     with pytest.raises(ConfigError, match="run evaluate there again"):

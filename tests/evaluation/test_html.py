@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import html as entities
-import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,7 +62,10 @@ def report() -> dict[str, Any]:
         "against": {**against, "difference": 0.4, "interval": [0.3, 0.5], "beats": True, "says": UGLY},
         "comparison": {"with": UGLY, "splits": {}, "says": [UGLY]},
         "calibration": {"test": {"ece": 0.1, "bins": bins, "temperature": 1.2, "ece_scaled": 0.05}},
-        "slices": {"test": {"metric": "accuracy", "looked_at": 3, "worst": [slice_]}},
+        "slices": {"test": {"metric": "accuracy", "looked_at": 3, "rows": 90, "worst": [slice_]}},
+        "bootstrap": {"draws": {"test": 1000}, "level": 0.95, "unit": {"test": "row"}},
+        "no_interval": {"test": {"f1": UGLY}},
+        "examples": {"test": [{"row": UGLY, "target": UGLY, "prediction": "b", "probability": 0.01}]},
         "overlap": {"test": {"shared": 1, "units": 5, "run": 13, "runs_shared": 0.1}},
     }
 
@@ -80,12 +78,16 @@ def everything() -> dict[str, Any]:
         "sources": [UGLY],
         "notes": [UGLY],
         "fingerprint": "f",
+        "targets": {"kind": "classes", "column": UGLY, "names": [UGLY, "b"], "counts": [1, 3]},
+        "splits": {"train": {"rows": 9}},
     }
     link = {"number": 1, "what": UGLY, "where": UGLY, "content": UGLY, "hash": UGLY, "from": [], "of": []}
     links = [link, {**link, "number": 2, "of": [1]}]
     ledger = {"read": 10, "kept": {"train": 9}, "dropped": {UGLY: 1}, "quarantined": {}}
+    asked = {"model": {"family": UGLY, "hidden": [4, 4]}, "train": {"budget": {"steps": 3}, "batch": UGLY}}
     return run(
-        report=report(), experiment=f"run: '{UGLY}'", card=card, ledger=ledger, leakage={"findings": [leak]},
+        report=report(), experiments={"train": asked},
+        experiment=f"run: '{UGLY}'", card=card, ledger=ledger, leakage={"findings": [leak]},
         describe={"parameters": {"total": 1234}, "memory": {"weights": 4936}}, metrics={"train": rows(50)},
         results={"train": {"status": "failed", "error": UGLY, "seconds": 1.0}},
         warnings=[UGLY], lineage=links,
@@ -123,9 +125,10 @@ def test_everything_is_escaped_and_nothing_is_fetched() -> None:
     assert "default-src 'none'" in page
     titles = re.findall("<h2>(.*?)</h2>", page)
     expected = (
-        "Figures,Training,Classes and mistakes,Calibration,Slices,What it writes,Data,Model,Cost,Lineage"
+        "What was asked,Figures,Classes and mistakes,Calibration,Slices,What it writes,Training,Data,Model,"
+        "Cost,Lineage,The whole file"
     )
-    assert titles == [*expected.split(","), "What was asked"]
+    assert titles == expected.split(",")
 
 
 def test_what_is_not_there_is_left_out() -> None:
@@ -166,45 +169,3 @@ def test_nothing_to_draw_is_nothing() -> None:
     assert lines("t", []) == lines("t", [Curve("a", [1], [None])]) == intervals("t", [], number) == ""
     assert "<circle" in intervals("t", [Bar("a", 0.0)], number)
     assert "<circle" not in reliability("t", [{"rows": 0, "accuracy": None, "confidence": None}])
-
-
-# --- in a browser ---
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars
---disable-background-networking --disable-component-update --disable-sync --virtual-time-budget=4000"""
-# A test-only copy of the page measures itself, in a frame as wide as a phone, and tells the page around it.
-PROBE = """<script>addEventListener('load',()=>{const e=document.documentElement;
-parent.postMessage(JSON.stringify({wide:e.scrollWidth,window:innerWidth,height:e.scrollHeight,
-dark:matchMedia('(prefers-color-scheme: dark)').matches,paper:getComputedStyle(document.body).backgroundColor,
-fetched:performance.getEntriesByType('resource').length}),'*')})</script>"""
-AROUND = """<!doctype html><title>nothing</title><script>onmessage=m=>{document.title=m.data}</script>
-<iframe style='width:360px;height:640px;border:0' src='inner.html'></iframe>"""
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
-@pytest.mark.parametrize("dark", [False, True])
-def test_it_opens_in_a_browser_as_wide_as_a_phone(tmp_path: Path, dark: bool) -> None:
-    page = html.page({**everything(), "metrics": {"train": rows(100_000)}})
-    policy = "default-src 'none'; script-src 'unsafe-inline'"
-    measured = page.replace("</head>", PROBE + "</head>").replace("default-src 'none'", policy)
-    (tmp_path / "inner.html").write_text(measured)
-    (tmp_path / "around.html").write_text(AROUND)
-    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
-    command = [str(CHROMIUM), *FLAGS.split(), scheme, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    done = subprocess.run(
-        [*command, f"file://{tmp_path / 'around.html'}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    title = re.search("<title>(.*?)</title>", done.stdout)
-    assert title is not None
-    found = json.loads(entities.unescape(title[1]))
-    assert found["wide"] <= found["window"] == 360, found
-    assert found["height"] > 1000
-    assert found["fetched"] == 0
-    assert found["dark"] is dark
-    assert found["paper"] == ("rgb(21, 23, 26)" if dark else "rgb(251, 250, 248)")
-    assert "Refused" not in done.stderr

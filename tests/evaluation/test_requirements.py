@@ -9,9 +9,17 @@ import pytest
 
 from llmtool.core import config
 from llmtool.core.config import Section
-from llmtool.core.errors import ConfigErrors
+from llmtool.core.errors import ConfigError, ConfigErrors
 from llmtool.evaluation import EvaluateConfig
-from llmtool.evaluation.requirements import check, parse, splits_of, unmet, with_bounds
+from llmtool.evaluation.requirements import (
+    FIGURES,
+    check,
+    parse,
+    refuse_unknown,
+    splits_of,
+    unmet,
+    with_bounds,
+)
 
 
 @pytest.mark.parametrize(
@@ -210,13 +218,12 @@ def test_bounds_and_changes_can_be_required(name: str, bound: str, met: bool, sa
     outcome = check({name: bound}, figures, reasons)[0]
     assert outcome.met is met
     assert str(outcome).startswith(says)
-    assert outcome.unknown == ("f2" in name)
 
 
 def test_a_change_without_a_run_to_compare_with_says_so() -> None:
     found = with_bounds({"test": {"f1": 0.8}}, {}, {**EVIDENCE, "comparison": None})
     outcome = check({"test.f1.change.low": ">0"}, *found)[0]
-    assert (outcome.met, outcome.unknown) == (False, False)
+    assert not outcome.met
     assert "evaluate.compare names no run" in str(outcome)
 
 
@@ -239,3 +246,37 @@ def test_requirements_of_the_wrong_kind_are_named() -> None:
         with pytest.raises(ConfigErrors) as error:
             read(text)
         assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "says"),
+    [
+        ("classes", "test.acuracy.low", "there is no figure 'acuracy'; did you mean \"accuracy\"?"),
+        ("classes", "test.f1.lower", "there is no figure 'f1.lower'"),
+        ("classes", "test.overlap", "there is no figure 'overlap'"),
+        ("next_token", "test.overlap.low", "there is no figure 'overlap'"),
+        ("values", "test.f1.change.low", "there is no figure 'f1' (figures: mae, rmse, r2; of each .low"),
+    ],
+)
+def test_a_name_that_no_evaluation_has_is_refused(kind: str, name: str, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        refuse_unknown({name: ">0"}, None, kind)
+    assert str(error.value).startswith(f"evaluate.require: {name}: ")
+    assert says in str(error.value)
+
+
+def test_every_name_that_an_evaluation_has_is_known() -> None:
+    for kind, figures in FIGURES.items():
+        for name in figures:
+            for end in ("", ".low", ".high", ".change", ".change.low", ".change.high"):
+                refuse_unknown({f"test.{name}{end}": ">0"}, name, kind)
+    refuse_unknown({"test.overlap": "<0.1", "beats_baseline": True}, None, "next_token")
+    with pytest.raises(ConfigError, match=r"evaluate.metric: 'los' .*did you mean \"loss\""):
+        refuse_unknown({}, "los", "next_token")
+
+
+def test_a_change_needs_a_run_to_compare_with() -> None:
+    with pytest.raises(ConfigErrors) as error:
+        read("{require: {test.f1.change.low: '>0'}}")
+    assert "`compare` names no run" in str(error.value)
+    assert read("{require: {test.f1.change.low: '>0'}, compare: runs/x}").compare == "runs/x"

@@ -163,3 +163,15 @@ def test_mcnemar() -> None:
 def test_students_t_is_close_enough() -> None:
     for degrees in (2, 5, 10, 100, 10_000):
         assert bootstrap._student(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=0.04)
+
+
+def test_one_model_right_everywhere_and_one_nowhere() -> None:
+    """Every resample gives 1; that 40 rows tell and 3 do not is Clopper and Pearson's bound."""
+    for rows, clear in ((40, True), (3, False)):
+        targets = torch.zeros(rows, dtype=torch.int64)
+        right, wrong = torch.tensor([[1.0, 0.0]] * rows), torch.tensor([[0.0, 1.0]] * rows)
+        tallies = [ClassificationTally(logits, targets, ["a", "b"]) for logits in (right, wrong)]
+        found = paired(*tallies, 0)["accuracy"]
+        assert (found.value, found.high, found.clear) == (1.0, 1.0, clear)
+        assert found.low == pytest.approx(2 * 0.025 ** (1 / rows) - 1)
+        assert paired(*reversed(tallies), 0)["accuracy"].clear is clear

@@ -72,8 +72,9 @@ def test_batches_add_to_the_whole_in_any_order() -> None:
 @pytest.mark.parametrize("targets", [[3.0], [3.0, 3.0, 3.0]])
 def test_a_constant_target_has_no_r2(targets: list[float]) -> None:
     judged = tally(np.ones(len(targets), np.float32), np.array(targets))
+    rows = "this row" if len(targets) == 1 else "these 3 rows"
     assert judged.metrics() == {"mae": 2.0, "rmse": 2.0}
-    assert judged.undefined == {"r2": f"'price' has one value only in these {len(targets)} rows"}
+    assert judged.undefined == {"r2": f"'price' has one value only in {rows}"}
     assert judged.details()["per_target"][0]["r2"] is None
     json.dumps(judged.details(), allow_nan=False)
 
