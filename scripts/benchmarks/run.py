@@ -29,6 +29,7 @@ def main() -> None:
     else:
         jobs = [
             ("overhead", []),
+            ("noop", []),
             ("shakespeare", ["--nanogpt", options.nanogpt] if options.nanogpt else []),
             ("article", ["--python", options.keras] if options.keras else []),
             ("prepare_speed", []),
