@@ -101,6 +101,7 @@ class Assembled:
 def from_experiment(experiment: Experiment, dataset: Dataset) -> Assembled:
     """A new model for a prepared dataset, initialised from the experiment's seed."""
     assert experiment.model is not None
+    refuse_unknown_figures(experiment, dataset)
     task_config = experiment.task or default_task(dataset.targets)
     outputs = task_config.outputs(dataset.targets)
     seeds.seed_torch(experiment.seed, "initialise")
@@ -115,6 +116,7 @@ def from_start(experiment: Experiment, dataset: Dataset, start: Start) -> tuple[
     Raises ConfigError when the data was encoded otherwise than the model learned it.
     """
     refuse_other_encoding(dataset, start)
+    refuse_unknown_figures(experiment, dataset)
     usual = default_task(dataset.targets)
     task_config = experiment.task or (start.task if start.task.kind == usual.kind else usual)
     outputs, targets, said = task_config.outputs(dataset.targets), dataset.targets, None
@@ -171,7 +173,6 @@ def _assembled(
     task_config: TaskConfig,
     targets: dict[str, Any],
 ) -> Assembled:
-    requirements.refuse_unknown(experiment.evaluate.require, experiment.evaluate.metric, targets["kind"])
     device = resolve_device(experiment.device)
     precision = resolve_precision(experiment.precision, device)
     precision.apply()
@@ -180,6 +181,12 @@ def _assembled(
     return Assembled(
         model.to(device), task_config, task, dataset, targets, experiment.seed, device, precision
     )
+
+
+def refuse_unknown_figures(experiment: Experiment, dataset: Dataset) -> None:
+    """ConfigError where `evaluate` asks for a figure that no model of this data can have."""
+    asked = experiment.evaluate
+    requirements.refuse_unknown(asked.require, asked.metric, dataset.targets["kind"])
 
 
 def refuse_other_encoding(dataset: Dataset, start: Start) -> None:
