@@ -44,6 +44,7 @@ def _evaluate(
     run: Run, loaded: Loaded, dataset: Dataset, start: Start, other: Saved | None, again: bool
 ) -> None:
     config, began = loaded.experiment.evaluate, time.monotonic()
+    assemble.refuse_unknown_figures(loaded.experiment, dataset)
     assembled = assemble.as_scored(loaded.experiment, dataset, start)
     splits = score.splits_to_score(config, dataset)
     cache = run.root / judge.CACHE
@@ -79,6 +80,8 @@ def _evaluate(
         lineage=document["lineage"],
         intervals=document["intervals"],
         requirements=document["requirements"],
+        against=document["against"],
+        comparison=document["comparison"],
         model=document["model"],
         baseline_seconds=seconds,
     )

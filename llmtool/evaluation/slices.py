@@ -65,8 +65,12 @@ def _judge(tally: Tally, figure: str, mask: NDArray[np.bool_], seed: int) -> dic
     if any(part is None for part in draws):
         return None
     mine, theirs = (part for part in draws if part is not None)
-    spread = math.hypot(float(mine.std(ddof=1)), float(theirs.std(ddof=1)))
-    low, high = np.quantile(mine, [0.025, 0.975])
+    # Were the slice as the rest is, it would vary as so many rows of the rest do: twenty rows that are all
+    # right, whose resamples are too, tell little.
+    others = float(theirs.std(ddof=1))
+    own = max(float(mine.std(ddof=1)), others * math.sqrt(outside.units / inside.units))
+    spread = math.hypot(own, others)
+    low, high = bootstrap.certain(figure, here, inside.units) or np.quantile(mine, [0.025, 0.975])
     z = abs(here - there) / spread if spread else 0.0 if here == there else math.inf
     return {
         "rows": inside.units,

@@ -67,7 +67,7 @@ def intervals(tally: Tally, seed: int) -> Intervals:
     for name, value in metrics.items():
         found = _interval(value, drawn[name], left[name], tally.units)
         if isinstance(found, str):
-            found = _certain(name, value, tally.units) or found
+            found = certain(name, value, tally.units) or found
         if isinstance(found, str):
             result.missing[name] = found
         else:
@@ -198,7 +198,7 @@ def _interval(value: float, drawn: Floats, left: Floats, units: int) -> tuple[fl
     return float(low), float(high)
 
 
-def _certain(name: str, value: float, units: int) -> tuple[float, float] | None:
+def certain(name: str, value: float, units: int) -> tuple[float, float] | None:
     """The exact interval of an accuracy of 1 or 0, which no resample can doubt (Clopper and Pearson 1934)."""
     if name != "accuracy" or value not in (0.0, 1.0):
         return None

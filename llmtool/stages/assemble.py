@@ -122,6 +122,7 @@ class Assembled:
 def from_experiment(experiment: Experiment, dataset: Dataset) -> Assembled:
     """A new model for a prepared dataset, initialised from the experiment's seed."""
     assert experiment.model is not None
+    refuse_unknown_figures(experiment, dataset)
     task_config = experiment.task or default_task(dataset.targets)
     outputs = task_config.outputs(dataset.targets)
     seeds.seed_torch(experiment.seed, "initialise")
@@ -136,6 +137,7 @@ def from_start(experiment: Experiment, dataset: Dataset, start: Start) -> tuple[
     Raises ConfigError when the data was encoded otherwise than the model learned it.
     """
     refuse_other_encoding(dataset, start)
+    refuse_unknown_figures(experiment, dataset)
     usual = default_task(dataset.targets)
     task_config = experiment.task or (start.task if start.task.kind == usual.kind else usual)
     outputs, targets, said = task_config.outputs(dataset.targets), dataset.targets, None
@@ -194,7 +196,6 @@ def _assembled(
     targets: dict[str, Any],
     before: tuple[Chain, ...],
 ) -> Assembled:
-    requirements.refuse_unknown(experiment.evaluate.require, experiment.evaluate.metric, targets["kind"])
     device = resolve_device(experiment.device)
     precision = resolve_precision(experiment.precision, device)
     precision.apply()
@@ -203,6 +204,12 @@ def _assembled(
     return Assembled(
         model.to(device), task_config, task, dataset, targets, experiment.seed, device, precision, before
     )
+
+
+def refuse_unknown_figures(experiment: Experiment, dataset: Dataset) -> None:
+    """ConfigError where `evaluate` asks for a figure that no model of this data can have."""
+    asked = experiment.evaluate
+    requirements.refuse_unknown(asked.require, asked.metric, dataset.targets["kind"])
 
 
 def refuse_other_encoding(dataset: Dataset, start: Start) -> None:

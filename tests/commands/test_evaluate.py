@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +192,28 @@ def test_a_model_whose_outputs_are_not_finite(
         assert "the model's outputs are not finite" in text
     if project == "text":
         assert "(nothing more: the model's outputs are not finite)" in ended.out
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_an_evaluation_that_is_ended_in_the_middle(
+    copy: Path, llmtool: Run, start: Callable[..., subprocess.Popen[str]], end: signal.Signals
+) -> None:
+    """No half of it is taken for a whole one; the next command goes on from what the model has given."""
+    root = copy / "runs/table"
+    before = read(root / "evaluate/report.json")
+    shutil.rmtree(root / ".cache")
+    running = start("evaluate", "table.yaml", "--force", cwd=copy)
+    while not (root / ".cache/model/test.safetensors").exists() and running.poll() is None:
+        time.sleep(0.005)
+    running.send_signal(end)
+    running.communicate(timeout=120)
+    assert running.returncode == {"SIGKILL": -9, "SIGTERM": 75, "SIGINT": 130}[end.name]
+    assert not (root / "evaluate/report.json").exists()
+    ended = llmtool("evaluate", "text.yaml", "--set", "evaluate.compare=runs/table", cwd=copy)
+    assert (ended.code, "no evaluation here" in ended.error) == (2, True)
+    found = llmtool("report", "runs/table", "--json", cwd=copy).json
+    assert found["runs"][0]["metrics"] is None
+    ended = llmtool("evaluate", "table.yaml", cwd=copy)
+    assert ended.code == 0, ended.err
+    assert "these weights scored validation and test before" in ended.err
+    assert read(root / "evaluate/report.json") == before
