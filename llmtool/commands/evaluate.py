@@ -29,13 +29,14 @@ def run(options: Options) -> dict[str, Any]:
         model, other = session.model_to_score(loaded, dataset), session.compared(loaded)
         weights = assemble.verify(Path(model), hashes.hash)
         key = keys.evaluate(loaded, dataset, weights, other, hashes.hash)
+        stands = Run.judge(loaded.experiment.run, "evaluate", key, hashes).fresh and not options.force
+        with session.named("evaluate.compare"):  # before the work that stands is moved aside
+            saved = compare.saved(str(other)) if other and not stands else None
         with session.stage(loaded, "evaluate", key, options, hashes=hashes) as run:
             if run.fresh:
                 console.show(report.show(files.read_json(run.directory / "report.json")))
             else:
                 start = assemble.from_checkpoint(model, hashes.hash)
-                with session.named("evaluate.compare"):
-                    saved = compare.saved(str(other)) if other else None
                 _evaluate(run, loaded, dataset, start, saved, again=options.force)
     return run.result
 

@@ -71,6 +71,8 @@ def refused(loop: Loop, step: int, why: Why, loss: float, norm: float) -> Refuse
     blame = _blame(loop, step, again)
     if judged != why or not why:
         blame = f"made again it gives loss {again.loss:.4g}: this machine does not compute the same twice"
+    elif why == "not finite" and not blame.startswith("the loss"):
+        blame = f"not finite, and {blame}"
     says = f"step {step + 1}: {figures}: {blame}; this update was not made"
     return Refused(step + 1, why, loss, norm, recent, most, again, says)
 

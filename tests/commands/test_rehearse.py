@@ -96,7 +96,7 @@ CAUGHT: dict[str, Fault] = {
                                      ["finetune.start=runs/none", "train=null"]),
     "layer for LoRA that is not there": Fault(2, "finetune", r"finetune\.method\.targets: .*'qproj'",
                                               ["finetune.method={kind: lora, rank: 2, targets: [qproj]}"]),
-    "required figure that is not there": Fault(2, "evaluate", r"evaluate\.require: .*'f11'.*mean \"f1\"",
+    "required figure that is not there": Fault(2, "train", r"evaluate\.require: .*'f11'.*mean \"f1\"",
                                                ["evaluate.require={test.f11: '>0'}", "finetune=null"]),
     "texts of a model of tables": Fault(2, "evaluate", r"evaluate\.samples: is for language models",
                                         ["evaluate.samples={prompts: [a]}", "finetune=null"]),
