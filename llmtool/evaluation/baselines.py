@@ -161,7 +161,10 @@ class _Cache:
                 about = file.metadata() or {}
                 if {key: about.get(key) for key in self.key} != self.key or set(splits) - set(file.keys()):
                     return {}, "", 0.0
-                found = {name: file.get_tensor(name) for name in splits}
+                every = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                if _hash(every) != about["hash"]:
+                    return {}, "", 0.0
+                found = {name: every[name] for name in splits}
                 return found, about["note"], json.loads(about["seconds"])
         except (OSError, ValueError, KeyError, safetensors.SafetensorError):
             return {}, "", 0.0
@@ -169,11 +172,16 @@ class _Cache:
     def write(self, evidence: Evidence, made: Baseline) -> None:
         """Keep it; a disk that cannot take it costs the next evaluation some seconds, nothing else."""
         about = {**self.key, "note": made.note, "seconds": json.dumps(round(made.seconds, 3))}
+        about["hash"] = _hash(evidence)
         try:
             files.make_directories(self.path.parent)
             files.write_bytes(self.path, safetensors.numpy.save(evidence, about))
         except LlmtoolError:
             return
+
+
+def _hash(evidence: Evidence) -> str:
+    return files.hash_bytes(b"".join(evidence[name].tobytes() for name in sorted(evidence)))
 
 
 # --- tables: one of several classes ---
