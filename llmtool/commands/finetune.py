@@ -83,6 +83,8 @@ def _old_data(start: Start, dataset: Dataset) -> Dataset | None:
         return None
     try:
         old = Dataset.open(start.dataset["path"])
+        if dataset.limit is None:  # a rehearsal reads a little of it
+            old.verify()
     except DataError:
         old = None
     if old is None or old.fingerprint != start.dataset["fingerprint"]:

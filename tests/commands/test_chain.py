@@ -421,11 +421,16 @@ def test_finetune_of_data_encoded_otherwise_names_the_key_to_set(copy: Path, llm
     assert "set data.encode.like: runs/table/prepare" in ended.error
 
 
-def test_finetune_when_the_old_data_is_gone(copy: Path, llmtool: Run) -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+def test_finetune_when_the_old_data_is_gone(copy: Path, llmtool: Run, damaged: bool) -> None:
     (copy / "some.csv").write_text("\n".join((copy / "people.csv").read_text().splitlines()[:200]))
     (copy / "tune.yaml").write_text(OTHER.format(path="some.csv", target="income", method="{kind: full}"))
     assert llmtool("prepare", "tune.yaml", cwd=copy).code == 0
-    (copy / "runs/table/prepare/train.inputs.bin").unlink()
+    path = copy / "runs/table/prepare/validation.inputs.bin"
+    if damaged:
+        path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    else:
+        path.unlink()
     ended = llmtool("finetune", "tune.yaml", cwd=copy)
     assert ended.code == 0, ended.err
     assert "runs/table/prepare is gone or has changed: no scores on what the start learned from" in ended.err
