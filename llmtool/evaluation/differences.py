@@ -128,10 +128,6 @@ def start(runs: Sequence[Run]) -> Different:
     return _different([{"weights": short(hash_)} for hash_ in found]) if all(found) else {}
 
 
-def _contents(links: Sequence[Mapping[str, Any]], kinds: tuple[str, ...]) -> dict[str, str]:
-    return {link["where"]: link["content"] for link in links if link["what"].startswith(kinds)}
-
-
 # --- code and versions ------------------------------------------------------------------------------------
 
 

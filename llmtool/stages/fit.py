@@ -112,7 +112,7 @@ def at_checkpoint(
 
 
 class _Session:
-    """One run of `fit`: where it stands, and the three verbs the loop calls."""
+    """One run of `fit`: where it stands, and the verbs the loop calls."""
 
     plan: Plan
 

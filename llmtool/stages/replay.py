@@ -72,9 +72,7 @@ def _after(loop: Loop, step: int, progress: float, count: float, norm: float) ->
     """(batch,) the loss of each row after the update; None where there is no update to make."""
     if not math.isfinite(norm):
         return None
-    divisor = max(count, TINY)
-    if loop.plan.clip is not None:
-        divisor *= max((norm + 1e-6) / loop.plan.clip, 1.0)
+    divisor = loop.clipped(max(count, TINY), norm)
     loop.optimizers.set_rate(loop.schedule.factor(step, loop.plan.steps, progress))
     loop.optimizers.step(torch.tensor(divisor, dtype=torch.float32, device=loop.device))
     return row_losses(loop, step)

@@ -69,7 +69,7 @@ def collect(root: Path, doing: str = "") -> dict[str, Any]:
         "card": _whole(root / "prepare" / CARD, "inputs", "encoding", "splits", "notes", "fingerprint"),
         "ledger": _whole(root / "prepare" / "ledger.json", "read", "kept", "dropped", "quarantined"),
         "leakage": _whole(root / "prepare" / "leakage.json", "findings"),
-        "model": _model(root),
+        "model": _model(made.model),
         "describe": _whole(root / "describe" / "describe.json", "parameters", "memory"),
     }
 
@@ -122,11 +122,8 @@ def _sound(found: dict[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
     return sound | {"metrics": {split: value for split, value in metrics if isinstance(value, dict)}}
 
 
-def _model(root: Path) -> dict[str, Any] | None:
-    """How many numbers the weights have, from the headers of their files."""
-    place = next(
-        (root / stage / "best" for stage in ("finetune", "train") if (root / stage / "best").is_dir()), None
-    )
+def _model(place: Path | None) -> dict[str, Any] | None:
+    """How many numbers the weights of a checkpoint have, from the headers of their files."""
     if place is None:
         return None
     total = 0

@@ -167,8 +167,7 @@ class Loop:
         loss = total / divisor
         divisor = divisor * (state.scale if self.plan.fp16 else 1.0)
         norm = self.norm() / divisor
-        if self.plan.clip is not None:
-            divisor = divisor * _at_least((norm + 1e-6) / self.plan.clip, 1.0)
+        divisor = self.clipped(divisor, norm)
         if isinstance(self.guard, DeviceGuard):
             self._step(divisor, self.guard.judge(state.step, torch.as_tensor(loss), torch.as_tensor(norm)))
         elif self._may_step(state, float(loss), float(norm)):
@@ -216,6 +215,10 @@ class Loop:
             total, count = total + self._number(loss.total), count + self._number(loss.count)
         return total, count
 
+    def clipped(self, divisor: Number, norm: Number) -> Number:
+        """The divisor that makes gradients `clip` long at most; norm: how long they are over `divisor`."""
+        return divisor if self.plan.clip is None else divisor * _at_least((norm + 1e-6) / self.plan.clip, 1.0)
+
     def _number(self, scalar: Tensor) -> Number:
         return scalar.item() if self.waits else scalar.detach().double()
 
@@ -239,6 +242,7 @@ class Loop:
         self.work += time.perf_counter() - started
 
     def rows(self, start: int, count: int) -> Batch:
+        """Rows start to start + count of the training order, on the device."""
         batch = self.batches.batch(start, count)
         if self.device.type != "cuda":
             return batch

@@ -71,8 +71,6 @@ def refused(loop: Loop, step: int, why: Why, loss: float, norm: float) -> Refuse
     blame = _blame(loop, step, again)
     if judged != why or not why:
         blame = f"made again it gives loss {again.loss:.4g}: this machine does not compute the same twice"
-    elif why == "not finite" and not blame.startswith("the loss"):
-        blame = f"not finite, and {blame}"
     says = f"step {step + 1}: {figures}: {blame}; this update was not made"
     return Refused(step + 1, why, loss, norm, recent, most, again, says)
 
@@ -125,8 +123,9 @@ def _blame(loop: Loop, step: int, again: Replayed) -> str:
     if guilty and len(guilty) < len(losses):
         more = f" and {len(guilty) - NAMED} more" if len(guilty) > NAMED else ""
         return f"the loss is not finite at {', '.join(map(where, guilty[:NAMED]))}{more}"
+    finite = "" if math.isfinite(again.loss) and math.isfinite(again.norm) else "not finite, and "
     top = worst(losses)[0]
     if not guilty and losses[top] > HALF * math.fsum(losses) and len(losses) > 1:
-        return f"most of it is the loss of {where(top)}, {losses[top]:.4g}"
+        return f"{finite}most of it is the loss of {where(top)}, {losses[top]:.4g}"
     rows = " to ".join(dict.fromkeys([where(0), where(len(losses) - 1)]))
-    return f"no single row is to blame ({rows}); a lower lr or a longer warmup may help"
+    return f"{finite}no single row is to blame ({rows}); a lower lr or a longer warmup may help"
