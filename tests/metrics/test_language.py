@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from llmtool.metrics.language import LanguageTally
+from llmtool.metrics.language import PIECES, LanguageTally
 
 
 def tally(nats: float, tokens: int, correct: int, size: float | None = None) -> LanguageTally:
@@ -57,3 +57,17 @@ def test_nothing_scored_and_not_finite_and_too_large() -> None:
     assert huge.metrics()["loss"] == 800
     assert huge.undefined == {"perplexity": "too large for a number"}
     json.dumps([tally(math.nan, 5, 0).details(), huge.details()], allow_nan=False)
+
+
+def test_sums_of_many_batches_are_held_in_few_pieces() -> None:
+    """Whatever the number of batches; and a unit's pieces come from batches far apart."""
+    chance = torch.Generator().manual_seed(0)
+    parts = torch.rand(1000, 3, 2, generator=chance, dtype=torch.float64)
+    units = torch.randint(0, 7, (1000, 2), generator=chance)
+    whole = LanguageTally(*parts[0], units=units[0])
+    for part, unit in zip(parts[1:], units[1:], strict=True):
+        whole.add(LanguageTally(*part, units=unit))
+        assert len(whole._parts) <= PIECES + 1
+    expected = torch.zeros(3, 7, dtype=torch.float64)
+    expected.index_add_(1, units.flatten(), parts.permute(1, 0, 2).reshape(3, -1))
+    torch.testing.assert_close(torch.from_numpy(whole.sums()), expected)
