@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -106,6 +107,11 @@ def llmtool() -> Run:
     return run
 
 
+def _hear() -> None:
+    """A shell that runs pytest in the background has all that it starts ignore Ctrl-C; here it is heard."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="session")
 def start() -> Callable[..., subprocess.Popen[str]]:
     """Begin `llmtool <arguments>` as a process of its own, in the directory `cwd`."""
@@ -113,6 +119,7 @@ def start() -> Callable[..., subprocess.Popen[str]]:
     def begin(*arguments: object, cwd: Path, **more: Any) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "llmtool", *map(str, arguments)]
         pipe = subprocess.PIPE
+        more = {"preexec_fn": _hear, **more}
         return subprocess.Popen(
             command, cwd=cwd, stdout=pipe, stderr=pipe, text=True, env=_environment(), **more
         )
