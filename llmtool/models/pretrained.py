@@ -2,12 +2,14 @@
 
 What is read was perhaps written by others: nothing in it is run, sizes are limited and compared with the
 file's own header before memory is taken, and every tensor must be the one that the configuration announces.
+What is particular to a kind of checkpoint is its page in `forms/`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,83 +22,61 @@ from torch.overrides import TorchFunctionMode
 
 from llmtool.core import files
 from llmtool.core.config import suggest
-from llmtool.core.contracts import Classes, Features, NextToken, Tokens, Values
 from llmtool.core.errors import ConfigError, LlmtoolError
-from llmtool.models.layers import Rotary
-from llmtool.models.mlp import MLP, MLPConfig
-from llmtool.models.transformer import Transformer, TransformerConfig
+from llmtool.models.forms import FORMS, form_of
+from llmtool.models.forms.form import NOTHING, Form, Stored
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+INDEX_FILE, GENERATION_FILE = f"{WEIGHTS_FILE}.index.json", "generation_config.json"
 MAX_JSON = 10_000_000  # bytes
-MAX_WIDTH = 2**31 - 1  # of features, classes and vocabularies
-DTYPES = {"F32", "F16", "BF16"}
+FLOATS, INTEGERS = {"F32", "F16", "BF16"}, {"I64"}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-
-MLP_TYPE = "llmtool_mlp"
-MODEL_TYPES = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-OUTPUTS: dict[str, type[Classes] | type[Values]] = {"classes": Classes, "values": Values}
-
-# Hugging Face's key -> ours, for what a configuration must say
-GPT2_SIZES = {"n_layer": "depth", "n_head": "heads", "n_embd": "width", "n_positions": "context"}
-LLAMA_SIZES = {
-    "num_hidden_layers": "depth",
-    "num_attention_heads": "heads",
-    "hidden_size": "width",
-    "max_position_embeddings": "context",
-    "intermediate_size": "feed_forward",
-}
-# Hugging Face's key -> ours, for what it may leave out or have as null: then our default holds
-GPT2_OPTIONS = {"n_inner": "feed_forward", "layer_norm_epsilon": "norm_epsilon", "resid_pdrop": "dropout"}
-LLAMA_OPTIONS = {
-    "num_key_value_heads": "key_value_heads",
-    "head_dim": "head_width",
-    "rms_norm_eps": "norm_epsilon",
-    "residual_dropout": "dropout",  # ours: transformers keeps it and does not know it
-}
-# Hugging Face's key -> the values that our modules implement; the first is theirs when the key is left out
-GPT2_FIXED: dict[str, tuple[Any, ...]] = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
-}
-LLAMA_FIXED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "use_sliding_window": (False,),
-    "rope_scaling": (None,),
-}
-# buffers that old checkpoints of GPT-2 and Llama contain and that are computed nowadays
-COMPUTED = re.compile(r"\.attn\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
+# what we do not use ourselves and hand on, so that others find the ends of a text where they were
+CARRIED = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def save(model: nn.Module, directory: Path) -> None:
     """Write config.json and model.safetensors into `directory`; a shared output layer is written once."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _state(model).items()}
+    form, copies = form_of(model), _copies(model)
+    parts: dict[str, list[tuple[int, Tensor]]] = {}
+    stored = form.stored(model)
+    for name, tensor in model.state_dict().items():
+        if name in stored and name not in copies:
+            start = (stored[name].rows or (0, 0))[0]
+            parts.setdefault(stored[name].name, []).append((start, tensor.detach().cpu()))
+    tensors = {
+        name: torch.cat([part for _, part in sorted(them, key=lambda pair: pair[0])])
+        if len(them) > 1
+        else them[0][1].contiguous()
+        for name, them in parts.items()
+    }
     assert not any(".lora_A." in name for name in tensors), (
         "merge an adapter, or save it with adapters.save_adapter"
     )
-    config = _mlp_form(model) if isinstance(model, MLP) else _hugging_face_form(model)
-    files.write_json(directory / CONFIG_FILE, config)
+    config = {"model_type": form.model_type, "architectures": [form.architectures[0]], **form.write(model)}
+    files.write_json(directory / CONFIG_FILE, config | vars(model).get("carried", {}))
     files.write_bytes(directory / WEIGHTS_FILE, safetensors.torch.save(tensors, {"format": "pt"}))
 
 
 def load(directory: Path) -> nn.Module:
     """The model of a directory, in float32 on the CPU. ConfigError or LlmtoolError name file and problem."""
     model = skeleton(directory)
-    path = directory / WEIGHTS_FILE
-    _refuse_other_formats(directory, path)
-    wanted = {name: tuple(tensor.shape) for name, tensor in _state(model).items()}
-    tensors = read_tensors(path, wanted, _copies(model))
+    form, copies = form_of(model), _copies(model)
+    state, stored = model.state_dict(), form.stored(model)
+    wanted = {name: tensor for name, tensor in state.items() if name in stored and name not in copies}
+    tensors = _read(weight_files(directory), wanted, stored, copies, form)
+    for name, tensor in state.items():  # what the form has no place for starts at zero
+        if name not in stored:
+            tensors[name] = torch.zeros_like(tensor, device="cpu")
     model.load_state_dict(tensors, strict=False, assign=True)
-    if isinstance(model, Transformer):
-        model.tie()
+    for copy, original in copies.items():  # what is shared is shared again
+        parent, _, leaf = copy.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, model.get_parameter(original))
     for parameter in model.parameters():
         parameter.requires_grad_(True)  # an assigned tensor brings its own flag along
     for module in model.modules():
-        if isinstance(module, Rotary):
-            module.fill(torch.device("cpu"))
+        if callable(fill := getattr(module, "fill", None)):  # tables that are computed and not stored
+            fill(torch.device("cpu"))
     return model
 
 
@@ -104,20 +84,17 @@ def skeleton(directory: Path) -> nn.Module:
     """The model of a directory on the meta device: shapes and structure, no weights."""
     path = directory / CONFIG_FILE
     data = read_json(path)
-    kind = data.get("model_type")
-    known = [*MODEL_TYPES, MLP_TYPE]
-    if kind not in known:
-        raise ConfigError(
-            f"{path}: model_type {kind!r} is not known{suggest(kind, known)} (known: {', '.join(known)})"
-        )
+    form = _form_for(data, path)
     try:
         with torch.device("meta"), NoValues():
-            return _mlp_from(data, path) if kind == MLP_TYPE else _transformer_from(data, path)
+            model = form.read(data, path)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         reason = first.get("ctx", {}).get("error", first["msg"])
         raise ConfigError(f"{path}: {where + ': ' if where else ''}{reason}") from None
+    vars(model)["carried"] = _carried(data, directory)
+    return model
 
 
 class NoValues(TorchFunctionMode):
@@ -133,109 +110,28 @@ class NoValues(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-# --- configurations -------------------------------------------------------------------------------------
-
-
-def _mlp_form(model: MLP) -> dict[str, Any]:
-    kind = next(name for name, spec in OUTPUTS.items() if isinstance(model.outputs, spec))
-    return {
-        "model_type": MLP_TYPE,
-        "architectures": ["MLP"],
-        "inputs": {"kind": "features", "width": model.inputs.width},
-        "outputs": {"kind": kind, "n": model.head.out_features},
-        "model": model.config.model_dump(mode="json", by_alias=True),
-    }
-
-
-def _mlp_from(data: dict[str, Any], path: Path) -> nn.Module:
-    inputs, outputs = (data[key] if isinstance(data.get(key), dict) else {} for key in ("inputs", "outputs"))
-    spec = OUTPUTS.get(str(outputs.get("kind")))
-    if inputs.get("kind") != "features" or spec is None:
-        raise ConfigError(f"{path}: inputs must be features and outputs classes or values")
-    width, n = _count(inputs, "width", path), _count(outputs, "n", path)
-    return MLPConfig.model_validate(data.get("model")).build(Features(width), spec(n))
-
-
-def _hugging_face_form(model: nn.Module) -> dict[str, Any]:
-    assert isinstance(model, Transformer)
-    config = model.config
-    gpt2 = config.architecture == "gpt2"
-    keys = {**GPT2_SIZES, **GPT2_OPTIONS} if gpt2 else {**LLAMA_SIZES, **LLAMA_OPTIONS}
-    form: dict[str, Any] = {
-        "model_type": config.architecture,
-        "architectures": [MODEL_TYPES[config.architecture]],
-    }
-    form |= {"vocab_size": model.inputs.vocabulary} | {
-        key: getattr(config, ours) for key, ours in keys.items()
-    }
-    form |= {
-        key: values[0]
-        for key, values in (GPT2_FIXED if gpt2 else LLAMA_FIXED).items()
-        if values[0] is not None
-    }
-    if gpt2:
-        form |= {"embd_pdrop": config.dropout, "attn_pdrop": config.dropout}
-    else:  # transformers 5 reads the first, those before it the second
-        form |= {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
-        form |= {"rope_theta": config.rope_theta, "attention_dropout": 0.0}
-    if config.architecture == "qwen3":
-        del form["mlp_bias"]
-    ends: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}  # theirs would be other models' ids
-    return form | ends | {"tie_word_embeddings": config.tie_embeddings, "dtype": "float32"}
-
-
-def _transformer_from(data: dict[str, Any], path: Path) -> nn.Module:
-    architecture = data["model_type"]
-    gpt2 = architecture == "gpt2"
-    _refuse_unknown_parts(data, GPT2_FIXED if gpt2 else LLAMA_FIXED, path)
-    values: dict[str, Any] = {"family": "transformer", "architecture": architecture}
-    for key, ours in (GPT2_SIZES if gpt2 else LLAMA_SIZES).items():
-        values[ours] = _count(data, key, path)
-    for key, ours in (GPT2_OPTIONS if gpt2 else LLAMA_OPTIONS).items():
-        if data.get(key) is not None:
-            values[ours] = data[key]
-    values["tie_embeddings"] = data.get("tie_word_embeddings", gpt2)
-    if not gpt2:
-        values["rope_theta"] = float(_rope_theta(data, path))
-    vocabulary = _count(data, "vocab_size", path)
-    return TransformerConfig.model_validate(values).build(Tokens(vocabulary), NextToken(vocabulary))
-
-
-def _refuse_unknown_parts(data: dict[str, Any], fixed: Mapping[str, tuple[Any, ...]], path: Path) -> None:
-    for key in ("quantization_config", "auto_map"):
-        if data.get(key):
-            raise ConfigError(
-                f"{path}: {key} is not supported; only plain weights of known architectures are read"
-            )
-    named = data.get("architectures") or [MODEL_TYPES[data["model_type"]]]
-    if named != [MODEL_TYPES[data["model_type"]]]:
-        wanted = MODEL_TYPES[data["model_type"]]
+def _form_for(data: dict[str, Any], path: Path) -> Form:
+    kind = data.get("model_type")
+    known = [form.model_type for form in FORMS]
+    if kind not in known:
         raise ConfigError(
-            f"{path}: architectures is {named!r}; only {wanted} is read for {data['model_type']}"
+            f"{path}: model_type {str(kind)[:100]!r} is not known{suggest(kind, known)} "
+            f"(known: {', '.join(known)})"
         )
-    for key, values in fixed.items():
-        if data.get(key, values[0]) not in values:
-            raise ConfigError(f"{path}: {key}: {data[key]!r} is not supported (only {values[0]!r})")
-    if any(kind != "full_attention" for kind in data.get("layer_types") or []):
-        raise ConfigError(f"{path}: layer_types: only full_attention is supported")
+    return next(form for form in FORMS if form.model_type == kind)
 
 
-def _rope_theta(data: dict[str, Any], path: Path) -> float:
-    rope = data.get("rope_parameters") or {}
-    if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
-        raise ConfigError(f"{path}: rope_parameters: only the default rotary positions are supported")
-    theta = rope.get("rope_theta", data.get("rope_theta", 10_000.0))
-    if isinstance(theta, bool) or not isinstance(theta, int | float):
-        raise ConfigError(f"{path}: rope_theta: expected a number (got {theta!r})")
-    return theta
-
-
-def _count(data: dict[str, Any], key: str, path: Path) -> int:
-    value = data.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_WIDTH:
-        shown = repr(value) if not isinstance(value, int) or abs(value) < 10**18 else "a far larger number"
-        raise ConfigError(f"{path}: {key}: expected a whole number from 1 to {MAX_WIDTH} (got {shown})")
-    return value
+def _carried(data: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """The ids that others need; generation_config.json, with the several ends of chat models, goes first."""
+    carried: dict[str, Any] = {}
+    path = directory / GENERATION_FILE
+    for source in (data, read_json(path) if path.is_file() else {}):
+        for key in CARRIED:
+            value = source.get(key)
+            several = value if isinstance(value, list) and 0 < len(value) <= 100 else [value]
+            if all(isinstance(one, int) and not isinstance(one, bool) for one in several):
+                carried[key] = value
+    return carried
 
 
 # --- reading what others wrote ---------------------------------------------------------------------------
@@ -251,67 +147,148 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def read_tensors(
-    path: Path, wanted: Mapping[str, tuple[int, ...]], copies: Mapping[str, str] | None = None
-) -> dict[str, Tensor]:
-    """Exactly the tensors `wanted` (name -> shape) of a safetensors file, as float32, or else LlmtoolError.
+def weight_files(directory: Path) -> dict[Path, set[str] | None]:
+    """The safetensors files of a checkpoint, and the names in each by its index (None: it has none)."""
+    single, index = directory / WEIGHTS_FILE, directory / INDEX_FILE
+    if single.is_file():
+        return {single: None}
+    if not index.is_file():
+        _refuse_other_formats(directory, single)
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise LlmtoolError(f"{index}: weight_map: expected a mapping of names to files")
+    shards: dict[Path, set[str] | None] = {}
+    for name, file in places.items():
+        if not isinstance(file, str) or not re.fullmatch(r"[\w.-]{1,200}\.safetensors", file):
+            raise LlmtoolError(
+                f"{index}: {name[:99]}: {str(file)[:99]!r} is not the name of a file beside it"
+            )
+        names = shards.setdefault(directory / file, set())
+        assert names is not None
+        names.add(name)
+    for path in shards:
+        if not path.is_file():
+            raise LlmtoolError(f"{path}: no such file, and {INDEX_FILE} says that weights are in it")
+    return dict(sorted(shards.items()))
 
-    copies: tensors that may be in the file too, if they are equal to another one (name -> that one's name).
+
+def read_tensors(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Exactly the tensors `wanted` (name -> shape) of a safetensors file, in float32, or LlmtoolError."""
+    empty = {name: torch.empty(shape, device="meta") for name, shape in wanted.items()}
+    return _read({path: None}, empty, {name: Stored(name) for name in wanted}, {}, None)
+
+
+def _read(
+    shards: Mapping[Path, set[str] | None],
+    wanted: Mapping[str, Tensor],
+    stored: Mapping[str, Stored],
+    copies: Mapping[str, str],
+    form: Form | None,
+) -> dict[str, Tensor]:
+    """Exactly the tensors `wanted` (our name -> one of that shape and kind) from the files that hold them.
+
+    stored: the name map. copies: tensors that may be in the files too, if they are equal to another one
+    (our name -> that one's).
     """
+    likes = _in_file(wanted, stored)
+    copied = {stored[name].name: original for name, original in copies.items()}
+    with ExitStack() as stack:
+        headers: dict[str, tuple[Path, str, Any]] = {}
+        for path, listed in shards.items():
+            file = stack.enter_context(_opened(path))
+            names = set(file.keys())
+            if listed is not None and (lost := sorted(listed - names)):
+                raise LlmtoolError(f"{path}: lacks {_some(lost)}, which {INDEX_FILE} says is in it")
+            for key in sorted(names):
+                name = _full_name(key, likes, form)
+                if name is None:
+                    continue
+                if name in headers:
+                    raise LlmtoolError(f"{path}: {key} is in {headers[name][0].name} too")
+                headers[name] = (path, key, file)
+        extra = {name: headers.pop(name) for name in copied if name in headers}
+        _refuse_other_names(next(iter(shards)), set(headers), set(likes))
+        for name, (path, key, file) in headers.items():  # shapes and types first: they cost no memory
+            with _named(path):
+                _refuse_other_tensor(path, key, file.get_slice(key), likes[name])
+        tensors: dict[str, Tensor] = {}
+        for name, like in wanted.items():
+            path, key, file = headers[stored[name].name]
+            with _named(path):
+                tensors[name] = _tensor(file, key, stored[name].rows, like.dtype)
+            assert tensors[name].shape == like.shape
+            if not bool(torch.isfinite(tensors[name]).all()):
+                raise LlmtoolError(f"{path}: {key} contains NaN or infinity")
+        for name, (path, key, file) in extra.items():
+            with _named(path):
+                same = torch.equal(file.get_tensor(key).to(torch.float32), tensors[copied[name]])
+            if not same:
+                raise LlmtoolError(f"{path}: {key} differs from the embedding that {CONFIG_FILE} ties it to")
+    return tensors
+
+
+def _in_file(wanted: Mapping[str, Tensor], stored: Mapping[str, Stored]) -> dict[str, Tensor]:
+    """What each tensor of the file must be like; one that holds several of ours ends where the last does."""
+    likes: dict[str, Tensor] = {}
+    for name, like in wanted.items():
+        place = stored[name]
+        if place.rows is not None:
+            rows = max(place.rows[1], len(likes[place.name]) if place.name in likes else 0)
+            like = torch.empty(rows, *like.shape[1:], dtype=like.dtype, device="meta")
+        likes[place.name] = like
+    return likes
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    with _named(path), safetensors.safe_open(path, framework="pt") as file:
+        yield file
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of the file's reader, with the file's name."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            stored = {_name(name, wanted): name for name in file.keys() if not COMPUTED.search(name)}  # noqa: SIM118
-            extra = {name: stored.pop(name) for name in copies or {} if name in stored}
-            _refuse_other_names(path, set(stored), set(wanted))
-            for name, key in stored.items():  # shapes and types first: they cost no memory
-                _refuse_other_tensor(path, key, file.get_slice(key), tuple(wanted[name]))
-            tensors = {
-                name: file.get_tensor(key).to(torch.float32, copy=True) for name, key in stored.items()
-            }
-            for name, key in extra.items():
-                if not torch.equal(file.get_tensor(key).to(torch.float32), tensors[(copies or {})[name]]):
-                    raise LlmtoolError(
-                        f"{path}: {key} differs from the embedding that {CONFIG_FILE} ties it to"
-                    )
+        yield
     except safetensors.SafetensorError as error:
         raise LlmtoolError(f"{path}: not a whole safetensors file ({error})") from None
     except OSError as error:
         raise LlmtoolError(f"{path}: {error.strerror or error}") from None
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise LlmtoolError(f"{path}: {name} contains NaN or infinity")
-    return tensors
 
 
-def _name(stored: str, wanted: Mapping[str, tuple[int, ...]]) -> str:
-    """Our name of a tensor; OpenAI's own GPT-2 files leave out the first part."""
-    longer = f"transformer.{stored}"
-    return longer if longer in wanted and stored not in wanted else stored
+def _tensor(file: Any, key: str, rows: tuple[int, int] | None, dtype: torch.dtype) -> Tensor:
+    found = file.get_tensor(key) if rows is None else file.get_slice(key)[rows[0] : rows[1]]
+    return found.to(dtype, copy=True)
+
+
+def _full_name(key: str, likes: Mapping[str, Tensor], form: Form | None) -> str | None:
+    """A tensor's name with the prefix that files of a body alone leave out; None for what is not used."""
+    prefix, unused = (form.prefix, form.unused) if form is not None else ("", NOTHING)
+    name = f"{prefix}{key}" if key not in likes and f"{prefix}{key}" in likes else key
+    return None if name not in likes and unused.search(name) else name
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _refuse_other_names(path: Path, names: set[str], wanted: set[str]) -> None:
     for problem, them in (("lacks", sorted(wanted - names)), ("has the unexpected", sorted(names - wanted))):
         if them:
-            more = f" and {len(them) - 3} more" if len(them) > 3 else ""
-            raise LlmtoolError(f"{path}: {problem} {', '.join(them[:3])}{more}")
+            raise LlmtoolError(f"{path}: {problem} {_some(them)}")
 
 
-def _refuse_other_tensor(path: Path, key: str, header: Any, shape: tuple[int, ...]) -> None:
+def _refuse_other_tensor(path: Path, key: str, header: Any, like: Tensor) -> None:
+    shape, dtypes = tuple(like.shape), FLOATS if like.is_floating_point() else INTEGERS
     if tuple(header.get_shape()) != shape:
         raise LlmtoolError(
             f"{path}: {key} has the shape {tuple(header.get_shape())}; {CONFIG_FILE} says {shape}"
         )
-    if header.get_dtype() not in DTYPES:
-        raise LlmtoolError(f"{path}: {key} is {header.get_dtype()}; expected {', '.join(sorted(DTYPES))}")
+    if header.get_dtype() not in dtypes:
+        raise LlmtoolError(f"{path}: {key} is {header.get_dtype()}; expected {', '.join(sorted(dtypes))}")
 
 
 def _refuse_other_formats(directory: Path, path: Path) -> None:
-    if path.is_file():
-        return
-    if (directory / f"{WEIGHTS_FILE}.index.json").is_file():
-        raise LlmtoolError(
-            f"{directory}: weights in several files are not supported; save them as one {WEIGHTS_FILE}"
-        )
     pickles = sorted(file.name for pattern in PICKLES for file in directory.glob(pattern))
     if pickles:
         raise LlmtoolError(
@@ -320,17 +297,11 @@ def _refuse_other_formats(directory: Path, path: Path) -> None:
     raise LlmtoolError(f"{path}: no such file")
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Every tensor that is stored, a shared one once."""
-    state = dict(model.state_dict())
-    for copy in _copies(model):
-        del state[copy]
-    return state
-
-
 def _copies(model: nn.Module) -> dict[str, str]:
-    if not isinstance(model, Transformer) or not model.config.tie_embeddings:
-        return {}
-    table = model.embeddings[0]
-    name = next(name for name, module in model.named_modules() if module is table)
-    return {f"{model.head_name}.weight": f"{name}.weight"}
+    """Parameters that are another one under a second name -> that one's first name."""
+    first: dict[int, str] = {}
+    copies: dict[str, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            copies[name] = first[id(parameter)]
+    return copies

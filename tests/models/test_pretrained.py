@@ -11,6 +11,8 @@ from torch import nn
 from llmtool.core.contracts import Classes, Features, NextToken, Tokens, Values
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.models import pretrained
+from llmtool.models.forms import form_of
+from llmtool.models.forms.form import Form, Stored
 from llmtool.models.mlp import MLPConfig
 from llmtool.models.transformer import TransformerConfig
 
@@ -57,7 +59,8 @@ def test_transformers_loads_ours(keys, tmp_path):
 @pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS)
 @torch.no_grad()
 def test_ours_loads_transformers(keys, tmp_path):
-    form = pretrained._hugging_face_form(transformer(**keys))
+    keys_of_theirs = form_of(transformer(**keys))
+    form = {"model_type": keys_of_theirs.model_type, **keys_of_theirs.write(transformer(**keys))}
     torch.manual_seed(3)
     theirs = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**form)).eval()
     for parameter in theirs.parameters():
@@ -139,6 +142,126 @@ def test_openai_names_of_gpt2_and_half_precision(tmp_path):
     safetensors.torch.save_file(tensors, path)
     loaded = pretrained.load(tmp_path)
     assert torch.equal(loaded.transformer.wte.weight, model.transformer.wte.weight.bfloat16().float())
+
+
+def shard(directory, files=3):
+    """Divide the one file of a checkpoint into several and an index, as large ones are published."""
+    path = directory / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    path.unlink()
+    names = [f"model-{i + 1:05}-of-{files:05}.safetensors" for i in range(files)]
+    places = {key: names[i % files] for i, key in enumerate(tensors)}
+    for name in names:
+        safetensors.torch.save_file({k: v for k, v in tensors.items() if places[k] == name}, directory / name)
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return names, places
+
+
+@torch.no_grad()
+def test_weights_in_several_files(tmp_path):
+    model = transformer()
+    pretrained.save(model, tmp_path)
+    shard(tmp_path)
+    assert torch.equal(pretrained.load(tmp_path)(ids()), model(ids()))
+
+
+def test_broken_shards_refused(tmp_path):
+    pretrained.save(transformer(), tmp_path)
+    names, places = shard(tmp_path)
+    index, first = tmp_path / "model.safetensors.index.json", tmp_path / names[0]
+    good = first.read_bytes()
+
+    def attempt(places, message):
+        index.write_text(json.dumps({"weight_map": places}))
+        assert message in refused(tmp_path)
+
+    norm = "model.norm.weight"
+    attempt(places | {norm: "model-00009-of-00003.safetensors"}, "no such file, and model.safetensors.index")
+    attempt(places | {norm: "../elsewhere.safetensors"}, "is not the name of a file beside it")
+    attempt(places | {norm: "/etc/passwd"}, "is not the name of a file beside it")
+    attempt(places | {norm: 3}, "is not the name of a file beside it")
+    attempt(places | {"model.extra.weight": names[0]}, "lacks model.extra.weight, which")
+    attempt([1], "weight_map: expected a mapping")
+    other = {key: name for key, name in places.items() if name != names[1]}
+    attempt(other, "lacks model.")
+    tensors = safetensors.torch.load_file(first)
+    twice = next(key for key, name in places.items() if name == names[1])
+    safetensors.torch.save_file(tensors | {twice: torch.ones(32)}, first)
+    attempt(places, f"{twice} is in {names[0]} too")
+    first.write_bytes(good[: len(good) // 2])
+    attempt(places, f"{names[0]}: not a whole safetensors file")
+
+
+class Pair(nn.Module):
+    """Two matrices of ours that a file holds as one."""
+
+    def __init__(self):
+        super().__init__()
+        self.upper, self.lower = nn.Linear(3, 2), nn.Linear(3, 4)
+        self.register_buffer("steps", torch.tensor(5))
+        self.register_buffer("counted", torch.tensor(7))
+
+
+class PairForm(Form):
+    model_type = "pair"
+    architectures = ("Pair",)
+    prefix = "pair."
+
+    def owns(self, model):
+        return isinstance(model, Pair)
+
+    def read(self, data, path):
+        return Pair()
+
+    def write(self, model):
+        return {}
+
+    def stored(self, model):
+        joined = {
+            f"{part}.{kind}": Stored(f"pair.both.{kind}", rows)
+            for part, rows in (("lower", (2, 6)), ("upper", (0, 2)))
+            for kind in ("weight", "bias")
+        }
+        return joined | {"steps": Stored("pair.steps")}
+
+
+def test_a_form_may_join_and_rename_matrices_and_leave_tensors_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "FORMS", (PairForm(),))
+    monkeypatch.setattr(pretrained, "form_of", lambda model: PairForm())
+    model = Pair()
+    pretrained.save(model, tmp_path)
+    tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    assert {name: tuple(t.shape) for name, t in tensors.items()} == {
+        "pair.both.weight": (6, 3),
+        "pair.both.bias": (6,),
+        "pair.steps": (),
+    }
+    assert torch.equal(tensors["pair.both.weight"], torch.cat([model.upper.weight, model.lower.weight]))
+    for prefix in ("pair.", ""):  # a file of the body alone leaves the prefix out
+        stored = {name.replace("pair.", prefix): tensor for name, tensor in tensors.items()}
+        safetensors.torch.save_file(stored, tmp_path / "model.safetensors")
+        loaded = pretrained.load(tmp_path)
+        assert torch.equal(loaded.lower.weight, model.lower.weight)
+        assert torch.equal(loaded.upper.bias, model.upper.bias)
+        assert (int(loaded.steps), int(loaded.counted), loaded.steps.dtype) == (5, 0, torch.int64)
+    safetensors.torch.save_file(tensors | {"pair.both.bias": torch.ones(7)}, tmp_path / "model.safetensors")
+    assert "pair.both.bias has the shape (7,)" in refused(tmp_path)
+
+
+def test_the_ends_of_a_text_are_handed_on(tmp_path):
+    pretrained.save(transformer(), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] is None
+    edit_config(tmp_path, bos_token_id=1, eos_token_id=2, pad_token_id=[], torchscript=True)
+    pretrained.save(pretrained.load(tmp_path), tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert (written["bos_token_id"], written["eos_token_id"]) == (1, 2)
+    assert not {"pad_token_id", "torchscript"} & set(written)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7], "temperature": 0.6}')
+    pretrained.save(pretrained.load(tmp_path), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == [2, 7]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert theirs.generation_config.eos_token_id == [2, 7]
 
 
 # --- refusals ------------------------------------------------------------------------------------------
@@ -286,6 +409,6 @@ def test_missing_files_named(saved):
     (saved / "model.safetensors").unlink()
     assert "model.safetensors: no such file" in refused(saved)
     (saved / "model.safetensors.index.json").write_text("{}")
-    assert "weights in several files" in refused(saved)
+    assert "weight_map: expected a mapping" in refused(saved)
     (saved / "config.json").unlink()
     assert "config.json: no such file" in refused(saved)

@@ -1,0 +1,27 @@
+"""The forms of checkpoints that are read and written, a page each. To add one: a page and a name below.
+
+A page says the model_type and class names, how config.json becomes our configuration and back, what is
+refused, and the name map (our tensor -> where it lies in the file); `form.py` says what is asked of it.
+"""
+
+from torch import nn
+
+from llmtool.models.forms.form import Form
+from llmtool.models.forms.gpt2 import GPT2
+from llmtool.models.forms.llama import LLAMA
+from llmtool.models.forms.mlp import MLPForm
+from llmtool.models.forms.qwen3 import QWEN3
+
+FORMS: tuple[Form, ...] = (
+    # decoders
+    GPT2,
+    LLAMA,
+    QWEN3,
+    # our own
+    MLPForm(),
+)
+
+
+def form_of(model: nn.Module) -> Form:
+    """The form that a model of ours is written in."""
+    return next(form for form in FORMS if form.owns(model))

@@ -1,0 +1,47 @@
+"""The form of our own multi-layer perceptron, which Hugging Face has none for: model_type llmtool_mlp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from llmtool.core.contracts import Classes, Features, Values
+from llmtool.core.errors import ConfigError
+from llmtool.models.forms.form import Form, whole_number
+from llmtool.models.mlp import MLP, MLPConfig
+
+OUTPUTS: dict[str, type[Classes] | type[Values]] = {"classes": Classes, "values": Values}
+
+
+class MLPForm(Form):
+    """Inputs, outputs and our own configuration as they are; every name is ours."""
+
+    model_type = "llmtool_mlp"
+    architectures = ("MLP",)
+
+    def owns(self, model: nn.Module) -> bool:
+        """An MLP."""
+        return isinstance(model, MLP)
+
+    def read(self, data: dict[str, Any], path: Path) -> nn.Module:
+        """The module, from our own keys."""
+        inputs, outputs = (
+            data[key] if isinstance(data.get(key), dict) else {} for key in ("inputs", "outputs")
+        )
+        spec = OUTPUTS.get(str(outputs.get("kind")))
+        if inputs.get("kind") != "features" or spec is None:
+            raise ConfigError(f"{path}: inputs must be features and outputs classes or values")
+        width, n = whole_number(inputs, "width", path), whole_number(outputs, "n", path)
+        return MLPConfig.model_validate(data.get("model")).build(Features(width), spec(n))
+
+    def write(self, model: nn.Module) -> dict[str, Any]:
+        """Our own keys."""
+        assert isinstance(model, MLP)
+        kind = next(name for name, spec in OUTPUTS.items() if isinstance(model.outputs, spec))
+        return {
+            "inputs": {"kind": "features", "width": model.inputs.width},
+            "outputs": {"kind": kind, "n": model.head.out_features},
+            "model": model.config.model_dump(mode="json", by_alias=True),
+        }
