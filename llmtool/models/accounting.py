@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmtool.core.contracts import Features, InputSpec, NextToken, OutputSpec, Values
-from llmtool.models.transformer import GPT2Attention
+from llmtool.models.gpt2 import GPT2Attention
 
 OptimizerName = Literal["adamw", "sgd", "muon"]
 FLOAT = (

@@ -35,7 +35,7 @@ def generate(
     try:
         for _ in range(tokens):
             window = torch.tensor([result[-model.context :]], device=device)  # (1, T)
-            logits = model.lm_head(model.hidden(window)[:, -1]).float()  # (1, V)
+            logits = model.logits(model.hidden(window)[:, -1]).float()  # (1, V)
             if not logits.isfinite().all():
                 raise FloatingPointError("the model's outputs are not finite")
             result.append(_choose(logits, temperature, top_k, generator))

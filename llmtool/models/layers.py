@@ -65,10 +65,10 @@ class Rotary(nn.Module):
         angle = torch.outer(position, frequency)  # (context, E/2)
         self.cosine, self.sine = angle.cos(), angle.sin()
 
-    def forward(self, length: int, positions: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, (T, E/2), or (B, 1, T, E/2) where `positions` (B, T) are given."""
+    def forward(self, length: int, positions: Tensor | None, start: int = 0) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, (T, E/2) from `start` on, or (B, 1, T, E/2) at `positions` (B, T)."""
         if positions is None:
-            return self.cosine[:length], self.sine[:length]
+            return self.cosine[start : start + length], self.sine[start : start + length]
         return self.cosine[positions].unsqueeze(1), self.sine[positions].unsqueeze(1)
 
 
@@ -80,14 +80,16 @@ def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """Causal attention: query (B, H, T, E), key and value (B, K, T, E) -> (B, T, H * E).
+    """Causal attention: query (B, H, T, E), key and value (B, K, S, E) -> (B, T, H * E).
 
-    mask: (B, 1, T, T), True where a query may look; None: every earlier position, on the kernel's fast path.
+    mask: (B, 1, T, S), True where a query may look; None: every earlier position, on the kernel's fast path.
+    Keys may be more than queries (S > T): those of a cache, and without a mask all of them are earlier.
     K below H shares keys among groups of queries (https://arxiv.org/abs/2305.13245).
     """
     shared = query.shape[1] != key.shape[1]
+    causal = mask is None and query.shape[2] == key.shape[2]
     result = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=shared
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=shared
     )
     return result.transpose(1, 2).flatten(2)  # (B, H, T, E) -> (B, T, H * E)
 

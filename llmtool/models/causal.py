@@ -1,0 +1,93 @@
+"""What every decoder-only transformer has, whatever its modules are called."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+from llmtool.core.contracts import NextToken, OutputSpec, Tokens
+from llmtool.models.cache import Cache, Sight, look
+from llmtool.models.layers import Conv1D
+
+if TYPE_CHECKING:
+    from llmtool.models.transformer import TransformerConfig
+
+
+class Transformer(nn.Module):
+    """A decoder-only transformer: ids to the logits of the next one."""
+
+    head_name: ClassVar[str] = "lm_head"
+    lm_head: nn.Linear
+
+    def __init__(self, config: TransformerConfig, inputs: Tokens) -> None:
+        super().__init__()
+        self.config, self.inputs, self.context = config, inputs, config.context
+        self.outputs: OutputSpec = NextToken(inputs.vocabulary)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks, from the input on."""
+        raise NotImplementedError
+
+    @property
+    def embeddings(self) -> list[nn.Module]:
+        """The tables that turn ids (and learned positions) into vectors; that of the ids first."""
+        raise NotImplementedError
+
+    def body(self, inputs: Tensor, sight: Sight, cache: Cache | None) -> Tensor:
+        """(B, T) ids -> (B, T, D): everything before the output layer."""
+        raise NotImplementedError
+
+    def hidden(self, inputs: Tensor, segments: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """(B, T) ids -> (B, T, D), what `logits` reads. segments, cache: as forward's."""
+        before = 0 if cache is None else cache.length
+        assert before + inputs.shape[1] <= self.context, "more tokens than the context"
+        x = self.body(inputs, look(inputs, segments, cache), cache)
+        if cache is not None:
+            cache.length += inputs.shape[1]
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V): the scores of every token as the next one."""
+        return self.lm_head(hidden)
+
+    def flops(self, tokens: int) -> int:
+        """FLOPs of one row of `tokens` tokens, forward and backward."""
+        c = self.config
+        queries, pairs = c.heads * c.head_width, c.key_value_heads * c.head_width
+        feed_forward = (2 if c.architecture == "gpt2" else 3) * c.width * c.feed_forward
+        matrices = c.width * (2 * queries + 2 * pairs) + feed_forward
+        attention = 4 * tokens * tokens * queries  # scores and their weighted sum
+        forward = c.depth * (2 * tokens * matrices + attention)
+        return 3 * (forward + 2 * tokens * c.width * self.inputs.vocabulary)
+
+    def forward(self, inputs: Tensor, segments: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """(B, T) ids -> (B, T, V) logits.
+
+        segments: (B, T) document numbers, 0 at padding (on either side); a token sees its own document only,
+        and positions start again with each. cache: what the rows have seen before; then `inputs` are the
+        next tokens, and `segments` says no more than where there is padding on the left (see Cache).
+        """
+        return self.logits(self.hidden(inputs, segments, cache))
+
+    def tie(self) -> None:
+        """Let the output layer share the embedding's weights, where the configuration says so."""
+        if self.config.tie_embeddings:
+            self.lm_head.weight = self.embeddings[0].get_parameter("weight")
+
+    def untie(self) -> None:
+        """Give the output layer weights of its own, equal to the embedding's for now."""
+        self.lm_head.weight = nn.Parameter(self.lm_head.weight.detach().clone())
+        self.config = self.config.model_copy(update={"tie_embeddings": False})
+
+
+def initialise(model: Transformer, residual: tuple[str, ...]) -> None:
+    """Normal weights; those into the residual stream smaller, as 2 x depth of them add up (GPT-2, 2.3)."""
+    # "small init", https://arxiv.org/abs/1910.05895: GPT-2's 0.02 at a width of 1000, more at smaller ones
+    deviation = math.sqrt(2 / (5 * model.config.width))
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
+            scale = 1 / math.sqrt(2 * model.config.depth) if name.endswith(residual) else 1.0
+            nn.init.normal_(module.weight, std=deviation * scale)
