@@ -15,7 +15,7 @@ from llmtool.core.lineage import Chain
 from llmtool.core.run import Run
 from llmtool.data import store
 from llmtool.evaluation import differences
-from llmtool.stages import assemble, subject
+from llmtool.stages import checkpoints, subject
 from llmtool.stages import describe as stage
 from llmtool.stages import lineage as made
 from llmtool.stages import report as stage_report
@@ -35,7 +35,7 @@ def run(options: Options) -> dict[str, Any]:
             if not run.fresh:
                 described = subject.of_checkpoint(start) if start else subject.of_experiment(experiment, card)
                 before = [store.lineage(card, run.root / "prepare")] if card else []
-                before += [assemble.lineage(start)] if start else []
+                before += [checkpoints.lineage(start)] if start else []
                 _describe(run, described, before)
             console.show(stage.show(files.read_json(run.directory / "describe.json")))
     return run.result
@@ -76,7 +76,7 @@ def _directory(path: str) -> dict[str, Any]:
     """What lies in a directory, what it was made from, and whether all of that is still as it was."""
     root = None
     try:
-        if (Path(path) / assemble.CARD_FILE).is_file():
+        if checkpoints.is_checkpoint(Path(path)):
             found = _of_checkpoint(path)
         else:
             root, name = made.root_of(path)
@@ -102,10 +102,10 @@ def _directory(path: str) -> dict[str, Any]:
 
 def _of_checkpoint(path: str) -> made.Found:
     """A checkpoint directory alone."""
-    directory = assemble.find_checkpoint(path)
+    directory = checkpoints.find_checkpoint(path)
     found = made.Found(model=directory)
     try:
-        found.chain = assemble.lineage(directory)
+        found.chain = checkpoints.lineage(directory)
         found.end = found.chain[-1].hash
     except LlmtoolError as error:
         found.notes.append(f"lineage: {error}")
@@ -117,7 +117,7 @@ def _description(found: made.Found, strict: bool) -> dict[str, Any] | None:
     if found.model is None:
         return None
     try:
-        description = stage.describe(subject.of_checkpoint(assemble.find_checkpoint(str(found.model))))
+        description = stage.describe(subject.of_checkpoint(checkpoints.find_checkpoint(str(found.model))))
     except LlmtoolError as error:
         if strict:
             raise

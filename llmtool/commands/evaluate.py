@@ -16,9 +16,9 @@ from llmtool.data.store import Dataset
 from llmtool.evaluation import EvaluateConfig, compare, report, requirements
 from llmtool.evaluation.compare import Saved
 from llmtool.experiment import Loaded
-from llmtool.stages import assemble, judge, lineage, score
+from llmtool.stages import assemble, checkpoints, judge, lineage, score
 from llmtool.stages import report as stage_report
-from llmtool.stages.assemble import Start
+from llmtool.stages.checkpoints import Start
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def run(options: Options) -> dict[str, Any]:
         dataset = session.prepared(loaded, options)
         hashes = hashes_of(loaded.experiment.run, "evaluate")
         model, other = session.model_to_score(loaded, dataset), session.compared(loaded)
-        weights = assemble.verify(Path(model), hashes.hash)
+        weights = checkpoints.verify(Path(model), hashes.hash)
         key = keys.evaluate(loaded, dataset, weights, other, hashes.hash)
         stands = Run.judge(loaded.experiment.run, "evaluate", key, hashes).fresh and not options.force
         with session.named("evaluate.compare"):  # before the work that stands is moved aside
@@ -36,7 +36,7 @@ def run(options: Options) -> dict[str, Any]:
             if run.fresh:
                 console.show(report.show(files.read_json(run.directory / "report.json")))
             else:
-                start = assemble.from_checkpoint(model, hashes.hash)
+                start = checkpoints.from_checkpoint(model, hashes.hash)
                 _evaluate(run, loaded, dataset, start, saved, again=options.force)
     return run.result
 

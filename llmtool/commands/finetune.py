@@ -16,8 +16,9 @@ from llmtool.evaluation import report
 from llmtool.experiment import FinetuneConfig, Loaded
 from llmtool.metrics import bootstrap
 from llmtool.models import adapters
-from llmtool.stages import assemble, score
-from llmtool.stages.assemble import Assembled, Start
+from llmtool.stages import assemble, checkpoints, score
+from llmtool.stages.assemble import Assembled
+from llmtool.stages.checkpoints import Start
 
 Tallies = dict[str, Tally]
 
@@ -30,11 +31,11 @@ def run(options: Options) -> dict[str, Any]:
         directory = session.model_to_start(loaded)
         dataset = session.prepared(loaded, options)
         hashes = hashes_of(loaded.experiment.run, "finetune")
-        weights = assemble.verify(Path(directory), hashes.hash)
+        weights = checkpoints.verify(Path(directory), hashes.hash)
         key = keys.fit(loaded, "finetune", {"dataset": dataset.fingerprint, "start": weights})
         with session.stage(loaded, "finetune", key, options, resumable=True, hashes=hashes) as run:
             if not run.fresh:
-                start = assemble.from_checkpoint(directory, hashes.hash)
+                start = checkpoints.from_checkpoint(directory, hashes.hash)
                 _finetune(run, loaded, config, dataset, start, options)
     return run.result
 
@@ -66,12 +67,13 @@ def _finetune(
         before=was, after=found, changes=as_json, head=said, merged=merged,
         start={"path": str(start.directory), "hash": start.hash},
     )  # fmt: skip
-    titles = {"new": "this data:" if old else "", "old": f"{start.dataset['path']}:"}
+    old_path = start.dataset["path"] if start.dataset else ""
+    titles = {"new": "this data:" if old else "", "old": f"{old_path}:"}
     shown = [name for name in ("new", "old") if name in after]
     pairs = {titles[name]: (was.get(name), found[name]) for name in shown}
     console.show(report.before_after(pairs, {titles[name]: changes.get(name, {}) for name in shown}))
     if old and said:
-        console.say(f"{start.dataset['path']} cannot be scored any more: its classes went with the old head")
+        console.say(f"{old_path} cannot be scored any more: its classes went with the old head")
     session.say_fit(result)
     if merged:
         console.say(f"merged model: {merged}")
@@ -79,7 +81,7 @@ def _finetune(
 
 def _old_data(start: Start, dataset: Dataset) -> Dataset | None:
     """The data the start learned from, where it is other data and still there."""
-    if start.dataset["fingerprint"] == dataset.fingerprint:
+    if start.dataset is None or start.dataset["fingerprint"] == dataset.fingerprint:
         return None
     try:
         old = Dataset.open(start.dataset["path"])

@@ -19,7 +19,7 @@ from llmtool.data import data_hashes
 from llmtool.data.store import CARD, Dataset, origin
 from llmtool.evaluation import compare
 from llmtool.experiment import Loaded
-from llmtool.stages.assemble import fingerprint
+from llmtool.stages.checkpoints import fingerprint
 
 COMPUTE = ("seed", "device", "precision", "deterministic")  # what decides numbers beside one's own section
 READS = {

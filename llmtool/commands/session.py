@@ -28,9 +28,10 @@ from llmtool.experiment import FinetuneConfig, Loaded
 from llmtool.experiment import resolved as experiment_yaml
 from llmtool.models import adapters
 from llmtool.models.accounting import account
-from llmtool.stages import assemble
+from llmtool.stages import assemble, checkpoints
 from llmtool.stages import prepare as stages
-from llmtool.stages.assemble import Assembled, fingerprint
+from llmtool.stages.assemble import Assembled
+from llmtool.stages.checkpoints import fingerprint
 from llmtool.stages.fit import FitResult
 from llmtool.stages.fit import fit as stage_fit
 from llmtool.training import TrainConfig
@@ -91,7 +92,7 @@ def model_to_start(loaded: Loaded) -> str:
     """The checkpoint that `finetune` starts from."""
     assert loaded.experiment.finetune is not None
     with named("finetune.start"):
-        return str(assemble.find_checkpoint(loaded.experiment.finetune.start))
+        return str(checkpoints.find_checkpoint(loaded.experiment.finetune.start))
 
 
 def model_to_score(loaded: Loaded, dataset: Dataset) -> str:
@@ -100,7 +101,7 @@ def model_to_score(loaded: Loaded, dataset: Dataset) -> str:
     experiment = loaded.experiment
     if experiment.evaluate.of:
         with named("evaluate.of"):
-            return str(assemble.find_checkpoint(experiment.evaluate.of))
+            return str(checkpoints.find_checkpoint(experiment.evaluate.of))
     root = Path(experiment.run)
     tuned = experiment.finetune is not None and (root / "finetune" / "best").exists()
     stage = "finetune" if tuned else "train"
@@ -116,7 +117,7 @@ def model_to_score(loaded: Loaded, dataset: Dataset) -> str:
     for change in Run.judge(root, stage, keys.fit(loaded, stage, inputs)).changes[:5]:
         if not change.startswith((CODE_CHANGED, "start: ")):
             console.note(f"{root / stage}, which is scored as it is: {change}")
-    return str(assemble.find_checkpoint(str(root / stage)))
+    return str(checkpoints.find_checkpoint(str(root / stage)))
 
 
 def compared(loaded: Loaded) -> Path | None:
@@ -354,7 +355,7 @@ def assembled(loaded: Loaded, command: str, dataset: Dataset) -> Assembled:
         return assemble.from_experiment(loaded.experiment, dataset)
     config = loaded.experiment.finetune
     assert config is not None
-    start = assemble.from_checkpoint(model_to_start(loaded))
+    start = checkpoints.from_checkpoint(model_to_start(loaded))
     made, _ = assemble.from_start(loaded.experiment, dataset, start)
     assemble.adapt(made, start, config.method)
     return made
@@ -368,7 +369,7 @@ def finish_fit(
     run.finish(
         metrics=metrics,
         fingerprints={"dataset": assembled.dataset.fingerprint, "weights": fingerprint(result.best)},
-        lineage=lineage.document(assemble.lineage(assemble.find_checkpoint(str(result.best)))),
+        lineage=lineage.document(checkpoints.lineage(checkpoints.find_checkpoint(str(result.best)))),
         checkpoint=str(result.best),
         steps=result.step,
         reason=result.reason,

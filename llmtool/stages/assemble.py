@@ -7,45 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from torch import nn
 
 from llmtool.core import checkpoint, files, seeds
-from llmtool.core.contracts import OutputSpec, Task, Tokens
+from llmtool.core.contracts import NextToken, Task, Tokens
 from llmtool.core.devices import Precision, resolve_device, resolve_precision, set_determinism
-from llmtool.core.errors import ConfigError, LlmtoolError
-from llmtool.core.files import HashFile
-from llmtool.core.lineage import Chain, document, extend, read
+from llmtool.core.errors import ConfigError
+from llmtool.core.lineage import Chain, document
 from llmtool.data.batches import Batches, open_batches
 from llmtool.data.decoding import decoded_batch
 from llmtool.data.store import Dataset, without_places
 from llmtool.evaluation import requirements
 from llmtool.experiment import Experiment
 from llmtool.models import adapters, pretrained
+from llmtool.stages.checkpoints import CARD_FILE, Start, fingerprint, lineage, made_from
 from llmtool.tasks import TaskConfig, default_task
 
-STATE = "state"  # the part of a checkpoint that only training reads
-CARD_FILE = "llmtool.json"  # what a checkpoint says of its data and task, beside the model's own files
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-TASKS: TypeAdapter[TaskConfig] = TypeAdapter(TaskConfig)
-
-
-@dataclass
-class Start:
-    """A model read from a checkpoint, with what that checkpoint says of its data and its task."""
-
-    directory: Path
-    model: nn.Module
-    card: dict[str, Any]  # of the data it learned from: encoding, inputs, targets, encoder
-    task: TaskConfig
-    dataset: dict[str, str]  # path and fingerprint of that data
-    hash: str  # of what makes the model
-    lineage: Chain
-    is_adapter: bool
-
-    @property
-    def outputs(self) -> OutputSpec:
-        return self.task.outputs(self.card["targets"])
 
 
 @dataclass
@@ -138,10 +116,13 @@ def from_start(experiment: Experiment, dataset: Dataset, start: Start) -> tuple[
     """
     refuse_other_encoding(dataset, start)
     refuse_unknown_figures(experiment, dataset)
-    usual = default_task(dataset.targets)
-    task_config = experiment.task or (start.task if start.task.kind == usual.kind else usual)
+    task_config = experiment.task or default_task(dataset.targets)
+    if experiment.task is None and start.task is not None and start.task.kind == task_config.kind:
+        task_config = start.task
     outputs, targets, said = task_config.outputs(dataset.targets), dataset.targets, None
-    if outputs != start.outputs or targets.get("names") != start.card["targets"].get("names"):
+    if isinstance(outputs, NextToken) and isinstance(start.outputs, NextToken):
+        pass  # its vocabulary is the model's, or a part of it
+    elif outputs != start.outputs or targets.get("names") != start.card["targets"].get("names"):
         adapters.replace_head(start.model, outputs, experiment.seed)
         said = f"the head is new: {_spoken(start.card['targets'])} became {_spoken(targets)}"
     elif targets["kind"] == "values":
@@ -168,6 +149,8 @@ def as_scored(experiment: Experiment, dataset: Dataset, start: Start) -> Assembl
     Raises ConfigError when the dataset's targets are not those that the model gives.
     """
     refuse_other_encoding(dataset, start)
+    if start.task is None:
+        raise ConfigError(f"{start.directory} has no head for a task yet: `llmtool finetune` gives it one")
     targets = start.card["targets"]
     if dataset.targets["kind"] != targets["kind"] or dataset.targets.get("names") != targets.get("names"):
         raise ConfigError(
@@ -214,16 +197,37 @@ def refuse_unknown_figures(experiment: Experiment, dataset: Dataset) -> None:
 
 def refuse_other_encoding(dataset: Dataset, start: Start) -> None:
     """ConfigError unless the dataset's rows mean to this model what its own training rows meant."""
-    if dataset.card["encoding"] != start.card["encoding"]:
+    if dataset.card["inputs"]["kind"] != start.card["inputs"]["kind"]:
         raise ConfigError(
             f"{start.directory} takes {start.card['encoding']}; "
             f"this file's data is encoded as {dataset.card['encoding']}"
         )
-    if _of_inputs(dataset.card["encoder"]) != _of_inputs(start.card["encoder"]):
-        what = "tokenizer" if isinstance(dataset.inputs, Tokens) else "encoder (columns, scaling, categories)"
+    if isinstance(dataset.inputs, Tokens):
+        _refuse_other_tokenizer(dataset, start)
+    elif _of_inputs(dataset.card["encoder"]) != _of_inputs(start.card["encoder"]):
+        assert start.dataset is not None
         raise ConfigError(
-            f"the data was prepared with another {what} than {start.directory} learned with; "
-            f"set data.encode.like: {start.dataset['path']}"
+            "the data was prepared with another encoder (columns, scaling, categories) than "
+            f"{start.directory} learned with; set data.encode.like: {start.dataset['path']}"
+        )
+
+
+def _refuse_other_tokenizer(dataset: Dataset, start: Start) -> None:
+    """ConfigError unless the same text has the same ids; which texts there are is the data's own affair."""
+    ours, theirs = dataset.card["encoder"]["tokenizer"], start.card["encoder"]["tokenizer"]
+    if theirs is not None and ours["hash"] != theirs["hash"]:
+        use = f"tokenizer: {{kind: file, path: {start.directory}}}"
+        if start.dataset is not None:
+            use = f"like: {start.dataset['path']}"
+        raise ConfigError(
+            f"the data was prepared with another tokenizer than {start.directory} learned with; "
+            f"set data.encode.{use}"
+        )
+    vocabulary, most = dataset.card["inputs"]["vocabulary"], start.card["inputs"]["vocabulary"]
+    if vocabulary > most:
+        raise ConfigError(
+            f"the data's tokenizer has {vocabulary:,} tokens and {start.directory} knows {most:,}: "
+            "it is not the tokenizer of this model"
         )
 
 
@@ -237,105 +241,3 @@ def _spoken(targets: dict[str, Any]) -> str:
     names = [str(name) for name in targets.get("names", [])]
     listed = f" ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else ""
     return f"{len(names) or ''} {targets['kind'].replace('_', ' ')}{listed}".strip()
-
-
-# --- checkpoints ---
-
-
-def find_checkpoint(path: str) -> Path:
-    """The checkpoint directory that a run, a stage of a run or a checkpoint directory stands for."""
-    for candidate in (Path(path), Path(path) / "best", Path(path) / "train" / "best"):
-        if (candidate / CARD_FILE).is_file():
-            found = candidate.resolve()
-            return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
-    raise ConfigError(f"{path}: no checkpoint here (no {CARD_FILE} in it, in best/ or in train/best/)")
-
-
-def fingerprint(directory: Path) -> str:
-    """One hash of what makes the model: its files, by the hashes in the manifest, and what its card says they
-    mean. How it was trained, from what, where anything lies and how long it took are not in it: the same
-    weights from another run are the same start."""
-    own = {
-        name: value
-        for name, value in sorted(checkpoint.hashes(directory).items())
-        if not name.startswith(f"{STATE}/") and name not in (CARD_FILE, adapters.ADAPTER_CONFIG)
-    }
-    task, card, _, base = about_checkpoint(directory)
-    if isinstance(encoder := card.get("encoder"), dict):
-        card = {**card, "encoder": without_places(encoder)}
-    parts = [own, task, card]
-    if base is not None:
-        form = files.read_json(directory / adapters.ADAPTER_CONFIG)
-        if not isinstance(form, dict):
-            raise LlmtoolError(f"{directory / adapters.ADAPTER_CONFIG}: not the form of an adapter")
-        parts += [base.get("hash"), {**form, "base_model_name_or_path": None}]
-    return files.hash_bytes(files.json_bytes(parts))
-
-
-def made_from(directory: Path) -> tuple[Chain, ...]:
-    """The chains of what a checkpoint was made from, by its card; of one that is silent, its dataset."""
-    about = files.read_json(directory / CARD_FILE)
-    _, _, dataset, _ = about_checkpoint(directory)
-    try:
-        if found := about.get("made_from"):
-            return tuple(map(read, found))
-        return (extend("dataset", str(dataset["path"]), str(dataset["fingerprint"])),)
-    except (ValueError, KeyError, TypeError) as error:
-        raise LlmtoolError(f"{directory / CARD_FILE}: {error}") from None
-
-
-def lineage(directory: Path) -> Chain:
-    """The chain of a checkpoint: the data it learned from, what it was started from, and itself."""
-    return extend("checkpoint", str(directory), fingerprint(directory), *made_from(directory))
-
-
-def verify(directory: Path, hash_file: HashFile | None = None) -> str:
-    """The fingerprint of a checkpoint, once every file is checked against its manifest; of an adapter, those
-    of its base too. Raises LlmtoolError where one is missing or changed."""
-    checkpoint.verify(directory, hash_file)
-    base = about_checkpoint(directory)[3]
-    if base is not None:
-        _check_base(directory, base, hash_file)
-    return fingerprint(directory)
-
-
-def from_checkpoint(path: str, hash_file: HashFile | None = None) -> Start:
-    """The model of a checkpoint, every file checked against its manifest; an adapter is merged into its base.
-
-    Raises ConfigError where there is none, LlmtoolError where a file is missing or changed.
-    """
-    directory = find_checkpoint(path)
-    verify(directory, hash_file)
-    task, card, dataset, base = about_checkpoint(directory)
-    try:
-        config = TASKS.validate_python(task)
-        model = pretrained.load(directory if base is None else Path(base["path"]))
-        if base is not None:
-            adapters.load_adapter(model, directory)
-            adapters.merge(model)
-    except (ValueError, KeyError, TypeError) as error:
-        raise LlmtoolError(f"{directory / CARD_FILE}: not a card of this version ({error})") from None
-    chain = lineage(directory)
-    return Start(
-        directory, model, card, config, dataset, chain[-1].content, chain, is_adapter=base is not None
-    )
-
-
-def about_checkpoint(directory: Path) -> tuple[Any, ...]:
-    """What its card says: task, card and place of the data, and the base of an adapter (None for a model)."""
-    about = files.read_json(directory / CARD_FILE)
-    parts = [about.get(key) for key in ("task", "card", "dataset", "base")] if isinstance(about, dict) else []
-    if not parts or not all(isinstance(part, dict) for part in [*parts[:3], parts[3] or {}]):
-        raise LlmtoolError(f"{directory / CARD_FILE}: not the card of a checkpoint")
-    return tuple(parts)
-
-
-def _check_base(directory: Path, base: dict[str, str], hash_file: HashFile | None) -> None:
-    if not isinstance(base.get("path"), str):
-        raise LlmtoolError(f"{directory / CARD_FILE}: not the card of a checkpoint")
-    path = Path(base["path"])
-    if not path.is_dir():
-        raise LlmtoolError(f"{directory} is an adapter of {path}, which is not there any more")
-    checkpoint.verify(path, hash_file)
-    if fingerprint(path) != base.get("hash"):
-        raise LlmtoolError(f"{directory} is an adapter of {path}, which has changed since")

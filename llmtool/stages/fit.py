@@ -20,7 +20,8 @@ from llmtool.data.batches import Batches
 from llmtool.evaluation.loop import evaluate
 from llmtool.experiment import FinetuneConfig
 from llmtool.stages import divergence
-from llmtool.stages.assemble import STATE, Assembled
+from llmtool.stages.assemble import Assembled
+from llmtool.stages.checkpoints import STATE
 from llmtool.stages.score import auto_batch
 from llmtool.stages.settings import few_threads, make_plan, out_of_memory, resolve, threads
 from llmtool.training import TrainConfig

@@ -18,7 +18,7 @@ from llmtool.data.tokenizers import FILE as TOKENIZER
 from llmtool.evaluation import compare
 from llmtool.evaluation.differences import STAGES
 from llmtool.evaluation.report import figures_hash, predictions_hash
-from llmtool.stages import assemble
+from llmtool.stages import checkpoints, foreign
 
 OK, CHANGED, OTHER, GONE, UNKNOWN = "ok", "changed", "other", "gone", "not checked"
 
@@ -76,7 +76,7 @@ def _is_stage(directory: Path) -> bool:
 def models(root: Path) -> dict[str, Path]:
     """Stage -> its model: what finetune made, where there is something, before what train made."""
     places = {stage: root / stage / "best" for stage in ("finetune", "train")}
-    return {stage: path for stage, path in places.items() if (path / assemble.CARD_FILE).is_file()}
+    return {stage: path for stage, path in places.items() if (path / checkpoints.CARD_FILE).is_file()}
 
 
 def of_run(root: Path, stage: str | None = None) -> Found:
@@ -91,8 +91,8 @@ def of_run(root: Path, stage: str | None = None) -> Found:
     made = [stage] if stage in ("train", "finetune") else list(own)
     found.model = next((own[name] for name in made if name in own), None)
     if found.model:
-        directory = assemble.find_checkpoint(str(found.model))
-        if chain := _tried(found, lambda: assemble.lineage(directory)):
+        directory = checkpoints.find_checkpoint(str(found.model))
+        if chain := _tried(found, lambda: checkpoints.lineage(directory)):
             found.chain, found.weights = chain, chain[-1].content
     elif stage != "prepare":
         found.notes.append(f"{root / made[0] if made else root}: no model yet")
@@ -162,12 +162,12 @@ def other_weights(root: Path, report: Mapping[str, Any]) -> str:
     scored, place = model["hash"], model["path"]
     found = Found()
     hashes = {
-        stage: _tried(found, lambda path=path: assemble.fingerprint(path)) for stage, path in own.items()
+        stage: _tried(found, lambda path=path: checkpoints.fingerprint(path)) for stage, path in own.items()
     }
     latest = next(iter(own))
     merged = root / latest / "merged"
-    if (merged / assemble.CARD_FILE).is_file():
-        hashes["merged"] = _tried(found, lambda: assemble.fingerprint(merged))
+    if (merged / checkpoints.CARD_FILE).is_file():
+        hashes["merged"] = _tried(found, lambda: checkpoints.fingerprint(merged))
     if scored in (hashes[latest], hashes.get("merged")):
         return ""
     figures = f"the figures in {root / 'evaluate'} are of"
@@ -293,12 +293,15 @@ def _dataset(link: Link, place: Path) -> tuple[str, str]:
 
 
 def _checkpoint(link: Link, place: Path) -> tuple[str, str]:
-    directory = assemble.find_checkpoint(str(place))
-    card = directory / assemble.CARD_FILE
-    if files.hash_file(card) != checkpoint.hashes(directory).get(assemble.CARD_FILE):
+    directory = checkpoints.find_checkpoint(str(place))
+    card = directory / checkpoints.CARD_FILE
+    if not card.is_file():  # another's: its files are all there is
+        changed = foreign.fingerprint(directory) != link.content
+        return (OTHER, f"{place}: its files have changed since") if changed else (OK, "")
+    if files.hash_file(card) != checkpoint.hashes(directory).get(checkpoints.CARD_FILE):
         return CHANGED, f"{card}: the content changed since it was written (hash differs)"
-    if assemble.fingerprint(directory) != link.content:
-        return OTHER, f"other weights are there now ({short(assemble.lineage(directory)[-1].hash)})"
+    if checkpoints.fingerprint(directory) != link.content:
+        return OTHER, f"other weights are there now ({short(checkpoints.lineage(directory)[-1].hash)})"
     checkpoint.verify(directory)
     return OK, ""
 

@@ -14,7 +14,7 @@ from llmtool.core.errors import ConfigError, DataError
 from llmtool.data.store import Dataset, input_spec
 from llmtool.experiment import Experiment
 from llmtool.models import pretrained
-from llmtool.stages.assemble import about_checkpoint
+from llmtool.stages.checkpoints import about_checkpoint
 from llmtool.stages.describe import Subject, expected_inputs
 from llmtool.tasks import default_task
 
@@ -60,14 +60,14 @@ def of_experiment(experiment: Experiment, card: dict[str, Any] | None) -> Subjec
 def of_checkpoint(directory: Path) -> Subject:
     """The model of a checkpoint directory, from its two cards alone: no weights are read. What is said of its
     data needs the dataset it learned from where it was, as it was."""
-    _, card, dataset, base = about_checkpoint(directory)
-    model: Any = pretrained.skeleton(Path(base["path"]) if base else directory)
+    about = about_checkpoint(directory)
+    model: Any = pretrained.skeleton(Path(about.base["path"]) if about.base else directory)
     device = resolve_device("auto")
     return Subject(
         name=str(directory),
         config=model.config,
         model=model,
-        card=card | {"notes": [], "splits": _splits(dataset)},
+        card=about.card | {"notes": [], "splits": _splits(about.dataset)},
         rows=ROWS,
         precision=resolve_precision("auto", device).name,
         optimizer="adamw",
@@ -76,7 +76,9 @@ def of_checkpoint(directory: Path) -> Subject:
     )
 
 
-def _splits(dataset: dict[str, str]) -> dict[str, Any]:
+def _splits(dataset: dict[str, str] | None) -> dict[str, Any]:
+    if dataset is None:
+        return {}
     try:
         found = Dataset.open(dataset["path"])
     except (DataError, KeyError, TypeError):

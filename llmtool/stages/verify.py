@@ -17,7 +17,8 @@ from llmtool.core import files
 from llmtool.core.contracts import IGNORE, Batch
 from llmtool.core.errors import LlmtoolError
 from llmtool.evaluation.loop import eval_mode
-from llmtool.stages.assemble import STATE, Assembled
+from llmtool.stages.assemble import Assembled
+from llmtool.stages.checkpoints import STATE
 from llmtool.stages.fit import LOOP
 
 LOOKED = 64  # batches in which packed rows are looked for

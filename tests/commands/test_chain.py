@@ -15,7 +15,7 @@ import torch
 from sklearn import metrics
 
 from llmtool import experiment
-from llmtool.stages import assemble
+from llmtool.stages import checkpoints
 from tests.conftest import COMMANDS, Ended, Run
 
 RUN_FILES = {
@@ -343,12 +343,12 @@ def test_finetune_on_other_rows(copy: Path, llmtool: Run, method: str) -> None:
     assert result["metrics"]["validation"] == result["after"]["new"]
     assert "this data: accuracy" in ended.out
     assert "runs/table/prepare: accuracy" in ended.out
-    before = assemble.from_checkpoint(str(copy / "runs/table/train")).model.state_dict()
+    before = checkpoints.from_checkpoint(str(copy / "runs/table/train")).model.state_dict()
     start_text = (copy / "runs/tune/finetune/best/llmtool.json").read_text()
     assert "runs/tune/prepare" in start_text
     assert llmtool("evaluate", "tune.yaml", cwd=copy).code == 0
     if method == "{kind: head}":
-        after = assemble.from_checkpoint(str(copy / "runs/tune/finetune")).model.state_dict()
+        after = checkpoints.from_checkpoint(str(copy / "runs/tune/finetune")).model.state_dict()
         same = {name for name in before if torch.equal(before[name], after[name])}
         assert same == {name for name in before if not name.startswith("head")}
 
@@ -406,8 +406,8 @@ def test_finetune_of_a_language_model(copy: Path, llmtool: Run, method: str) -> 
     assert result["after"]["new"]["loss"] < result["before"]["new"]["loss"]
     if "merge" in method:
         with contextlib.chdir(copy):  # the base of an adapter is named as the configuration names it
-            adapter = assemble.from_checkpoint("runs/tune/finetune").model
-            merged = assemble.from_checkpoint("runs/tune/finetune/merged").model
+            adapter = checkpoints.from_checkpoint("runs/tune/finetune").model
+            merged = checkpoints.from_checkpoint("runs/tune/finetune/merged").model
         ids = torch.arange(12).reshape(2, 6)
         torch.testing.assert_close(merged.eval()(ids), adapter.eval()(ids))
 
@@ -447,6 +447,6 @@ def test_a_checkpoint_is_a_hugging_face_model_directory(finished: Path) -> None:
     text = "the old king."
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     assert tokenizer.decode(ids[0], skip_special_tokens=True) == text
-    ours = assemble.from_checkpoint(str(directory)).model.eval()
+    ours = checkpoints.from_checkpoint(str(directory)).model.eval()
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)

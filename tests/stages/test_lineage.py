@@ -13,7 +13,7 @@ from llmtool.core import files
 from llmtool.core.lineage import Chain
 from llmtool.data import DataConfig, data_hashes, store
 from llmtool.data.store import Dataset
-from llmtool.stages import assemble, lineage
+from llmtool.stages import checkpoints, lineage
 from llmtool.stages.prepare import prepare
 from tests.conftest import people, story
 
@@ -158,7 +158,7 @@ def test_a_card_without_hashes_begins_the_chain_with_the_encoder(tmp_path: Path)
 def test_a_fingerprint_is_of_the_model_and_not_of_where_it_came_from(finished: Path, tmp_path: Path) -> None:
     for name in ("table/train", "table/finetune", "text/train"):
         place = finished / "runs" / name / "best"
-        whole = assemble.fingerprint(place)
+        whole = checkpoints.fingerprint(place)
         copy = tmp_path / name
         shutil.copytree(place, copy)
         about = files.read_json(copy / "llmtool.json")
@@ -169,16 +169,16 @@ def test_a_fingerprint_is_of_the_model_and_not_of_where_it_came_from(finished: P
             form = files.read_json(copy / "adapter_config.json")
             files.write_json(copy / "adapter_config.json", {**form, "base_model_name_or_path": "elsewhere"})
         files.write_json(copy / "llmtool.json", about)
-        assert assemble.fingerprint(copy) == whole
+        assert checkpoints.fingerprint(copy) == whole
         for key, value in (("task", {"kind": "other"}), ("card", {**about["card"], "targets": {}})):
             files.write_json(copy / "llmtool.json", {**about, key: value})
-            assert assemble.fingerprint(copy) != whole
+            assert checkpoints.fingerprint(copy) != whole
         if about["base"]:
             files.write_json(copy / "llmtool.json", {**about, "base": {"path": "", "hash": "other"}})
-            assert assemble.fingerprint(copy) != whole
+            assert checkpoints.fingerprint(copy) != whole
             files.write_json(copy / "llmtool.json", about)
             files.write_json(copy / "adapter_config.json", {**form, "lora_alpha": 99})
-            assert assemble.fingerprint(copy) != whole
+            assert checkpoints.fingerprint(copy) != whole
 
 
 @pytest.mark.parametrize("silent", [True, False])
@@ -191,9 +191,9 @@ def test_a_checkpoint_that_does_not_say_what_it_was_made_from(
     about["made_from"] = [] if silent else [{"links": "?"}]
     files.write_json(copy / "llmtool.json", about)
     if silent:
-        chain = assemble.lineage(copy)
+        chain = checkpoints.lineage(copy)
         assert [link.what for link in chain] == ["dataset", "checkpoint"]
         assert chain[0].content == about["dataset"]["fingerprint"]
     else:
         with pytest.raises(files.LlmtoolError, match=r"llmtool.json: lineage: not a chain"):
-            assemble.lineage(copy)
+            checkpoints.lineage(copy)

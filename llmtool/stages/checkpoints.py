@@ -1,0 +1,193 @@
+"""Checkpoint directories: which one a path means, what it says of its data and task, and the model in it.
+
+Ours have a card (`llmtool.json`) and a manifest. A Hugging Face model directory that others made has neither:
+what it takes and gives is read from its config.json, and its tokenizer is the one in its tokenizer.json.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from torch import nn
+
+from llmtool.core import checkpoint, files
+from llmtool.core.contracts import OutputSpec
+from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.core.files import HashFile
+from llmtool.core.lineage import Chain, extend, read
+from llmtool.data.store import without_places
+from llmtool.models import adapters, hub, pretrained
+from llmtool.stages import foreign
+from llmtool.tasks import TaskConfig
+
+STATE = "state"  # the part of a checkpoint that only training reads
+CARD_FILE = "llmtool.json"  # what a checkpoint says of its data and task, beside the model's own files
+TASKS: TypeAdapter[TaskConfig] = TypeAdapter(TaskConfig)
+
+
+@dataclass(frozen=True)
+class About:
+    """What a checkpoint says of itself.
+
+    task: as its section of a file; None: the model has no head yet. card: of the data it learned from
+    (encoding, inputs, targets, encoder). dataset: path and fingerprint of that data; None: not known. base:
+    path and hash of the model under an adapter. made_from: the chains of what it was made from.
+    """
+
+    task: dict[str, Any] | None
+    card: dict[str, Any]
+    dataset: dict[str, str] | None
+    base: dict[str, str] | None = None
+    made_from: tuple[Chain, ...] = ()
+
+
+@dataclass
+class Start:
+    """A model read from a checkpoint, with what that checkpoint says of its data and its task."""
+
+    directory: Path
+    model: nn.Module
+    card: dict[str, Any]
+    task: TaskConfig | None  # None: the model has no head yet
+    dataset: dict[str, str] | None  # path and fingerprint of the data it learned from, where that is known
+    hash: str  # of what makes the model
+    lineage: Chain
+    is_adapter: bool
+
+    @property
+    def outputs(self) -> OutputSpec | None:
+        """What comes out of the model; None where it has no head yet."""
+        return None if self.task is None else self.task.outputs(self.card["targets"])
+
+    @property
+    def of_ours(self) -> bool:
+        """Whether llmtool made it."""
+        return self.dataset is not None
+
+
+def find_checkpoint(path: str) -> Path:
+    """The checkpoint directory that a run, a stage of a run, a checkpoint directory, a Hugging Face model
+    directory or a name on the hub (hf://owner/name@revision) stands for."""
+    if path.startswith(hub.SCHEME):
+        return hub.snapshot(path)
+    for candidate in (Path(path), Path(path) / "best", Path(path) / "train" / "best"):
+        if (candidate / CARD_FILE).is_file():
+            found = candidate.resolve()
+            return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
+    if (Path(path) / pretrained.CONFIG_FILE).is_file():
+        return Path(path)
+    raise ConfigError(
+        f"{path}: no checkpoint here (no {CARD_FILE} in it, in best/ or in train/best/, "
+        f"and no {pretrained.CONFIG_FILE} of a Hugging Face model)"
+    )
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether this very directory is a checkpoint, ours or another's."""
+    return (path / CARD_FILE).is_file() or foreign.is_foreign(path)
+
+
+def about_checkpoint(directory: Path) -> About:
+    """What a checkpoint's card says, or what is read from another's configuration."""
+    if not (directory / CARD_FILE).is_file() and foreign.is_foreign(directory):
+        task, card = foreign.task_and_card(directory)
+        return About(task, card, None)
+    path = directory / CARD_FILE
+    about = files.read_json(path)
+    if not isinstance(about, dict):
+        raise LlmtoolError(f"{path}: not the card of a checkpoint")
+    parts: list[Any] = [about.get(key) for key in ("task", "card", "dataset", "base")]
+    task, card, dataset, base = parts
+    if not all(isinstance(part, dict) for part in (task, card, dataset, base or {})):
+        raise LlmtoolError(f"{path}: not the card of a checkpoint")
+    try:
+        found = tuple(map(read, about.get("made_from") or ()))
+        if not found:  # of one that is silent, its dataset
+            found = (extend("dataset", str(dataset["path"]), str(dataset["fingerprint"])),)
+    except (ValueError, KeyError, TypeError) as error:
+        raise LlmtoolError(f"{path}: {error}") from None
+    return About(task, card, dataset, base, found)
+
+
+def fingerprint(directory: Path) -> str:
+    """One hash of what makes the model: its files, by the hashes in the manifest, and what its card says they
+    mean. How it was trained, from what, where anything lies and how long it took are not in it: the same
+    weights from another run are the same start."""
+    if not (directory / CARD_FILE).is_file():
+        return foreign.fingerprint(directory)
+    own = {
+        name: value
+        for name, value in sorted(checkpoint.hashes(directory).items())
+        if not name.startswith(f"{STATE}/") and name not in (CARD_FILE, adapters.ADAPTER_CONFIG)
+    }
+    about = about_checkpoint(directory)
+    card = about.card
+    if isinstance(encoder := card.get("encoder"), dict):
+        card = {**card, "encoder": without_places(encoder)}
+    parts: list[Any] = [own, about.task, card]
+    if about.base is not None:
+        form = files.read_json(directory / adapters.ADAPTER_CONFIG)
+        if not isinstance(form, dict):
+            raise LlmtoolError(f"{directory / adapters.ADAPTER_CONFIG}: not the form of an adapter")
+        parts += [about.base.get("hash"), {**form, "base_model_name_or_path": None}]
+    return files.hash_bytes(files.json_bytes(parts))
+
+
+def made_from(directory: Path) -> tuple[Chain, ...]:
+    """The chains of what a checkpoint was made from; none for another's, of which nothing is known."""
+    return about_checkpoint(directory).made_from
+
+
+def lineage(directory: Path) -> Chain:
+    """The chain of a checkpoint: the data it learned from, what it was started from, and itself."""
+    return extend("checkpoint", str(directory), fingerprint(directory), *made_from(directory))
+
+
+def verify(directory: Path, hash_file: HashFile | None = None) -> str:
+    """The fingerprint of a checkpoint, once every file is checked against its manifest; of an adapter, those
+    of its base too. Raises LlmtoolError where one is missing or changed."""
+    if not (directory / CARD_FILE).is_file():
+        return foreign.fingerprint(directory, hash_file)
+    checkpoint.verify(directory, hash_file)
+    if (base := about_checkpoint(directory).base) is not None:
+        _check_base(directory, base, hash_file)
+    return fingerprint(directory)
+
+
+def from_checkpoint(path: str, hash_file: HashFile | None = None) -> Start:
+    """The model of a checkpoint, every file checked against its manifest; an adapter is merged into its base.
+
+    Raises ConfigError where there is none, LlmtoolError where a file is missing or changed.
+    """
+    directory = find_checkpoint(path)
+    verify(directory, hash_file)
+    about = about_checkpoint(directory)
+    try:
+        task = None if about.task is None else TASKS.validate_python(about.task)
+        model = pretrained.load(directory if about.base is None else Path(about.base["path"]))
+        if about.base is not None:
+            adapters.load_adapter(model, directory)
+            adapters.merge(model)
+    except (ValueError, KeyError, TypeError) as error:
+        raise LlmtoolError(f"{directory / CARD_FILE}: not a card of this version ({error})") from None
+    chain = lineage(directory)
+    is_adapter = about.base is not None
+    return Start(directory, model, about.card, task, about.dataset, chain[-1].content, chain, is_adapter)
+
+
+def _check_base(directory: Path, base: dict[str, str], hash_file: HashFile | None) -> None:
+    if not isinstance(base.get("path"), str):
+        raise LlmtoolError(f"{directory / CARD_FILE}: not the card of a checkpoint")
+    path = Path(base["path"])
+    if not path.is_dir():
+        raise LlmtoolError(f"{directory} is an adapter of {path}, which is not there any more")
+    if (path / CARD_FILE).is_file():
+        checkpoint.verify(path, hash_file)
+        found = fingerprint(path)
+    else:
+        found = foreign.fingerprint(path, hash_file)
+    if found != base.get("hash"):
+        raise LlmtoolError(f"{directory} is an adapter of {path}, which has changed since")

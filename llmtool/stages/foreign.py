@@ -1,0 +1,74 @@
+"""Model directories that others made, in Hugging Face's layout: what goes in, what comes out, their hash."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from llmtool.core import files
+from llmtool.core.contracts import NextToken, Tokens
+from llmtool.core.errors import ConfigError, DataError
+from llmtool.core.files import HashFile
+from llmtool.data import tokenizers
+from llmtool.data.tokenizers import FileTokenizer
+from llmtool.models import pretrained
+
+# All that is read of such a directory; what else lies there (code, pickles, pictures) is not looked at.
+READ = (
+    pretrained.CONFIG_FILE,
+    "generation_config.json",
+    tokenizers.FILE,
+    tokenizers.CONFIG,
+    "chat_template.jinja",
+    "*.safetensors",
+    "*.safetensors.index.json",
+)
+
+
+def is_foreign(directory: Path) -> bool:
+    """Whether this looks like a model directory."""
+    return (directory / pretrained.CONFIG_FILE).is_file()
+
+
+def task_and_card(directory: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The task of the model (None: it has no head) and the card of data that it takes, as ours have them."""
+    model: Any = pretrained.skeleton(directory)
+    inputs, outputs = model.inputs, model.outputs
+    if not isinstance(inputs, Tokens) or not isinstance(outputs, NextToken):
+        raise ConfigError(f"{directory}: only language models can be started from a directory of others'")
+    card = {
+        "encoding": "tokens",
+        "inputs": {"kind": "tokens", "vocabulary": inputs.vocabulary},
+        "targets": {"kind": "next_token", "vocabulary": outputs.vocabulary},
+        "encoder": {"as": "tokens", "tokenizer": _tokenizer(directory)},
+    }
+    return {"kind": "language"}, card
+
+
+def _tokenizer(directory: Path) -> dict[str, Any] | None:
+    """The state of the tokenizer beside the model; None where there is no tokenizer.json."""
+    if not (directory / tokenizers.FILE).is_file():
+        return None
+    try:
+        return FileTokenizer(kind="file", path=str(directory)).fit(lambda: iter(())).state()
+    except DataError as error:
+        raise ConfigError(str(error)) from None
+
+
+def fingerprint(directory: Path, hash_file: HashFile | None = None) -> str:
+    """One hash of all the files that are read of the directory."""
+    found = sorted({path for pattern in READ for path in directory.glob(pattern)})
+    hashes = {path.name: (hash_file or _hash)(path) for path in found if path.is_file()}
+    return files.hash_bytes(files.json_bytes(hashes))
+
+
+def _hash(path: Path) -> str:
+    """A file's hash; asked for often, and large."""
+    found = path.stat()
+    return _remembered(str(path.absolute()), found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _remembered(path: str, size: int, changed: int) -> str:
+    return files.hash_file(Path(path))
