@@ -9,6 +9,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,7 +40,8 @@ Texts = Callable[[], Iterator[str]]  # each call reads the train texts again
 
 @dataclass
 class FittedTokenizer:
-    """A tokenizer ready to use. Ids lie below `vocabulary`; `end` closes a document; `unknown`: text lost."""
+    """A tokenizer ready to use. Ids lie below `vocabulary`; `end` closes a document; `unknown`: text lost;
+    `begin` opens a document, where the tokenizer's own settings put one there."""
 
     kind: str
     tokenizer: Tokenizer
@@ -47,6 +49,7 @@ class FittedTokenizer:
     end: int | None
     unknown: int | None = None
     source: dict[str, str] = field(default_factory=dict)  # of a file: its path and hash
+    begin: int | None = None
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -93,6 +96,8 @@ class FittedTokenizer:
             config["eos_token"] = name(self.end)
         if self.unknown is not None:
             config["unk_token"] = name(self.unknown)
+        if self.begin is not None:
+            config["bos_token"] = name(self.begin)
         files.write_bytes(directory / FILE, self._bytes())
         files.write_json(directory / CONFIG, config)
 
@@ -108,7 +113,8 @@ class FittedTokenizer:
             "unknown": self.unknown,
             "hash": files.hash_bytes(self._bytes()),
         }
-        return {**state, **({"source": self.source} if self.source else {})}
+        begin = {} if self.begin is None else {"begin": self.begin}
+        return {**state, **begin, **({"source": self.source} if self.source else {})}
 
     @classmethod
     def from_state(cls, state: dict[str, Any], directory: Path) -> FittedTokenizer:
@@ -120,7 +126,14 @@ class FittedTokenizer:
                 f"{path}: is not the tokenizer that this data was prepared with (its hash differs)"
             )
         parts = (state["vocabulary"], state["end"], state["unknown"], state.get("source", {}))
-        return cls(state["kind"], tokenizer, *parts)
+        return cls(state["kind"], tokenizer, *parts, begin=state.get("begin"))
+
+    @cached_property
+    def is_local(self) -> bool:
+        """Whether a text cut where a word ends has the ids of the whole: not so where a tokenizer puts a
+        blank before every text (SentencePiece's in Llama 2, Gemma ...)."""
+        ids = [self.ids(self.encode([text]))[0].tolist() for text in ("a b", "a", " b")]
+        return ids[0] == ids[1] + ids[2]
 
 
 class BytesTokenizer(Section):
@@ -210,11 +223,13 @@ class FileTokenizer(Section):
         if isinstance(tokenizer.model, models.BPE):
             tokenizer.model.dropout = None
         ids = tokenizer.get_vocab(with_added_tokens=True)
+        begin = _begin(path, tokenizer)
         source = {"path": str(path), "hash": files.hash_file(path)}
         unknown = getattr(tokenizer.model, "unk_token", None)
         fitted = FittedTokenizer(
             self.kind, tokenizer, max(ids.values()) + 1, self._end(path, ids), ids.get(unknown or ""), source
         )
+        fitted.begin = begin
         return fitted
 
     def file(self) -> Path:
@@ -248,6 +263,16 @@ class FileTokenizer(Section):
 TokenizerConfig = Annotated[
     BytesTokenizer | CharactersTokenizer | BpeTokenizer | FileTokenizer, Field(discriminator="kind")
 ]
+
+
+def _begin(path: Path, tokenizer: Tokenizer) -> int | None:
+    """The token that the tokenizer's own settings put before every text, and nothing else with it: that of a
+    language model. Where they add more (an encoder's [CLS] ... [SEP]) there is none."""
+    with readable_errors(f"{path}: no usable tokenizer"):
+        whole = tokenizer.encode("a", add_special_tokens=True).ids
+        bare = tokenizer.encode("a", add_special_tokens=False).ids
+    added = len(whole) - len(bare)
+    return whole[0] if added == 1 and whole[1:] == bare else None
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

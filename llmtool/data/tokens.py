@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,6 +42,11 @@ class TokensEncode(Section):
     )
     text: str = Field(default="text", description="The column that holds the text.")
     tokenizer: TokenizerConfig = Field(default=BpeTokenizer(), description="How text is cut into tokens.")
+    start_of_document: bool | None = Field(
+        default=None,
+        description="Put the begin token before every document; default: where a given tokenizer's own "
+        "settings do.",
+    )
     end_of_document: bool = Field(default=True, description="Add the end token after every whole document.")
     like: str | None = Field(
         default=None, description="A prepared directory whose tokenizer is used again, as it is."
@@ -83,7 +89,7 @@ class TokenEncoder:
 
     def __init__(self, config: TokensEncode) -> None:
         self.config = config
-        self.end_of_document = config.end_of_document
+        self.start_of_document, self.end_of_document = config.start_of_document, config.end_of_document
         self.tokenizer: FittedTokenizer | None = None
         self.notes: list[str] = []
         self._saved: Path | None = None
@@ -117,6 +123,10 @@ class TokenEncoder:
             return
         self.tokenizer = self.config.tokenizer.fit(lambda: self._blocks(chunks))
         self.notes += self.tokenizer.notes
+        if self.start_of_document and self.tokenizer.begin is None:
+            raise ConfigError(
+                "data.encode.start_of_document: the tokenizer has no token that it puts before a text"
+            )
         if self.end_of_document and self.tokenizer.end is None:
             raise ConfigError(
                 "data.encode.tokenizer.end: the tokenizer has no known end token; name it, "
@@ -165,6 +175,7 @@ class TokenEncoder:
         return {
             "as": "tokens",
             "text": self.config.text,
+            "start_of_document": self.start_of_document,
             "end_of_document": self.end_of_document,
             "tokenizer": self.fitted.state(),
         }
@@ -173,7 +184,8 @@ class TokenEncoder:
     def from_state(cls, state: dict[str, Any], directory: Path) -> TokenEncoder:
         """The encoder whose `state()` this is, with tokenizer.json from `directory`."""
         try:
-            encoder = cls(TokensEncode(text=state["text"], end_of_document=state["end_of_document"]))
+            begin, end = state.get("start_of_document"), state["end_of_document"]
+            encoder = cls(TokensEncode(text=state["text"], start_of_document=begin, end_of_document=end))
             encoder.tokenizer = FittedTokenizer.from_state(state["tokenizer"], directory)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
@@ -194,18 +206,22 @@ class TokenEncoder:
 
 @dataclass(slots=True)
 class _Block:
-    """A stretch of one document; `last`: nothing of it follows in this split."""
+    """A stretch of one document; `first`, `last`: nothing of it is before it, or follows, in this split."""
 
     text: str
     unit: int
     ordinal: int
+    first: bool
     last: bool
 
 
 class _Joiner:
-    """Joins the pieces of a document into blocks of about BLOCK characters, cut where words end."""
+    """Joins the pieces of a document into blocks of about BLOCK characters, cut where words end, or (not
+    `cuts`) into one."""
 
-    def __init__(self) -> None:
+    def __init__(self, cuts: bool = True) -> None:
+        self._most = BLOCK + TAILS[-1] if cuts else sys.maxsize
+        self._first = True
         self._pieces: list[str] = []
         self._characters, self.unit, self.ordinal = 0, -1, -1
 
@@ -216,19 +232,19 @@ class _Joiner:
         self.unit, self.ordinal = unit, ordinal
         self._pieces.append(text)
         self._characters += len(text)
-        if self._characters > BLOCK + TAILS[-1]:
+        if self._characters > self._most:
             joined = "".join(self._pieces)
-            while len(joined) > BLOCK + TAILS[-1]:
-                at = cut(joined[: BLOCK + TAILS[-1]])
-                yield _Block(joined[:at], unit, ordinal, last=False)
-                joined = joined[at:]
+            while len(joined) > self._most:
+                at = cut(joined[: self._most])
+                yield _Block(joined[:at], unit, ordinal, self._first, last=False)
+                joined, self._first = joined[at:], False
             self._pieces, self._characters = [joined], len(joined)
 
     def finish(self) -> Iterator[_Block]:
         """The document is over as far as these rows go."""
         if self._pieces:
-            yield _Block("".join(self._pieces), self.unit, self.ordinal, last=True)
-        self._pieces, self._characters = [], 0
+            yield _Block("".join(self._pieces), self.unit, self.ordinal, self._first, last=True)
+        self._pieces, self._characters, self._first = [], 0, True
 
 
 def cut(text: str) -> int:
@@ -250,7 +266,8 @@ class TokenWriter:
         self._tokens = ArrayWriter(directory / f"{split}.tokens.bin", dtype)
         self._documents = ArrayWriter(directory / f"{split}.documents.bin", "<i8")
         self._origin = ArrayWriter(directory / f"{split}.origin.bin", "<i8", (2,))
-        self._joiner = _Joiner()
+        self._joiner = _Joiner(cuts=self._tokenizer.is_local)
+        self._begin = None if encoder.start_of_document is False else self._tokenizer.begin
         self._starts: deque[tuple[int, int]] = deque()  # file and line where the next documents start
         self._batch: list[_Block] = []
         self._characters = self._rows = self._bytes = self._unknown = 0
@@ -321,6 +338,10 @@ class TokenWriter:
         self._bytes += sum(_size(block.text) for block in blocks)
         last = np.fromiter((block.last for block in blocks), dtype=bool, count=len(blocks))
         ends = np.cumsum(lengths)
+        if self._begin is not None:
+            first = np.array([block.first for block in blocks], dtype=bool)
+            ids = np.insert(ids.astype(self._tokens.dtype), (ends - lengths)[first], self._begin)
+            ends = ends + np.cumsum(first)
         if self._encoder.end_of_document:
             closed = [block.last and not self._encoder.is_cut(block.unit, block.ordinal) for block in blocks]
             mask = np.array(closed, dtype=bool)
