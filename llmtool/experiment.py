@@ -32,6 +32,15 @@ class FinetuneConfig(TrainConfig):
         default=FullConfig(kind="full"), description="which weights are trained, and how"
     )
 
+    @model_validator(mode="after")
+    def _rates_fit(self) -> Self:
+        if getattr(self.method, "lora_plus_ratio", 1.0) != 1.0 and self.optimizer.name == "muon":
+            raise ValueError(
+                "method.lora_plus_ratio: muon makes every update of one size, at one learning rate: "
+                "use adamw or sgd"
+            )
+        return self
+
 
 class Experiment(Section):
     """One file is one experiment: every command reads its sections and checks them all."""

@@ -44,6 +44,8 @@ def _finetune(
     run: Run, loaded: Loaded, config: FinetuneConfig, dataset: Dataset, start: Start, options: Options
 ) -> None:
     experiment = loaded.experiment
+    if rounded := assemble.quantise(experiment, start, config.method):
+        console.note(rounded)
     old = _old_data(start, dataset)
     before: Tallies = _validation("old", assemble.as_scored(experiment, old, start)) if old else {}
     assembled, said = assemble.from_start(experiment, dataset, start)

@@ -356,6 +356,7 @@ def assembled(loaded: Loaded, command: str, dataset: Dataset) -> Assembled:
     config = loaded.experiment.finetune
     assert config is not None
     start = checkpoints.from_checkpoint(model_to_start(loaded))
+    assemble.quantise(loaded.experiment, start, config.method)
     made, _ = assemble.from_start(loaded.experiment, dataset, start)
     assemble.adapt(made, start, config.method)
     return made

@@ -133,7 +133,7 @@ def account(
     )
     return Accounting(
         tree=_component(model, type(model).__name__, type(model).__name__, shapes, by_module),
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=count_parameters(model),
         trainable=sum(p.numel() for p in trained),
         rows=rows,
         tokens=tokens,
@@ -141,6 +141,12 @@ def account(
         flops_backward=backward,
         memory=memory,
     )
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Numbers of a model, those that are packed into four bits (models.quantised) too."""
+    packed = sum(getattr(module, "hidden_parameters", 0) for module in model.modules())
+    return sum(p.numel() for p in model.parameters()) + packed
 
 
 def optimizer_floats(optimizer: OptimizerName, name: str, parameter: Tensor, model: nn.Module) -> int:
@@ -298,7 +304,7 @@ def _component(
         name=name,
         kind=type(module).__name__,
         does=_does(module, name),
-        parameters=sum(p.numel() for p in module.parameters()),
+        parameters=count_parameters(module),
         trainable=sum(p.numel() for p in module.parameters() if p.requires_grad),
         shape=shapes.get(key),
         flops=own_flops,

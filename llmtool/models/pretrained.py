@@ -37,6 +37,9 @@ CARRIED = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 def save(model: nn.Module, directory: Path) -> None:
     """Write config.json and model.safetensors into `directory`; a shared output layer is written once."""
+    assert not any(".lora_A." in name or name.endswith(".packed") for name in model.state_dict()), (
+        "merge an adapter, or save it with peft_files.save_adapter"
+    )
     form, copies = form_of(model), _copies(model)
     parts: dict[str, list[tuple[int, Tensor]]] = {}
     stored = form.stored(model)
@@ -50,9 +53,6 @@ def save(model: nn.Module, directory: Path) -> None:
         else them[0][1].contiguous()
         for name, them in parts.items()
     }
-    assert not any(".lora_A." in name for name in tensors), (
-        "merge an adapter, or save it with adapters.save_adapter"
-    )
     config = {"model_type": form.model_type, "architectures": [form.architectures[0]], **form.write(model)}
     files.write_json(directory / CONFIG_FILE, config | vars(model).get("carried", {}))
     files.write_bytes(directory / WEIGHTS_FILE, safetensors.torch.save(tensors, {"format": "pt"}))

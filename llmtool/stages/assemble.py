@@ -19,7 +19,7 @@ from llmtool.data.decoding import decoded_batch
 from llmtool.data.store import Dataset, without_places
 from llmtool.evaluation import requirements
 from llmtool.experiment import Experiment
-from llmtool.models import adapters, pretrained
+from llmtool.models import adapters, lora, peft_files, pretrained
 from llmtool.stages.checkpoints import CARD_FILE, Start, fingerprint, lineage, made_from
 from llmtool.tasks import TaskConfig, default_task
 
@@ -48,6 +48,11 @@ class Assembled:
     adapter: adapters.AdapterMethod | None = None
     base: Path | None = None
 
+    @property
+    def rates(self) -> dict[str, float]:
+        """Parameters whose learning rate is so many times the optimizer's."""
+        return self.adapter.rates(self.model) if isinstance(self.adapter, adapters.LoRAConfig) else {}
+
     def batches(self, split: str) -> Batches:
         """The rows of a split; language models see windows as long as their context."""
         return open_batches(self.dataset, split, self.seed, context=getattr(self.model, "context", None))
@@ -61,8 +66,8 @@ class Assembled:
         base = None
         if self.base is not None:
             assert isinstance(self.adapter, adapters.LoRAConfig)
-            adapters.save_adapter(self.model, directory, self.adapter, base=str(self.base))
-            base = {"path": str(self.base), "hash": fingerprint(self.base)}
+            peft_files.save_adapter(self.model, directory, self.adapter, base=str(self.base))
+            base = {"path": str(self.base), "hash": fingerprint(self.base)} | self.adapter.base_form()
         else:
             pretrained.save(self.model, directory)
         for name in TOKENIZER_FILES:
@@ -82,7 +87,7 @@ class Assembled:
     def restore(self, directory: Path) -> None:
         """Take over, in place, the weights that `save` wrote into `directory`."""
         if self.base is not None:
-            adapters.load_adapter(self.model, directory)
+            peft_files.load_adapter(self.model, directory)
         else:
             self.model.load_state_dict(pretrained.load(directory).state_dict())
 
@@ -143,6 +148,18 @@ def adapt(assembled: Assembled, start: Start, method: adapters.AdapterMethod) ->
     method.apply(assembled.model, assembled.seed)
 
 
+def quantise(experiment: Experiment, start: Start, method: adapters.AdapterMethod) -> str | None:
+    """Where the method asks for it, put the start's frozen layers into four bits, in place, before the model
+    goes to the device. Returns a sentence that says so."""
+    if not isinstance(method, adapters.LoRAConfig) or method.quantise == "none":
+        return None
+    method.quantise_base(start.model, resolve_device(experiment.device))
+    return (
+        "the frozen linear layers are kept in four bits: the scores before training are those of the model "
+        "rounded so"
+    )
+
+
 def as_scored(experiment: Experiment, dataset: Dataset, start: Start) -> Assembled:
     """The model of a checkpoint with its own task, to be scored on a dataset of the same encoding.
 
@@ -161,7 +178,7 @@ def as_scored(experiment: Experiment, dataset: Dataset, start: Start) -> Assembl
 
 def save_merged(assembled: Assembled, parent: Path) -> Path:
     """Merge the adapter into its base, in place, and write the whole model to `parent/merged`."""
-    adapters.merge(assembled.model)
+    lora.merge(assembled.model)
     assembled.base = assembled.adapter = None
     return checkpoint.save(parent, "merged", assembled.save)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter
 from torch import nn
 
@@ -19,7 +20,7 @@ from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.core.files import HashFile
 from llmtool.core.lineage import Chain, extend, read
 from llmtool.data.store import without_places
-from llmtool.models import adapters, hub, pretrained
+from llmtool.models import hub, lora, peft_files, pretrained, quantised
 from llmtool.stages import foreign
 from llmtool.tasks import TaskConfig
 
@@ -121,7 +122,7 @@ def fingerprint(directory: Path) -> str:
     own = {
         name: value
         for name, value in sorted(checkpoint.hashes(directory).items())
-        if not name.startswith(f"{STATE}/") and name not in (CARD_FILE, adapters.ADAPTER_CONFIG)
+        if not name.startswith(f"{STATE}/") and name not in (CARD_FILE, peft_files.ADAPTER_CONFIG)
     }
     about = about_checkpoint(directory)
     card = about.card
@@ -129,10 +130,11 @@ def fingerprint(directory: Path) -> str:
         card = {**card, "encoder": without_places(encoder)}
     parts: list[Any] = [own, about.task, card]
     if about.base is not None:
-        form = files.read_json(directory / adapters.ADAPTER_CONFIG)
+        form = files.read_json(directory / peft_files.ADAPTER_CONFIG)
         if not isinstance(form, dict):
-            raise LlmtoolError(f"{directory / adapters.ADAPTER_CONFIG}: not the form of an adapter")
+            raise LlmtoolError(f"{directory / peft_files.ADAPTER_CONFIG}: not the form of an adapter")
         parts += [about.base.get("hash"), {**form, "base_model_name_or_path": None}]
+        parts += [about.base[key] for key in ("quantise", "double") if key in about.base]
     return files.hash_bytes(files.json_bytes(parts))
 
 
@@ -169,8 +171,10 @@ def from_checkpoint(path: str, hash_file: HashFile | None = None) -> Start:
         task = None if about.task is None else TASKS.validate_python(about.task)
         model = pretrained.load(directory if about.base is None else Path(about.base["path"]))
         if about.base is not None:
-            adapters.load_adapter(model, directory)
-            adapters.merge(model)
+            if about.base.get("quantise"):  # as it was trained, so that it scores as it did
+                quantised.quantise(model, bool(about.base["double"]), torch.device("cpu"))
+            peft_files.load_adapter(model, directory)
+            lora.merge(model)
     except (ValueError, KeyError, TypeError) as error:
         raise LlmtoolError(f"{directory / CARD_FILE}: not a card of this version ({error})") from None
     chain = lineage(directory)

@@ -133,7 +133,7 @@ class _Session:
         )
         self.config = config
         self.metric = config.select.metric if config.select else assembled.task.metric
-        self.optimizers = config.optimizer.build(assembled.model)
+        self.optimizers = config.optimizer.build(assembled.model, assembled.rates)
         self.state = State()
         self.resumed_from: int | None = None
         self.notes: list[str] = []

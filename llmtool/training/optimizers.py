@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -19,6 +19,8 @@ LR = "learning rate at the schedule's full height"
 DECAY = "decoupled weight decay of matrices (vectors, such as biases and norms, are never decayed)"
 
 Named = list[tuple[str, nn.Parameter]]
+Rates = Mapping[str, float]  # parameter -> its learning rate in multiples of the optimizer's; others have 1
+NO_RATES: Rates = {}
 Part = AdamW | SGD | Muon
 
 
@@ -33,13 +35,12 @@ class AdamWConfig(Section):
     epsilon: float = Field(default=1e-8, gt=0, description="added to the root of the squares")
     weight_decay: float = Field(default=0.01, ge=0, description=DECAY)
 
-    def build(self, model: nn.Module) -> Optimizers:
+    def build(self, model: nn.Module, rates: Rates = NO_RATES) -> Optimizers:
         """The optimizer of the model's trainable parameters."""
         named = trainable(model)
         first, second = self.betas
-        return Optimizers(
-            {"adamw": _adamw(named, self.lr, (first, second), self.epsilon, self.weight_decay)}, named
-        )
+        groups = _groups(named, self.lr, self.weight_decay, rates)
+        return Optimizers({"adamw": AdamW(groups, self.lr, (first, second), self.epsilon)}, named)
 
 
 class SGDConfig(Section):
@@ -53,12 +54,12 @@ class SGDConfig(Section):
         default=0.0, ge=0, description="L2 decay of matrices, as part of the gradient"
     )
 
-    def build(self, model: nn.Module) -> Optimizers:
+    def build(self, model: nn.Module, rates: Rates = NO_RATES) -> Optimizers:
         """The optimizer of the model's trainable parameters."""
         if self.nesterov and not self.momentum:
             raise ConfigError("optimizer.nesterov needs a momentum above 0")
         named = trainable(model)
-        part = SGD(_by_decay(named, self.weight_decay), self.lr, self.momentum, self.nesterov)
+        part = SGD(_groups(named, self.lr, self.weight_decay, rates), self.lr, self.momentum, self.nesterov)
         return Optimizers({"sgd": part}, named)
 
 
@@ -84,8 +85,9 @@ class MuonConfig(Section):
     )
     epsilon: float = Field(default=1e-8, gt=0, description="AdamW's epsilon")
 
-    def build(self, model: nn.Module) -> Optimizers:
+    def build(self, model: nn.Module, rates: Rates = NO_RATES) -> Optimizers:
         """The optimizer of the model's trainable parameters. ConfigError when none is a hidden matrix."""
+        assert not rates, "one rate for all; the experiment refuses the combination"
         named, outer = trainable(model), outer_parameters(model)
         hidden = [(name, p) for name, p in named if p.ndim == 2 and id(p) not in outer]
         chosen = {id(p) for _, p in hidden}
@@ -104,7 +106,8 @@ class MuonConfig(Section):
         }
         if rest:
             first, second = self.betas
-            parts["adamw"] = _adamw(rest, self.adamw_lr, (first, second), self.epsilon, self.weight_decay)
+            groups = _groups(rest, self.adamw_lr, self.weight_decay, rates)
+            parts["adamw"] = AdamW(groups, self.adamw_lr, (first, second), self.epsilon)
         return Optimizers(parts, named)
 
 
@@ -202,16 +205,14 @@ def outer_parameters(model: nn.Module) -> set[int]:
     return {id(parameter) for module in ends for parameter in module.parameters()}
 
 
-def _adamw(named: Named, lr: float, betas: tuple[float, float], epsilon: float, weight_decay: float) -> AdamW:
-    return AdamW(_by_decay(named, weight_decay), lr, betas, epsilon)
-
-
-def _by_decay(named: Sequence[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices (and higher) with decay, vectors without; one where nothing decays."""
-    if not weight_decay:
-        return [{"params": [p for _, p in named], "weight_decay": 0.0}]
-    groups = [
-        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+def _groups(named: Named, lr: float, weight_decay: float, rates: Rates) -> list[dict[str, Any]]:
+    """Groups of one rate and one decay: matrices (and higher) decay, vectors do not; the plain rate first."""
+    assert rates.keys() <= {name for name, _ in named}, "a rate for what is not trained"
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        vector = parameter.ndim < 2 and weight_decay > 0
+        groups.setdefault((rates.get(name, 1.0), vector), []).append(parameter)
+    return [
+        {"params": parameters, "lr": lr * rate, "weight_decay": 0.0 if vector else weight_decay}
+        for (rate, vector), parameters in sorted(groups.items(), key=lambda one: (one[0][0] != 1.0, one[0]))
     ]
-    return [group for group in groups if group["params"]]

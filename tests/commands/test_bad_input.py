@@ -200,10 +200,17 @@ def test_more_than_there_is(fresh: Path, llmtool: Run) -> None:
         "{kind: freeze, blocks: 5}": r"finetune\.method\.blocks: 5 of the model's 1 blocks",
         "{kind: lora, targets: [q_proj]}": r"finetune\.method\.targets: .* no linear layer 'q_proj'",
         "{kind: lora, rank: 0}": r"finetune\.method\.rank",
+        "{kind: lora, rank: 9, init: pissa}": r"finetune\.method\.rank: 9 is more than the 8 singular",
+        "{kind: lora, init: pissa, dora: true}": r"finetune\.method: init: pissa and dora: true",
+        "{kind: full, quantise: nf4}": r"finetune\.method: quantise needs kind: lora",
         "{kind: loar}": r"finetune\.method\.kind: 'loar' is not a choice; did you mean \"lora\"",
     }.items():
         override = f"finetune.method={method}"
         refused(llmtool, fresh, "finetune", "table.yaml", "--set", override, code=2, line=line)
+    overrides = ["--set", "finetune.method={kind: lora, lora_plus_ratio: 16}"]
+    overrides += ["--set", "finetune.optimizer={name: muon}"]
+    line = r"finetune\.method: method\.lora_plus_ratio: muon makes every update of one size"
+    refused(llmtool, fresh, "finetune", "table.yaml", *overrides, code=2, line=line)
 
 
 def test_starts_that_are_no_model(copy: Path, llmtool: Run) -> None:

@@ -76,6 +76,7 @@ OTHERS: dict[str, Any] = {
     "Filter.matches": Beside(keep=None, matches="x"),
     "Normalize.lower": Beside(lower=False, strip=True),
     "RegressionConfig.loss": Beside(loss="absolute", delta=None),
+    "LoRAConfig.double_quantise": Beside(quantise="nf4", double_quantise=True),
     "EvaluateConfig.require": {"test.accuracy": ">=0.5"},
 }
 OTHER_VALUES: list[Any] = [

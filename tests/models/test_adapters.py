@@ -1,15 +1,12 @@
-"""Adaptation: who trains and who stays, and LoRA that PEFT reads, writes and computes alike."""
-
-import json
+"""Adaptation: who trains and who stays, which layers get updates, and which keys go together."""
 
 import pytest
-import safetensors.torch
 import torch
 from pydantic import ValidationError
 
 from llmtool.core.contracts import Classes, Features, NextToken, Tokens, Values
-from llmtool.core.errors import ConfigError, LlmtoolError
-from llmtool.models import adapters, pretrained
+from llmtool.core.errors import ConfigError
+from llmtool.models import adapters, lora, pretrained
 from llmtool.models.adapters import METHODS, LoRAConfig
 from llmtool.models.mlp import MLPConfig
 from llmtool.models.transformer import TransformerConfig
@@ -143,56 +140,6 @@ def test_lora_is_seeded():
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("targets", ["all-linear", "some"])
-@torch.no_grad()
-def test_peft_reads_ours(architecture, targets, tmp_path):
-    base, adapter = tmp_path / "base", tmp_path / "adapter"
-    base.mkdir()
-    adapter.mkdir()
-    model = transformer(architecture)
-    pretrained.save(model, base)
-    method = LoRAConfig(
-        rank=3, alpha=7.5, targets=targets if targets == "all-linear" else [QUERIES[architecture]]
-    )
-    method.apply(model)
-    stir(model)
-    adapters.save_adapter(model, adapter, method, base=str(base))
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(base)
-    theirs = peft.PeftModel.from_pretrained(theirs, adapter).eval()
-    wrapped = [name for name, module in theirs.named_modules() if hasattr(module, "lora_A")]
-    assert len(wrapped) == len(list(adapters._updates(model)))
-    torch.testing.assert_close(theirs(ids()).logits, model(ids()), atol=1e-5, rtol=0)
-    fresh = pretrained.load(base).eval()
-    adapters.load_adapter(fresh, adapter)
-    assert torch.equal(fresh(ids()), model(ids()))
-    assert trained(fresh) == trained(model)
-    assert peft.PeftConfig.from_pretrained(adapter).base_model_name_or_path == str(base)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@torch.no_grad()
-def test_ours_reads_peft(architecture, tmp_path):
-    base, adapter = tmp_path / "base", tmp_path / "adapter"
-    base.mkdir()
-    pretrained.save(transformer(architecture), base)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(base)
-    config = peft.LoraConfig(
-        r=4,
-        lora_alpha=6,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-        fan_in_fan_out=architecture == "gpt2",
-    )
-    theirs = stir(peft.get_peft_model(theirs, config)).eval()
-    theirs.save_pretrained(adapter)
-    model = pretrained.load(base).eval()
-    adapters.load_adapter(model, adapter)
-    torch.testing.assert_close(model(ids()), theirs(ids()).logits, atol=1e-5, rtol=0)
-    adapters.merge(model)
-    torch.testing.assert_close(model(ids()), theirs.merge_and_unload()(ids()).logits, atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "mlp"])
 @torch.no_grad()
 def test_merged_is_a_plain_model_with_the_same_outputs(architecture, tmp_path):
@@ -204,34 +151,11 @@ def test_merged_is_a_plain_model_with_the_same_outputs(architecture, tmp_path):
     before = model(inputs)
     with pytest.raises(AssertionError, match="merge"):
         pretrained.save(model, tmp_path)
-    adapters.merge(model)
+    lora.merge(model)
     assert list(model.state_dict()) == names
     torch.testing.assert_close(model(inputs), before, atol=1e-5, rtol=0)
     pretrained.save(model, tmp_path)
     assert torch.equal(pretrained.load(tmp_path).eval()(inputs), model(inputs))
-
-
-@torch.no_grad()
-def test_a_new_head_travels_with_the_adapter_and_peft_reads_it(tmp_path):
-    model = mlp()
-    adapters.replace_head(model, Classes(5), seed=1)
-    method = LoRAConfig(rank=2)
-    method.apply(model)
-    assert {"head.weight", "head.bias"} < trained(model)
-    stir(model)
-    adapters.save_adapter(model, tmp_path, method, base="runs/base")
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"] == ["head"]
-    loaded = mlp()
-    adapters.load_adapter(loaded, tmp_path)
-    assert torch.equal(loaded.eval()(rows()), model(rows()))
-    assert loaded.outputs == Classes(5)
-    adapters.load_adapter(loaded, tmp_path)  # into a model that has its updates already
-    assert torch.equal(loaded.eval()(rows()), model(rows()))
-    theirs = mlp()
-    adapters.replace_head(theirs, Classes(5), seed=4)
-    theirs.config = None  # PEFT would read a configuration of transformers there
-    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path).eval()
-    torch.testing.assert_close(theirs(rows()), model(rows()), atol=1e-5, rtol=0)
 
 
 def test_targets_are_checked():
@@ -241,7 +165,7 @@ def test_targets_are_checked():
     with pytest.raises(ConfigError, match="output layer 'lm_head' is not a target"):
         LoRAConfig(targets=["lm_head"]).apply(model)
     LoRAConfig(targets=["layers.1.self_attn.v_proj", "o_proj"]).apply(model)
-    assert len(list(adapters._updates(model))) == 3
+    assert len(list(lora.updates(model))) == 3
     for keys in (
         {"targets": []},
         {"rank": 0},
@@ -254,60 +178,29 @@ def test_targets_are_checked():
             LoRAConfig(**keys)
 
 
-@pytest.fixture
-def saved(tmp_path):
-    model = mlp()
-    method = LoRAConfig(rank=2)
-    method.apply(model)
-    adapters.save_adapter(model, tmp_path, method, base="base")
-    return tmp_path
-
-
 @pytest.mark.parametrize(
-    ("keys", "message"),
+    ("keys", "reason"),
     [
-        ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported"),
-        ({"use_dora": True}, "use_dora"),
-        ({"use_rslora": True}, "use_rslora"),
-        ({"bias": "all"}, "bias"),
-        ({"rank_pattern": {"linear": 4}}, "rank_pattern"),
-        ({"r": "8"}, "sizes that can be read"),
-        ({"r": 10**9}, "sizes that can be read"),
-        ({"lora_alpha": None}, "sizes that can be read"),
-        ({"target_modules": ".*"}, "sizes that can be read"),
-        ({"target_modules": ["nope"]}, "no linear layer 'nope'"),
-        ({"modules_to_save": ["body"]}, "modules_to_save"),
-        ({"modules_to_save": 3}, "modules_to_save"),
+        ({"kind": "lora", "init": "pissa", "dora": True}, "choose one"),
+        ({"kind": "lora", "init": "pissa", "quantise": "nf4"}, "another base"),
+        ({"kind": "lora", "double_quantise": True}, "double_quantise needs quantise: nf4"),
+        (
+            {"kind": "full", "quantise": "nf4"},
+            "quantise needs kind: lora .a weight of four bits is not trained",
+        ),
+        ({"kind": "head", "lora_plus_ratio": 16.0}, "lora_plus_ratio needs kind: lora"),
+        ({"kind": "freeze", "blocks": 1, "dora": True}, "dora needs kind: lora"),
+        ({"kind": "lora", "lora_plus_ratio": 0.0}, "greater than 0"),
     ],
 )
-def test_adapter_configurations_refused(saved, keys, message):
-    path = saved / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
-    with pytest.raises(ConfigError) as caught:
-        adapters.load_adapter(mlp(), saved)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_what_does_not_go_together(keys, reason):
+    with pytest.raises(ValidationError, match=reason):
+        METHODS.validate_python(keys)
 
 
-def test_adapter_files_refused(saved):
-    path = saved / "adapter_model.safetensors"
-    original = path.read_bytes()
-    tensors = safetensors.torch.load(original)
-    name = "base_model.model.body.0.linear.lora_A.weight"
-    for change, message in (
-        ({name: torch.ones(3, 5)}, "has the shape"),
-        ({name: torch.full((2, 5), float("nan"))}, "NaN"),
-        ({"base_model.model.head.lora_A.weight": torch.ones(2, 6)}, "unexpected"),
-    ):
-        safetensors.torch.save_file(tensors | change, path)
-        with pytest.raises(LlmtoolError, match=message):
-            adapters.load_adapter(mlp(), saved)
-    path.write_bytes(original[:-1])
-    with pytest.raises(LlmtoolError, match="not a whole safetensors file"):
-        adapters.load_adapter(mlp(), saved)
-    path.unlink()
-    with pytest.raises(LlmtoolError, match=r"adapter_model\.safetensors"):
-        adapters.load_adapter(mlp(), saved)
-    (saved / "adapter_config.json").unlink()
-    with pytest.raises(LlmtoolError, match=r"adapter_config\.json"):
-        adapters.load_adapter(mlp(), saved)
+def test_rates_of_lora_plus():
+    model = transformer("llama")
+    method = LoRAConfig(rank=2, targets=["q_proj"], lora_plus_ratio=16)
+    method.apply(model)
+    assert method.rates(model) == {f"model.layers.{n}.self_attn.q_proj.lora_B.weight": 16 for n in (0, 1)}
+    assert LoRAConfig(rank=2).rates(model) == {}

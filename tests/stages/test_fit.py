@@ -58,6 +58,7 @@ class Toy:
     seed: int = 5
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: Precision = PRECISIONS["fp32"]
+    rates: dict[str, float] = field(default_factory=dict)
 
     @property
     def dataset(self) -> Splits:

@@ -113,6 +113,30 @@ def test_frozen_parameters_stay_out() -> None:
         MuonConfig(name="muon").build(model)
 
 
+def test_some_parameters_have_rates_of_their_own(tmp_path: Path) -> None:
+    """Groups of one rate each; the schedule moves all of them; a resumed run has them too."""
+    rates = {"up.weight": 16.0, "down.weight": 16.0}
+    for config in CONFIGS[:2]:
+        model, plain = model_of(ToyTransformer), model_of(ToyTransformer)
+        optimizers = config.build(model, rates)
+        names = {id(p): name for name, p in model.named_parameters()}
+        for group in optimizers.groups():
+            assert {rates.get(names[id(p)], 1.0) for p in group["params"]} == {group["lr"] / config.lr}
+        assert optimizers.set_rate(0.5) == 0.5 * config.lr  # what the log says is the plain one
+        assert {group["lr"] for group in optimizers.groups()} == {0.5 * config.lr, 8 * config.lr}
+        train(model, optimizers, range(3))
+        save_file(optimizers.state(), tmp_path / "optimizer.safetensors")
+        plain.load_state_dict(model.state_dict())
+        again = config.build(plain, rates)
+        again.restore(load_file(tmp_path / "optimizer.safetensors"))
+        again.set_rate(0.5)
+        train(model, optimizers, range(3, 6))
+        train(plain, again, range(3, 6))
+        assert same(model.state_dict(), plain.state_dict())
+    with pytest.raises(AssertionError, match="one rate for all"):
+        MuonConfig(name="muon").build(model_of(ToyTransformer), rates)
+
+
 def test_rate_moves_every_group() -> None:
     optimizers = MuonConfig(name="muon").build(ToyTransformer())
     assert optimizers.set_rate(0.5) == 0.01

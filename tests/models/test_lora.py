@@ -1,0 +1,204 @@
+"""LoRA, rsLoRA, DoRA and PiSSA beside PEFT: the same outputs, loss and gradients, and merged models alike."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from llmtool.core.contracts import Classes, Features
+from llmtool.core.errors import ConfigError
+from llmtool.models import lora, peft_files, pretrained
+from llmtool.models.adapters import LoRAConfig
+from llmtool.models.layers import Conv1D
+from llmtool.models.lora import LoRALinear
+from llmtool.models.mlp import MLPConfig
+from tests.models.test_adapters import ids, stir, transformer
+
+peft = pytest.importorskip("peft")
+transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT's own
+
+METHODS = {
+    "lora": LoRAConfig(rank=3, alpha=7.5),
+    "rank stabilised": LoRAConfig(rank=3, alpha=7.5, scaling="rank_stabilised"),
+    "dora": LoRAConfig(rank=3, dora=True),
+    "dora rank stabilised": LoRAConfig(rank=3, dora=True, scaling="rank_stabilised"),
+    "pissa": LoRAConfig(rank=3, init="pissa"),
+    "pissa rank stabilised": LoRAConfig(rank=3, init="pissa", scaling="rank_stabilised"),
+}
+METHOD = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+ARCHITECTURE = pytest.mark.parametrize("architecture", ["gpt2", "llama"])  # weights (in, out) and (out, in)
+
+
+def theirs_of(model, method, directory, dropout=0.0):
+    """PEFT's own model of this method beside the same base, new."""
+    pretrained.save(model, directory)
+    base = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    config = peft.LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha,
+        lora_dropout=dropout,
+        use_rslora=method.scaling == "rank_stabilised",
+        use_dora=method.dora,
+        init_lora_weights="pissa" if method.init == "pissa" else True,
+        target_modules="all-linear",
+        fan_in_fan_out=model.config.architecture == "gpt2",
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(base, config)
+
+
+def take(theirs, model):
+    """Give our updates the values of PEFT's."""
+    for name, update in lora.updates(model):
+        layer = theirs.base_model.model.get_submodule(name)
+        with torch.no_grad():
+            update.lora_A.weight.copy_(layer.lora_A["default"].weight)
+            update.lora_B.weight.copy_(layer.lora_B["default"].weight)
+            if update.lora_magnitude_vector is not None:
+                update.lora_magnitude_vector.copy_(layer.lora_magnitude_vector["default"].weight)
+
+
+def gradients(model):
+    """By the names that PEFT stores them under."""
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    gone = [("base_model.model.", ""), (".default", ""), ("vector.weight", "vector")]
+    for old, new in gone:
+        found = {name.replace(old, new): gradient for name, gradient in found.items()}
+    return found
+
+
+def losses(model, theirs, **kwargs):
+    """Loss and gradients of both on one batch."""
+    targets = torch.roll(ids(), -1, dims=1)
+    results = []
+    for logits, one in ((model(ids()), model), (theirs(ids()).logits, theirs)):
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        results.append((loss.detach(), gradients(one)))
+    return results
+
+
+@METHOD
+@ARCHITECTURE
+def test_outputs_loss_and_gradients_are_pefts(method, architecture, tmp_path):
+    model = transformer(architecture)
+    before = model(ids()).detach()
+    theirs = theirs_of(model, method, tmp_path)
+    method.apply(model)
+    torch.testing.assert_close(model(ids()), before, atol=1e-5, rtol=0)  # the start is the base model
+    if method.init == "pissa":  # the same decomposition, whose signs are free
+        for name, update in lora.updates(model):
+            layer = theirs.base_model.model.get_submodule(name)
+            pair = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+            torch.testing.assert_close(update.lora_B.weight @ update.lora_A.weight, pair, atol=1e-5, rtol=0)
+            torch.testing.assert_close(update.base.weight, layer.base_layer.weight, atol=1e-5, rtol=0)
+    stir(theirs)
+    take(theirs, model)
+    (loss, ours), (other, wanted) = losses(model.train(), theirs.train())
+    torch.testing.assert_close(loss, other, atol=1e-5, rtol=0)
+    assert ours.keys() == wanted.keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-4, msg=lambda s, n=name: n + s)
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@ARCHITECTURE
+def test_dropout_is_pefts(architecture, dora, tmp_path):
+    """The same random stream in the same order, so that the same inputs are dropped."""
+    model = transformer(architecture)
+    method = LoRAConfig(rank=3, dropout=0.4, dora=dora)
+    theirs = stir(theirs_of(model, method, tmp_path, dropout=0.4))
+    method.apply(model)
+    take(theirs, model)
+    outputs = []
+    for run in (model.train(), lambda x: theirs.train()(x).logits):
+        torch.manual_seed(3)
+        outputs.append(run(ids()))
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=0)
+    assert not torch.allclose(outputs[0], model.eval()(ids()), atol=1e-2)
+
+
+@METHOD
+@ARCHITECTURE
+@torch.no_grad()
+def test_merged_is_a_plain_model_with_the_same_outputs(method, architecture, tmp_path):
+    model = transformer(architecture)
+    theirs = stir(theirs_of(model, method, tmp_path))
+    names = list(model.state_dict())
+    method.apply(model)
+    take(theirs, model)
+    before = model(ids())
+    lora.merge(model)
+    assert list(model.state_dict()) == names
+    torch.testing.assert_close(model(ids()), before, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(ids()), theirs.merge_and_unload()(ids()).logits, atol=1e-5, rtol=0)
+
+
+@METHOD
+@torch.no_grad()
+def test_a_table_too(method):
+    """Biases, and layers that are narrower than they are long."""
+    torch.manual_seed(0)
+    model = MLPConfig(hidden=[8, 6]).build(Features(5), Classes(3)).eval()
+    rows = torch.randn(9, 5)
+    before = model(rows)
+    method.apply(model)
+    torch.testing.assert_close(model(rows), before, atol=1e-5, rtol=0)
+    stir(model)
+    changed = model(rows)
+    assert not torch.allclose(changed, before, atol=1e-3)
+    lora.merge(model)
+    torch.testing.assert_close(model(rows), changed, atol=1e-5, rtol=0)
+
+
+@METHOD
+def test_nothing_but_the_update_is_trained(method):
+    model = transformer("llama")
+    method.apply(model)
+    model(ids()).sum().backward()
+    parts = {"lora_A.weight", "lora_B.weight"} | ({"lora_magnitude_vector"} if method.dora else set())
+    wanted = {f"{name}.{part}" for name, _ in lora.updates(model) for part in parts}
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == wanted
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == wanted
+
+
+def test_more_directions_than_there_are():
+    with pytest.raises(ConfigError, match=r"rank: 9 is more than the 5 singular directions .* 5 x 8"):
+        LoRAConfig(rank=9, init="pissa").apply(MLPConfig(hidden=[8]).build(Features(5), Classes(3)))
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+@torch.no_grad()
+def test_lengths_of_rows_without_the_matrix(kind):
+    """The closed form that DoRA uses in each forward pass, against the matrix itself."""
+    torch.manual_seed(1)
+    base = kind(24, 40)
+    nn.init.normal_(base.weight)
+    update = LoRALinear(base, rank=5, scale=0.7, dora=True)
+    nn.init.normal_(update.lora_A.weight)
+    nn.init.normal_(update.lora_B.weight)
+    whole = lora.matrix(base) + 0.7 * update.lora_B.weight @ update.lora_A.weight
+    torch.testing.assert_close(update._lengths(), whole.norm(dim=1), rtol=1e-5, atol=0)
+    update.lora_B.weight.copy_(-1e-3 * update.lora_B.weight)  # small, as in training
+    whole = lora.matrix(base) + 0.7 * update.lora_B.weight @ update.lora_A.weight
+    torch.testing.assert_close(update._lengths(), whole.norm(dim=1), rtol=1e-5, atol=0)
+
+
+@torch.no_grad()
+def test_pissa_goes_on_from_another_decomposition(tmp_path):
+    """Resumed where the decomposition comes out with other signs or last bits: the base follows the file."""
+    model, other = transformer("llama"), transformer("llama")
+    method = LoRAConfig(rank=3, init="pissa")
+    method.apply(model)
+    stir(model)
+    method.apply(other)
+    for _, update in lora.updates(other):
+        update.take_out(-1.5 * update.start_A, -update.start_B)
+    peft_files.save_adapter(model, tmp_path, method, base="base")
+    peft_files.load_adapter(other, tmp_path)
+    torch.testing.assert_close(other(ids()), model(ids()), atol=1e-5, rtol=0)
+    for (_, one), (_, two) in zip(lora.updates(model), lora.updates(other), strict=True):
+        assert torch.equal(one.lora_A.weight, two.lora_A.weight)
+        assert torch.equal(one.start_B, two.start_B)
