@@ -10,7 +10,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from llmtool.models.encoder import EncoderConfig
 from llmtool.models.mlp import MLPConfig
 from llmtool.models.transformer import TransformerConfig
 
-ModelConfig = Annotated[MLPConfig | TransformerConfig, Field(discriminator="family")]
+ModelConfig = Annotated[MLPConfig | EncoderConfig | TransformerConfig, Field(discriminator="family")]

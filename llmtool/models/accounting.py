@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmtool.core.contracts import Features, InputSpec, NextToken, OutputSpec, Values
+from llmtool.models.encoder import Attention, ModernAttention
 from llmtool.models.gpt2 import GPT2Attention
 
 OptimizerName = Literal["adamw", "sgd", "muon"]
@@ -37,6 +38,14 @@ NAMES = {  # what a part does, by its name in the model; otherwise its class say
     "gate_proj": "decides how much of the widened vector passes",
     "up_proj": "widens each vector",
     "down_proj": "brings it back to the width",
+    "embed": "looks up vectors of tokens, positions and types, adds them up and normalises them",
+    "query": "makes queries: what each head looks for",
+    "key": "makes keys: what each token offers to be found by",
+    "value": "makes values: what a token passes on when found",
+    "query_key_value": "makes queries, keys and values",
+    "widen": "widens each vector",
+    "narrow": "brings it back to the width",
+    "output": "mixes what came before it into its outputs",
     "q_norm": "keeps queries at one length",
     "k_norm": "keeps keys at one length",
     "lora_A": "the update's way down to its rank",
@@ -255,7 +264,7 @@ def saved_bytes(
         model = _copy_on(model, "cpu")
         if device.startswith("cuda"):
             for module in model.modules():
-                if isinstance(module, GPT2Attention):
+                if isinstance(module, GPT2Attention | Attention | ModernAttention):
                     module.dropout = 0.0
         spec: Any = model
         inputs = _inputs(spec.inputs, rows, tokens, "cpu")

@@ -264,6 +264,7 @@ def _tensor(file: Any, key: str, rows: tuple[int, int] | None, dtype: torch.dtyp
 def _full_name(key: str, likes: Mapping[str, Tensor], form: Form | None) -> str | None:
     """A tensor's name with the prefix that files of a body alone leave out; None for what is not used."""
     prefix, unused = (form.prefix, form.unused) if form is not None else ("", NOTHING)
+    key = form.renamed(key) if form is not None else key
     name = f"{prefix}{key}" if key not in likes and f"{prefix}{key}" in likes else key
     return None if name not in likes and unused.search(name) else name
 

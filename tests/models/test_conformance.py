@@ -11,6 +11,7 @@ from llmtool.core.contracts import Classes, Features, NextToken, Tokens, Values
 from llmtool.core.errors import ConfigError
 from llmtool.models import ModelConfig, pretrained
 from llmtool.models.accounting import account
+from llmtool.models.encoder import EncoderConfig
 from llmtool.models.mlp import MLPConfig
 from llmtool.models.transformer import TransformerConfig
 
@@ -20,11 +21,22 @@ TOKENS = (Tokens(17), NextToken(17))
 ROWS = {"family": "mlp", "hidden": [8]}
 SMALL = {"family": "transformer", "depth": 2, "heads": 4, "width": 16, "context": 12}
 
+TEXTS = {"family": "encoder", "depth": 2, "heads": 4, "width": 16, "context": 12}
+
 CASES = {
     "mlp": ({"family": "mlp", "hidden": [8, 6]}, Features(5), Classes(3)),
     "mlp linear": ({"family": "mlp", "hidden": []}, Features(5), Values(2)),
     "mlp norm, gelu": (ROWS | {"normalization": "layer", "activation": "gelu"}, Features(5), Classes(2)),
     "mlp dropout, silu": (ROWS | {"dropout": 0.3, "activation": "silu"}, Features(1), Values(1)),
+    "bert": (TEXTS | {"dropout": 0.1}, Tokens(17), Classes(3)),
+    "bert mean, relu": (
+        TEXTS | {"pooling": "mean", "activation": "relu", "token_types": 0},
+        Tokens(17),
+        Values(2),
+    ),
+    "distilbert": (TEXTS | {"architecture": "distilbert", "activation": "gelu_tanh"}, Tokens(17), Classes(2)),
+    "roberta": (TEXTS | {"architecture": "roberta", "feed_forward": 10}, Tokens(17), Classes(2)),
+    "modernbert": (TEXTS | {"architecture": "modernbert", "window": 4, "depth": 4}, Tokens(17), Classes(2)),
     "gpt2": (SMALL | {"architecture": "gpt2", "dropout": 0.1}, *TOKENS),
     "gpt2 untied": (SMALL | {"architecture": "gpt2", "tie_embeddings": False, "feed_forward": 10}, *TOKENS),
     "llama": (SMALL | {"architecture": "llama", "dropout": 0.1}, *TOKENS),
@@ -32,7 +44,7 @@ CASES = {
     "qwen3": (SMALL | {"architecture": "qwen3", "key_value_heads": 1, "head_width": 6}, *TOKENS),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-TOKEN_CASES = {name: case for name, case in CASES.items() if isinstance(case[1], Tokens)}
+TOKEN_CASES = {name: case for name, case in CASES.items() if isinstance(case[2], NextToken)}
 token_cases = pytest.mark.parametrize("case", TOKEN_CASES.values(), ids=TOKEN_CASES)
 
 
@@ -53,8 +65,9 @@ def test_every_family_and_option_has_a_case():
     assert {keys["family"] for keys, _, _ in CASES.values()} == {
         m.model_fields["family"].default for m in MEMBERS
     }
-    used = [keys.get("architecture") for keys, _, _ in CASES.values()]
-    assert set(typing.get_args(TransformerConfig.model_fields["architecture"].annotation)) <= set(used)
+    used = [keys.get("architecture", "bert") for keys, _, _ in CASES.values()]
+    for member in (TransformerConfig, EncoderConfig):
+        assert set(typing.get_args(member.model_fields["architecture"].annotation)) <= set(used)
     for member in MEMBERS:
         assert member.suits
         assert member.accepts
@@ -65,7 +78,7 @@ def test_every_family_and_option_has_a_case():
 def test_output_shape(case):
     _, inputs, outputs = case
     result = build(case)(some_inputs(inputs))
-    assert result.shape == ((3, 12, 17) if isinstance(inputs, Tokens) else (3, outputs.n))
+    assert result.shape == ((3, 12, 17) if isinstance(outputs, NextToken) else (3, outputs.n))
     assert result.dtype == torch.float32
     assert bool(torch.isfinite(result).all())
 
@@ -130,6 +143,8 @@ def closed_form(config, inputs, outputs, tokens):
         norms = 2 * sum(config.hidden) if config.normalization == "layer" else 0
         # the first layer's inputs need no gradient
         return sum(matrices) + sum(widths[1:]) + norms, 2 * sum(matrices), 4 * sum(matrices) - 2 * matrices[0]
+    if isinstance(config, EncoderConfig):
+        return closed_form_of_encoder(config, inputs.vocabulary, outputs.n, tokens)
     d, f, v = config.width, config.feed_forward, inputs.vocabulary
     h, kv = config.heads * config.head_width, config.key_value_heads * config.head_width
     if config.architecture == "gpt2":
@@ -143,6 +158,22 @@ def closed_form(config, inputs, outputs, tokens):
     parameters = config.depth * (matrices + vectors) + outside + (0 if config.tie_embeddings else v * d)
     attention = 2 * 2 * tokens * tokens * h  # scores and their weighted sum
     forward = config.depth * (2 * tokens * matrices + attention) + 2 * tokens * d * v
+    return parameters, forward, 2 * forward
+
+
+def closed_form_of_encoder(config, v, n, tokens):
+    d, f = config.width, config.feed_forward
+    modern, roberta = config.architecture == "modernbert", config.architecture == "roberta"
+    matrices = 4 * d * d + (3 if modern else 2) * d * f
+    vectors = 2 * d if modern else 4 * d + (f + d) + 2 * 2 * d  # ModernBERT has norms' weights alone
+    embeddings = v * d + (d if modern else 2 * d)
+    if not modern:
+        embeddings += (config.context + 2 * roberta + config.token_types) * d
+    head = d * d + d + d * n + n
+    # without its first block's norm, with a last one; its head has a norm in place of a bias
+    parameters = config.depth * (matrices + vectors) + embeddings + head
+    attention = 2 * 2 * tokens * tokens * d
+    forward = config.depth * (2 * tokens * matrices + attention) + 2 * (d * d + d * n)
     return parameters, forward, 2 * forward
 
 
@@ -175,7 +206,9 @@ def test_packed_documents_are_as_if_alone(case):
     assert torch.equal(model(other, segments)[0, 5:], packed[0, 5:])
 
 
-@pytest.mark.parametrize("case", [CASES[name] for name in ("mlp", "gpt2", "llama shared keys", "qwen3")])
+@pytest.mark.parametrize(
+    "case", [CASES[name] for name in ("mlp", "bert", "modernbert", "gpt2", "llama shared keys", "qwen3")]
+)
 def test_one_graph_for_the_compiler(case):
     model = build(case)
     model.eval()

@@ -6,17 +6,26 @@ refused, and the name map (our tensor -> where it lies in the file); `form.py` s
 
 from torch import nn
 
+from llmtool.models.forms.bert import BERT
+from llmtool.models.forms.distilbert import DISTILBERT
 from llmtool.models.forms.form import Form
 from llmtool.models.forms.gpt2 import GPT2
 from llmtool.models.forms.llama import LLAMA
 from llmtool.models.forms.mlp import MLPForm
+from llmtool.models.forms.modernbert import MODERNBERT
 from llmtool.models.forms.qwen3 import QWEN3
+from llmtool.models.forms.roberta import ROBERTA
 
 FORMS: tuple[Form, ...] = (
     # decoders
     GPT2,
     LLAMA,
     QWEN3,
+    # encoders
+    BERT,
+    DISTILBERT,
+    ROBERTA,
+    MODERNBERT,
     # our own
     MLPForm(),
 )

@@ -40,6 +40,10 @@ class Form:
     prefix: str = ""
     unused: ClassVar[re.Pattern[str]] = NOTHING
 
+    def renamed(self, key: str) -> str:
+        """The name that files of today have for a tensor that an older one calls `key`."""
+        return key
+
     def owns(self, model: nn.Module) -> bool:
         """Whether this is the form that `model` is written in."""
         raise NotImplementedError

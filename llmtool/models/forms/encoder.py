@@ -1,0 +1,160 @@
+"""What the forms of encoders share: a table of keys and a name map each, heads that are there or not yet.
+
+A checkpoint of the body alone, or one whose head is for another task (masked words), has no outputs: they
+come with the head that fine-tuning gives it. Its pooler goes too: a new one learns as well or better
+(https://arxiv.org/abs/2006.05987).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from llmtool.core.contracts import Classes, Tokens, Values
+from llmtool.core.errors import ConfigError
+from llmtool.models.encoder import Encoder, EncoderConfig
+from llmtool.models.forms.form import Form, Stored, refuse_foreign, refuse_other_values, whole_number
+
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+POOLING = "llmtool_pooling"  # of heads on a mean, which only ModernBERT has a key of its own for
+LABELS = "id2label"
+KINDS = ("single_label_classification", "regression")
+
+
+@dataclass(kw_only=True)
+class EncoderForm(Form):
+    """An encoder whose configuration is a table.
+
+    sizes: Hugging Face's key -> ours, for what a configuration must say. options: the same for what it may
+    leave out or have as null, and then our default holds. fixed: key -> the values that our modules do.
+    names: module of ours -> where it lies, those of a block with {} for its number; heads: the same of the
+    head. pools: whether there is a key of theirs for pooling by mean.
+    """
+
+    model_type: str
+    architectures: tuple[str, ...]
+    prefix: str = ""
+    sizes: dict[str, str]
+    options: dict[str, str]
+    fixed: dict[str, tuple[Any, ...]]
+    names: dict[str, str]
+    heads: dict[str, str]
+    activation: str = "hidden_act"
+    pools: bool = False
+    unused = re.compile(
+        r"position_ids$|(^|\.)pooler\.|^cls\.|^lm_head\.|^vocab_|^head\.|^decoder\.|rotary_emb|inv_freq$"
+    )
+
+    def owns(self, model: nn.Module) -> bool:
+        """An encoder of the architecture that is named like the model_type."""
+        return isinstance(model, Encoder) and model.config.architecture == self.model_type
+
+    def renamed(self, key: str) -> str:
+        """Norms of the first BERT files have TensorFlow's names."""
+        return re.sub(r"(LayerNorm\.)(gamma|beta)$", lambda m: m[1] + _NEWER[m[2]], key)
+
+    def read(self, data: dict[str, Any], path: Path) -> nn.Module:
+        """The module on torch's current device."""
+        refuse_foreign(data, self, path)
+        refuse_other_values(data, self.fixed, path)
+        values: dict[str, Any] = {"family": "encoder", "architecture": self.model_type}
+        for key, ours in self.sizes.items():
+            values[ours] = whole_number(data, key, path)
+        for key, ours in self.options.items():
+            if data.get(key) is not None:
+                values[ours] = data[key]
+        chosen = data.get(self.activation, "gelu")
+        if chosen not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ConfigError(
+                f"{path}: {self.activation}: {str(chosen)[:100]!r} is not supported ({known} are)"
+            )
+        values["activation"] = ACTIVATIONS[chosen]
+        if data.get(POOLING) is not None:
+            values["pooling"] = data[POOLING]
+        values |= self.more(data, path)
+        config = EncoderConfig.model_validate(values)
+        named = data.get("architectures") or [""]
+        has_head = named[0] == self.architectures[0] or data.get(POOLING) is not None
+        vocabulary = Tokens(whole_number(data, "vocab_size", path))
+        model = Encoder(config, vocabulary, _outputs(data, path) if has_head else None)
+        model.labels = _labels(data) if has_head else None
+        return model
+
+    def write(self, model: nn.Module) -> dict[str, Any]:
+        """Hugging Face's keys."""
+        assert isinstance(model, Encoder)
+        config = model.config
+        form: dict[str, Any] = {"vocab_size": model.inputs.vocabulary}
+        form |= {
+            key: getattr(config, ours)
+            for key, ours in {**self.sizes, **self.options}.items()
+            if getattr(config, ours) is not None
+        }
+        form |= {key: values[0] for key, values in self.fixed.items() if values[0] is not None}
+        form[self.activation] = next(name for name, ours in ACTIVATIONS.items() if ours == config.activation)
+        form |= {"pad_token_id": config.padding, "dtype": "float32", **self.more_written(config)}
+        if config.pooling == "mean" and not self.pools:  # no class of theirs has such a head
+            form |= {POOLING: "mean", "architectures": [self.architectures[1]]}
+        count = model.head.output.out_features
+        labels = model.labels or [f"LABEL_{number}" for number in range(count)]
+        form[LABELS] = {str(number): label for number, label in enumerate(labels)}
+        form["label2id"] = {label: number for number, label in enumerate(labels)}
+        form["problem_type"] = KINDS[isinstance(model.outputs, Values)]
+        return form
+
+    def stored(self, model: nn.Module) -> dict[str, Stored]:
+        """The name map, by module."""
+        assert isinstance(model, Encoder)
+        ours = model.config.pooling == "mean" and not self.pools
+        result = {}
+        for name in model.state_dict():
+            module, _, leaf = name.rpartition(".")
+            if module.startswith("head."):
+                if model.outputs is not None:
+                    result[name] = Stored(name if ours else f"{self.heads[module]}.{leaf}")
+                continue
+            parts = module.split(".")
+            if parts[0] == "layers":
+                place = self.names[".".join(["layers.{}", *parts[2:]])].format(parts[1])
+            else:
+                place = self.names[module]
+            result[name] = Stored(f"{self.prefix}{place}.{leaf}")
+        return result
+
+    def more(self, data: dict[str, Any], path: Path) -> dict[str, Any]:
+        """Keys of ours that no table can give."""
+        return {}
+
+    def more_written(self, config: EncoderConfig) -> dict[str, Any]:
+        """Keys of theirs that no table can give."""
+        return {}
+
+
+_NEWER = {"gamma": "weight", "beta": "bias"}
+
+
+def _outputs(data: dict[str, Any], path: Path) -> Classes | Values:
+    """What the head gives. As transformers takes it, one number is a value; of more, problem_type says."""
+    labels, count = data.get(LABELS), data.get("num_labels")
+    if count is None:
+        count = len(labels) if isinstance(labels, dict) and labels else 2
+    count = whole_number({"num_labels": count}, "num_labels", path)
+    kind = data.get("problem_type") or KINDS[count == 1]
+    if kind not in KINDS:
+        raise ConfigError(
+            f"{path}: problem_type: {str(kind)[:100]!r} is not supported (only {', '.join(KINDS)})"
+        )
+    return Values(count) if kind == KINDS[1] else Classes(count)
+
+
+def _labels(data: dict[str, Any]) -> list[str] | None:
+    """The names of the outputs, in order; None where they are not told."""
+    labels = data.get(LABELS)
+    if not isinstance(labels, dict) or set(labels) != {str(number) for number in range(len(labels))}:
+        return None
+    return [str(labels[str(number)]) for number in range(len(labels))]
