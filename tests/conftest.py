@@ -165,6 +165,19 @@ evaluate: {samples: {prompts: [the], tokens: 8}}
 """
 
 
+REVIEWS = """\
+seed: 3
+data:
+  source: {format: csv, path: reviews.csv}
+  split: {by: stratified, train: 0.7, validation: 0.15, test: 0.15}
+  encode: {as: text, text: review, target: sentiment, tokenizer: {kind: bpe, vocabulary: 300}, length: 24}
+model: {family: encoder, depth: 1, heads: 2, width: 16, context: 24, dropout: 0.1}
+train: {budget: {steps: 12}, batch: 16, log_every: 2, validate_every: 4}
+finetune: {start: runs/reviews/train, method: {kind: lora, rank: 2}, budget: {steps: 3}, batch: 16}
+evaluate: {require: {test.accuracy: ">=0.1"}}
+"""
+
+
 def people(rows: int = 300, seed: int = 1) -> str:
     """A table with numbers, gaps and categories, whose class can mostly be told."""
     chance = random.Random(seed)
@@ -199,6 +212,22 @@ def story(documents: int = 60, seed: int = 1) -> str:
     return "\n\n".join(
         " ".join(chance.choices(words, k=chance.randint(5, 25))) + "." for _ in range(documents)
     )
+
+
+def reviews(rows: int = 200, seed: int = 1) -> str:
+    """Short texts, whose class stands in one of their words."""
+    chance = random.Random(seed)
+    words = ["the", "film", "was", "a", "story", "of", "two", "people", "in", "town"]
+    lines = ["review,sentiment"]
+    for _ in range(rows):
+        sentiment = chance.choice(["good", "bad"])
+        found = chance.choices(words, k=chance.randint(2, 20))
+        found.insert(
+            chance.randint(0, len(found)),
+            chance.choice({"good": ["fine", "great"], "bad": ["dull", "poor"]}[sentiment]),
+        )
+        lines.append(f"{' '.join(found)},{sentiment}")
+    return "\n".join(lines) + "\n"
 
 
 def write_projects(directory: Path) -> None:

@@ -22,6 +22,7 @@ from llmtool.data.cleaning import (
     Types,
 )
 from llmtool.data.features import FeaturesEncode
+from llmtool.data.labelled import TextEncode
 from llmtool.data.sources import CsvSource, JsonlSource, ParquetSource, TextSource, TsvSource
 from llmtool.data.splitting import (
     ColumnSplit,
@@ -53,7 +54,7 @@ SplitConfig = Annotated[
     | FilesSplit,
     Field(discriminator="by"),
 ]
-EncodeConfig = Annotated[FeaturesEncode | TokensEncode, Field(discriminator="as_")]
+EncodeConfig = Annotated[FeaturesEncode | TokensEncode | TextEncode, Field(discriminator="as_")]
 
 
 class DataConfig(Section):

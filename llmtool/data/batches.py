@@ -22,6 +22,8 @@ from llmtool.data.store import Dataset, Split
 AHEAD = 2**20  # bytes of rows fetched at once
 FEW = 20  # documents; a text that has fewer is cut into stretches, for its figures' uncertainty
 STRETCHES = 100  # of such a text, about
+ALIKE = 32  # rows of about one length that follow each other in training ...
+AMONG = 64  # ... found among so many times as many rows drawn by chance
 SHORTEST = 64  # tokens of a stretch
 
 
@@ -29,7 +31,8 @@ class Batches(Protocol):
     """One split as rows that a model trains on."""
 
     rows: int  # per epoch; for tokens, windows
-    tokens_per_row: int  # 1 for features
+    tokens_per_row: int  # 1 for features; of labelled texts, their mean
+    scored: np.ndarray | None  # (rows,) numbers of the rows in the order of in_order; None: as they stand
 
     def batch(self, start: int, count: int) -> Batch:
         """Rows start to start + count of the endless training order; pure, in any order of calls."""
@@ -46,19 +49,27 @@ def open_batches(dataset: Dataset, split: str, seed: int, context: int | None = 
     found = dataset.split(split)
     if dataset.card["inputs"]["kind"] == "features":
         return FeatureBatches(found, seed)
+    if is_labelled(found):
+        return TextBatches(found, seed)
     assert context is not None, "a tokens dataset needs a context"
     return TokenBatches(found, context, seed)
+
+
+def is_labelled(split: Split) -> bool:
+    """Whether the rows of this split are texts that have a target each."""
+    return "documents" in split.arrays and "targets" in split.arrays
 
 
 def unit_edges(split: Split) -> np.ndarray:
     """(u + 1,) int64 positions in the token stream; unit i is the tokens edges[i] to edges[i + 1].
 
-    What is drawn to say how sure a text's figures are: its documents, or, where they are fewer than 20, about
-    a hundred stretches of equal length that never cross a document's end. Neighbouring tokens depend on each
-    other, which longer stretches contain (the block bootstrap, https://doi.org/10.1214/aos/1176347265).
+    What is drawn to say how sure a text's figures are: its documents, or, where they are fewer than 20 (and
+    have no targets), about a hundred stretches of equal length that never cross a document's end.
+    Neighbouring tokens depend on each other, which longer stretches contain (the block bootstrap,
+    https://doi.org/10.1214/aos/1176347265).
     """
     ends = np.asarray(split.arrays["documents"], np.int64)
-    if len(ends) >= FEW:
+    if len(ends) >= FEW or is_labelled(split):
         return np.concatenate([[0], ends])
     length = max(SHORTEST, -(-int(ends[-1]) // STRETCHES)) if len(ends) else SHORTEST
     edges = [np.zeros(1, np.int64)]
@@ -77,6 +88,7 @@ class FeatureBatches:
     """
 
     tokens_per_row = 1
+    scored: np.ndarray | None = None
 
     def __init__(self, split: Split, seed: int) -> None:
         self.rows = split.rows
@@ -97,11 +109,7 @@ class FeatureBatches:
 
     def where(self, start: int, count: int) -> list[str]:
         """`adult.csv:1234 (row 17 of train)`, rows counted from 1."""
-        names = []
-        for row in map(int, self.chosen(start, count)):
-            place, name = _place(self._split, row), f"row {row + 1} of {self._split.name}"
-            names.append(f"{place} ({name})" if place else name)
-        return names
+        return _named_rows(self._split, self.chosen(start, count))
 
     def in_order(self, size: int) -> Iterator[Batch]:
         """The rows as they stand; the last batch holds what is left."""
@@ -125,6 +133,8 @@ class TokenBatches:
     A target never crosses the end of a document. Segments (B, T) number the documents of a row where the
     split has more than one. Each epoch shifts the grid by a seeded offset, so that borders fall elsewhere.
     """
+
+    scored: np.ndarray | None = None
 
     def __init__(self, split: Split, context: int, seed: int) -> None:
         self._split, self._context, self._seed = split, context, seed
@@ -254,6 +264,56 @@ class TokenBatches:
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), found, torch.from_numpy(units))
 
 
+class TextBatches:
+    """Labelled texts, a row each: inputs (B, T) int64, T the longest of the batch, targets as of a table.
+
+    Segments (B, T) are 1, and 0 where a shorter text is padded with token 0; None where none is. Rows of like
+    length stand together, so that little is padding: each epoch's permutation is sorted by length within
+    stretches of ALIKE * AMONG rows and cut into runs of ALIKE, which are put into a random order.
+    """
+
+    def __init__(self, split: Split, seed: int) -> None:
+        self.rows = split.rows
+        self._split = split
+        self._tokens, self._targets = split.arrays["tokens"], np.asarray(split.arrays["targets"])
+        self._ends = np.asarray(split.arrays["documents"], np.int64)
+        self._lengths = np.diff(self._ends, prepend=0)
+        self.tokens_per_row = max(2, -(-int(self._lengths.sum()) // max(1, self.rows)))
+        self.scored: np.ndarray | None = np.argsort(self._lengths, kind="stable")
+        self._order = _AlikeOrder(self._lengths, seed)
+
+    def batch(self, start: int, count: int) -> Batch:
+        """Rows start to start + count of the training order."""
+        return self._gather(self.chosen(start, count))
+
+    def where(self, start: int, count: int) -> list[str]:
+        """`news.csv:1234 (row 17 of train)`, rows counted from 1."""
+        return _named_rows(self._split, self.chosen(start, count))
+
+    def in_order(self, size: int) -> Iterator[Batch]:
+        """Every row once, shorter ones first (`scored` says which); the last batch holds what is left."""
+        assert self.scored is not None
+        for start in range(0, self.rows, size):
+            yield self._gather(self.scored[start : start + size])
+
+    def chosen(self, start: int, count: int) -> np.ndarray:
+        """(count,) numbers of those rows in the split."""
+        if self.rows == 0:
+            raise DataError(f"{self._split.name} has no rows to train on")
+        return np.concatenate([chosen for _, chosen in self._order.rows(start, count)])
+
+    def _gather(self, rows: np.ndarray) -> Batch:
+        lengths = self._lengths[rows]
+        longest = int(lengths.max())
+        inputs = np.zeros((len(rows), longest), dtype=np.int64)
+        for at, (end, length) in enumerate(zip(self._ends[rows].tolist(), lengths.tolist(), strict=True)):
+            inputs[at, :length] = self._tokens[end - length : end]
+        segments = None
+        if int(lengths.min()) < longest:
+            segments = torch.from_numpy((np.arange(longest) < lengths[:, None]).astype(np.int32))
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(self._targets[rows]), segments)
+
+
 class _Order:
     """The permutation of each epoch; the last ones used are kept."""
 
@@ -278,6 +338,34 @@ class _Order:
             order = seeds.generator(self._seed, "order", epoch).permutation(self._rows)
             self._kept = {**dict(list(self._kept.items())[-1:]), epoch: order}
         return self._kept[epoch]
+
+
+class _AlikeOrder(_Order):
+    """The same with rows of like length together."""
+
+    def __init__(self, lengths: np.ndarray, seed: int) -> None:
+        super().__init__(len(lengths), seed)
+        self._lengths = lengths
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if epoch in self._kept:
+            return self._kept[epoch]
+        order = super()._permutation(epoch)
+        among = ALIKE * AMONG
+        stretches = [order[start : start + among] for start in range(0, len(order), among)]
+        order = np.concatenate([part[np.argsort(self._lengths[part], kind="stable")] for part in stretches])
+        runs = [order[start : start + ALIKE] for start in range(0, len(order), ALIKE)]
+        chance = seeds.generator(self._seed, "runs", epoch).permutation(len(runs))
+        self._kept[epoch] = np.concatenate([runs[number] for number in chance])
+        return self._kept[epoch]
+
+
+def _named_rows(split: Split, rows: np.ndarray) -> list[str]:
+    names = []
+    for row in map(int, rows):
+        place, name = _place(split, row), f"row {row + 1} of {split.name}"
+        names.append(f"{place} ({name})" if place else name)
+    return names
 
 
 def _place(split: Split, row: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llmtool.core.contracts import Features
-from llmtool.data.batches import Batches, FeatureBatches, unit_edges
+from llmtool.data.batches import Batches, FeatureBatches, TextBatches, unit_edges
 from llmtool.data.columns import column_from_state
 from llmtool.data.store import Dataset
 from llmtool.data.tokenizers import FittedTokenizer
@@ -39,15 +39,19 @@ def decoded_batch(
     dataset: Dataset, split: str, batches: Batches, start: int, count: int
 ) -> list[dict[str, Any]]:
     """Rows start to start + count of a training order, as of `decoded_rows`; of a text: its `text`."""
-    if isinstance(batches, FeatureBatches):
+    if isinstance(batches, FeatureBatches | TextBatches):
         return decoded_rows(dataset, split, batches.chosen(start, count))
     tokenizer = FittedTokenizer.from_state(dataset.card["encoder"]["tokenizer"], dataset.directory)
     return [{"text": tokenizer.decode(ids)} for ids in batches.batch(start, count).inputs.tolist()]
 
 
 def decoded_rows(dataset: Dataset, split: str, rows: np.ndarray) -> list[dict[str, Any]]:
-    """These rows of a table as JSON-ready mappings, the target among them; numbers with seven digits."""
-    columns = columns_of(dataset, split, rows)
+    """These rows of a table (or labelled texts) as JSON-ready mappings, the target among them; numbers with
+    seven digits."""
+    if isinstance(dataset.inputs, Features):
+        columns = columns_of(dataset, split, rows)
+    else:
+        columns = {"text": np.array(texts_of(dataset, split, rows), dtype=object)}
     targets = np.asarray(dataset.split(split).arrays["targets"])[rows]
     about = dataset.targets
     if about["kind"] == "classes":
@@ -57,6 +61,19 @@ def decoded_rows(dataset: Dataset, split: str, rows: np.ndarray) -> list[dict[st
         values = targets.reshape(len(rows), -1).T
         columns |= {f"target {name}": column for name, column in zip(names, values, strict=True)}
     return [{name: _plain(column[at]) for name, column in columns.items()} for at in range(len(rows))]
+
+
+def texts_of(dataset: Dataset, split: str, rows: np.ndarray, around: bool = True) -> list[str]:
+    """The texts of these rows of a labelled split, as far as they were kept. around: with the tokens that
+    were put before and after them."""
+    arrays, state = dataset.split(split).arrays, dataset.card["encoder"]
+    tokenizer = FittedTokenizer.from_state(state["tokenizer"], dataset.directory)
+    before, after = (0, 0) if around else (len(state["prefix"]), len(state["suffix"]))
+    edges = np.concatenate([[0], np.asarray(arrays["documents"], np.int64)])
+    tokens = np.asarray(arrays["tokens"])
+    return tokenizer.decode_all(
+        [tokens[edges[row] + before : edges[row + 1] - after].tolist() for row in map(int, rows)]
+    )
 
 
 def _plain(value: Any) -> Any:

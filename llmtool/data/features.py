@@ -178,17 +178,17 @@ class FeatureEncoder:
     def columns(self, available: list[str]) -> list[str]:
         """The input columns and the target; ConfigError names one that the data lacks."""
         for name in self.target_names:
-            _find(name, available, "target")
+            find_column(name, available, "target")
         if self.fitted is not None:
             for column in self.fitted:
-                _find(column.name, available, f"like: {self.config.like}")
+                find_column(column.name, available, f"like: {self.config.like}")
             self.names = [column.name for column in self.fitted]
             if shared := set(self.names) & set(self.target_names):
                 raise ConfigError(f"data.encode.target: {min(shared)!r} is an input of {self.config.like}")
             return [*self.names, *self.target_names]
         for place in ("columns", "ignore", "numbers", "categories", "dates"):
             for name in getattr(self.config, place) or []:
-                _find(name, available, place)
+                find_column(name, available, place)
         chosen = available if self.config.columns is None else self.config.columns
         self.names = [name for name in chosen if name not in {*self.target_names, *self.config.ignore}]
         return [*self.names, *self.target_names]
@@ -429,7 +429,8 @@ class FeatureWriter:
         return {"rows": self._inputs.rows, "arrays": arrays}
 
 
-def _find(name: str, available: Sequence[str], key: str) -> None:
+def find_column(name: str, available: Sequence[str], key: str) -> None:
+    """ConfigError, which begins with `data.encode.<key>`, unless the data has this column."""
     if name not in available:
         known = ", ".join(map(str, available[:30])) + (", ..." if len(available) > 30 else "")
         near = suggest(name, list(available))

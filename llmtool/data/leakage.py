@@ -16,6 +16,7 @@ import numpy as np
 from llmtool.core import seeds
 from llmtool.data.cells import MARKERS, Cells
 from llmtool.data.duplicates import near_documents
+from llmtool.data.labelled import texts_of
 from llmtool.data.sources import SPLITS, Chunk
 
 SAMPLE_ROWS, SAMPLE_CELLS = 50_000, 2_000_000  # of a table
@@ -56,13 +57,18 @@ class Sample:
 
     wanted: np.ndarray
     paths: list[str]
-    text: str | None  # the column whose characters count against the limit
+    text: str | list[str] | None  # the columns whose characters count against the limit
     parts: list[tuple[Any, np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
     characters: int = 0
 
     @classmethod
     def of(
-        cls, code: np.ndarray, columns: int, paths: list[str], seed: int, text: str | None = None
+        cls,
+        code: np.ndarray,
+        columns: int,
+        paths: list[str],
+        seed: int,
+        text: str | list[str] | None = None,
     ) -> Sample:
         """code: (parsed rows,) split of each row, negative for those that left."""
         kept = np.flatnonzero(code >= 0)
@@ -79,7 +85,7 @@ class Sample:
         if mask.any() and self.characters < SAMPLE_CHARACTERS:
             self.parts.append((chunk.frame.loc[mask], codes[mask], chunk.file[mask], chunk.line[mask]))
             if self.text is not None:
-                self.characters += sum(map(len, self.parts[-1][0][self.text].tolist()))
+                self.characters += sum(map(len, _texts(self.parts[-1][0], self.text)))
 
     @property
     def rows(self) -> int:
@@ -160,15 +166,20 @@ def of_table(
     return found
 
 
-def of_text(sample: Sample, column: str) -> list[Finding]:
+def of_text(sample: Sample, columns: str | list[str]) -> list[Finding]:
     """Documents of validation and test that nearly stand in train."""
-    texts = [text for frame, *_ in sample.parts for text in frame[column].tolist()]
+    texts = [text for frame, *_ in sample.parts for text in _texts(frame, columns)]
     code = np.concatenate([codes for _, codes, _, _ in sample.parts])
     places = [f"{sample.paths[f]}:{line}" for _, _, files, lines in sample.parts
               for f, line in zip(files.tolist(), lines.tolist(), strict=True)]  # fmt: skip
     return _pairs(
         "document", near_documents(texts, code), code, places, "are nearly the same as one of train"
     )
+
+
+def _texts(frame: Any, columns: str | list[str]) -> list[str]:
+    """The text of each row; "" where it is none, which the encoder refuses."""
+    return [text if isinstance(text, str) else "" for text in texts_of(frame, columns)]
 
 
 # --- copies ---

@@ -80,7 +80,9 @@ class Dataset:
     directory: Path
     card: dict[str, Any]
     fingerprint: str
-    limit: int | None = None  # rows (of text: tokens) at most of each split that is not train; set by `first`
+    limit: int | None = (
+        None  # rows (of text without targets: tokens) at most of each split that is not train; set by `first`
+    )
 
     @classmethod
     def open(cls, directory: Path | str) -> Dataset:
@@ -170,7 +172,9 @@ def make_card(
 
 def input_spec(spec: Mapping[str, Any]) -> InputSpec:
     """The contract that a card's "inputs" stand for."""
-    return Features(spec["width"]) if spec["kind"] == "features" else Tokens(spec["vocabulary"])
+    if spec["kind"] == "features":
+        return Features(spec["width"])
+    return Tokens(spec["vocabulary"], spec.get("length"))
 
 
 def fingerprint(card: Mapping[str, Any]) -> str:
@@ -257,6 +261,8 @@ def _problem(card: dict[str, Any]) -> str:
     inputs, splits = card.get("inputs"), card.get("splits")
     if not isinstance(inputs, dict) or not isinstance(inputs.get(kinds.get(inputs.get("kind", ""), "")), int):
         return "inputs say neither features with a width nor tokens with a vocabulary"
+    if not isinstance(inputs.get("length"), int | None):
+        return "inputs say a length that is no number"
     if not isinstance(card.get("targets"), dict) or not isinstance(card.get("encoder"), dict):
         return "targets or encoder are missing"
     if not isinstance(splits, dict) or not splits:
@@ -286,8 +292,13 @@ def _array_is_sound(array: dict[str, Any]) -> bool:
 
 def _first(arrays: dict[str, np.ndarray], limit: int, rows: int) -> tuple[dict[str, np.ndarray], int]:
     """The beginning of a split's arrays: `limit` rows, or `limit` tokens with their documents."""
-    if "documents" not in arrays:
-        return {key: array[:limit] for key, array in arrays.items()}, min(limit, rows)
+    if "documents" not in arrays or "targets" in arrays:
+        parts = {key: array[:limit] for key, array in arrays.items() if key != "tokens"}
+        if "tokens" in arrays:  # of labelled texts, one a row
+            parts["tokens"] = arrays["tokens"][
+                : int(parts["documents"][-1]) if len(parts["documents"]) else 0
+            ]
+        return parts, min(limit, rows)
     count = min(int(np.searchsorted(arrays["documents"], limit)) + 1, len(arrays["documents"]))
     parts = {key: array[: limit if key == "tokens" else count] for key, array in arrays.items()}
     return parts | {"documents": np.minimum(parts["documents"], limit)}, rows

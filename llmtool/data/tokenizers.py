@@ -33,6 +33,7 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+ROLES = ("cls_token", "sep_token", "pad_token", "mask_token")
 _ENDS = (END, "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>", "<|end▁of▁sentence|>", "[SEP]")
 
 Texts = Callable[[], Iterator[str]]  # each call reads the train texts again
@@ -50,6 +51,7 @@ class FittedTokenizer:
     unknown: int | None = None
     source: dict[str, str] = field(default_factory=dict)  # of a file: its path and hash
     begin: int | None = None
+    roles: dict[str, str] = field(default_factory=dict)  # what encoders have besides: cls_token and so on
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -80,10 +82,27 @@ class FittedTokenizer:
             merged += encoding.ids
         return np.fromiter(merged, dtype=np.uint32, count=len(merged)), lengths
 
+    def around(self) -> tuple[list[int], list[int]]:
+        """Ids before and after a text that its model reads whole: those that the file's post-processor adds
+        ([CLS] and [SEP] of BERT); where it adds none, the end token in front, if there is one."""
+        with readable_errors("the tokenizer failed on a text"):
+            encoded = self.tokenizer.encode("a", add_special_tokens=True)
+        added = np.array(encoded.special_tokens_mask, dtype=bool)
+        if not added.any():
+            return ([] if self.end is None else [self.end]), []
+        own = np.flatnonzero(~added)  # of the text itself
+        first, last = (int(own[0]), int(own[-1]) + 1) if len(own) else (len(added), len(added))
+        return encoded.ids[:first], encoded.ids[last:]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of these ids, control tokens written out; bytes that are no UTF-8 become U+FFFD."""
         with readable_errors("the tokenizer failed on these tokens"):
             return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def decode_all(self, rows: list[list[int]]) -> list[str]:
+        """The same for many texts at once."""
+        with readable_errors("the tokenizer failed on these tokens"):
+            return self.tokenizer.decode_batch(rows, skip_special_tokens=False)
 
     def save(self, directory: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, as transformers' AutoTokenizer reads them."""
@@ -98,6 +117,7 @@ class FittedTokenizer:
             config["unk_token"] = name(self.unknown)
         if self.begin is not None:
             config["bos_token"] = name(self.begin)
+        config |= self.roles
         files.write_bytes(directory / FILE, self._bytes())
         files.write_json(directory / CONFIG, config)
 
@@ -126,7 +146,8 @@ class FittedTokenizer:
                 f"{path}: is not the tokenizer that this data was prepared with (its hash differs)"
             )
         parts = (state["vocabulary"], state["end"], state["unknown"], state.get("source", {}))
-        return cls(state["kind"], tokenizer, *parts, begin=state.get("begin"))
+        roles = _roles(directory, tokenizer)
+        return cls(state["kind"], tokenizer, *parts, begin=state.get("begin"), roles=roles)
 
     @cached_property
     def is_local(self) -> bool:
@@ -229,7 +250,7 @@ class FileTokenizer(Section):
         fitted = FittedTokenizer(
             self.kind, tokenizer, max(ids.values()) + 1, self._end(path, ids), ids.get(unknown or ""), source
         )
-        fitted.begin = begin
+        fitted.begin, fitted.roles = begin, _roles(path.parent, tokenizer)
         return fitted
 
     def file(self) -> Path:
@@ -240,29 +261,43 @@ class FileTokenizer(Section):
         return path
 
     def files(self) -> list[Path]:
-        """What `fit` reads: the tokenizer.json, and the file beside it that may name the end token."""
+        """What `fit` reads: the tokenizer.json, and the file beside it that may name the end token and others
+        that have a role."""
         path = self.file()
         config = path.parent / CONFIG
-        return [path, config] if self.end is None and config.is_file() else [path]
+        return [path, config] if config.is_file() else [path]
 
     def _end(self, path: Path, ids: dict[str, int]) -> int | None:
         if self.end is not None:
             if self.end not in ids:
                 raise ConfigError(f"data.encode.tokenizer.end: {path} has no token {self.end!r}")
             return ids[self.end]
-        named: Any = None
-        with contextlib.suppress(OSError, ValueError, RecursionError):
-            named = json.loads((path.parent / CONFIG).read_text(encoding="utf-8")).get("eos_token")
-        if isinstance(named, dict):
-            named = named.get("content")
-        return next(
-            (ids[token] for token in [named, *_ENDS] if isinstance(token, str) and token in ids), None
-        )
+        named = _named(path.parent).get("eos_token")
+        return next((ids[token] for token in [named, *_ENDS] if token is not None and token in ids), None)
 
 
 TokenizerConfig = Annotated[
     BytesTokenizer | CharactersTokenizer | BpeTokenizer | FileTokenizer, Field(discriminator="kind")
 ]
+
+
+def _named(directory: Path) -> dict[str, str]:
+    """The tokens that the tokenizer_config.json of a directory gives a role: eos_token and so on."""
+    config: Any = None
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    found = {}
+    for key, value in config.items() if isinstance(config, dict) else ():
+        text = value.get("content") if isinstance(value, dict) else value
+        if key.endswith("_token") and isinstance(text, str):
+            found[key] = text
+    return found
+
+
+def _roles(directory: Path, tokenizer: Tokenizer) -> dict[str, str]:
+    """What an encoder's tokenizer has besides begin and end, as far as those tokens exist."""
+    named = _named(directory)
+    return {key: named[key] for key in ROLES if tokenizer.token_to_id(named.get(key, "")) is not None}
 
 
 def _begin(path: Path, tokenizer: Tokenizer) -> int | None:

@@ -106,7 +106,7 @@ class TokenEncoder:
 
     def refuse(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
         """Rows whose text is missing, empty, no text, or not valid Unicode."""
-        problems = [_problem(value) for value in frame[self.config.text].tolist()]
+        problems = [problem_of(value) for value in frame[self.config.text].tolist()]
         reasons = dict.fromkeys(problem for problem in problems if problem)
         name = self.config.text
         return {f"{name} {reason}": np.array([p == reason for p in problems]) for reason in reasons}
@@ -142,7 +142,7 @@ class TokenEncoder:
             for text, unit, at in zip(
                 chunk.frame[self.config.text], chunk.unit.tolist(), ordinals, strict=True
             ):
-                if not _problem(text):
+                if not problem_of(text):
                     yield from (block.text for block in joiner.add(text, unit, at))
         yield from (block.text for block in joiner.finish())
         if rows == 0:
@@ -283,7 +283,7 @@ class TokenWriter:
         column = self._encoder.config.text
         places = zip(chunk.file.tolist(), chunk.line.tolist(), strict=True)
         for text, unit, ordinal, place in zip(chunk.frame[column], units, ordinals, places, strict=True):
-            if problem := _problem(text):
+            if problem := problem_of(text):
                 refused[ordinal] = f"{column} {problem}"
                 continue
             self._rows += 1
@@ -364,7 +364,7 @@ def _last_of(unit: int, units: list[int], ordinals: list[int]) -> int:
     return last
 
 
-def _problem(text: Any) -> str:
+def problem_of(text: Any) -> str:
     """Why a cell is no text that can be encoded, or ""."""
     if not isinstance(text, str):
         return "is missing" if text is None or text != text else "is not text"

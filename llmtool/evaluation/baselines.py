@@ -21,9 +21,10 @@ from pydantic import Field
 
 from llmtool.core import seeds
 from llmtool.core.config import Section
-from llmtool.core.contracts import Tally
+from llmtool.core.contracts import Tally, Tokens
 from llmtool.core.environment import code_version
 from llmtool.data.batches import unit_edges
+from llmtool.data.decoding import texts_of
 from llmtool.data.store import Dataset, Split
 from llmtool.evaluation import kept
 from llmtool.evaluation.ngrams import MOST_TOKENS, NGrams, Stream, best_order
@@ -37,7 +38,10 @@ TREES = 1500  # of gradient boosting, over all classes
 ROUNDS = 100  # of gradient boosting, scikit-learn's default
 SOLVER = 100  # iterations of logistic regression, scikit-learn's default
 MANY = 50_000_000  # cells from which more than one thread is worth having
+TEXT_TOKENS = 10_000_000  # tokens of texts that words are learned from
+WORDS = 100_000  # words and pairs of them, the most frequent
 LONGEST = 20_000_000  # tokens of a split that n-grams score
+_WORDS = "linear, on the share of each word and pair of words, rare ones weighing more"
 SMALLEST = 1e-15  # probability, below which scikit-learn's log loss does not go either
 
 Evidence = dict[str, np.ndarray]  # split -> what a tally is made from
@@ -48,8 +52,8 @@ class BaselinesConfig(Section):
 
     kind: Literal["all", "simple"] = Field(
         default="all",
-        description="all: with logistic or ridge regression and gradient boosting, or n-grams; simple: those "
-        "that cost nothing (the majority, the mean, single tokens)",
+        description="all: with logistic or ridge regression (of texts: on TF-IDF) and gradient boosting, or "
+        "n-grams; simple: those that cost nothing (the majority, the mean, single tokens)",
     )
     seconds: float = Field(
         default=60.0, gt=0, allow_inf_nan=False, description="no further one is begun after this time"
@@ -106,6 +110,8 @@ def baselines(
     kinds: dict[str, Callable[[Dataset, int, int], _Kind]] = {
         "classes": _Classes, "values": _Values, "next_token": _Tokens
     }  # fmt: skip
+    if isinstance(dataset.inputs, Tokens):
+        kinds |= {"classes": _ClassesOfTexts, "values": _ValuesOfTexts}
     kind = kinds[dataset.targets["kind"]](dataset, positive, seed)
     began = time.monotonic()
     found = []
@@ -182,6 +188,12 @@ class _Classes:
         yield _Plan("logistic regression", "linear, on the same inputs", partial(self._fitted, _logistic))
         yield _Plan("gradient boosting", trees, partial(self._fitted, boosting))
 
+    def _likely(self, model: Any, inputs: Any) -> np.ndarray:
+        """(n, C) probabilities; 0 of a class that the model never saw."""
+        shares = np.zeros((inputs.shape[0], len(self.names)))
+        shares[:, model.classes_] = model.predict_proba(inputs)
+        return shares
+
     def _each(
         self, predict: Callable[[Split], np.ndarray], splits: Sequence[str], note: str = ""
     ) -> tuple[Evidence, str]:
@@ -204,9 +216,7 @@ class _Classes:
         model, more = _fit(model, inputs, targets)
 
         def predict(split: Split) -> np.ndarray:
-            shares = np.zeros((split.rows, len(self.names)))
-            shares[:, model.classes_] = model.predict_proba(np.asarray(split.arrays["inputs"])[:, features])
-            return shares
+            return self._likely(model, np.asarray(split.arrays["inputs"])[:, features])
 
         return self._each(predict, splits, _joined(note, more))
 
@@ -282,6 +292,68 @@ def _ridge() -> Any:
     from sklearn.linear_model import Ridge
 
     return Ridge()
+
+
+# --- labelled texts ---
+
+
+class _ClassesOfTexts(_Classes):
+    """The same evidence, from the texts' words."""
+
+    def plans(self) -> Iterator[_Plan]:
+        """Majority, stratified, and TF-IDF with logistic regression."""
+        yield from (plan for plan in super().plans() if plan.simple)
+        yield _Plan("TF-IDF, logistic regression", _WORDS, self._of_words)
+
+    def _of_words(self, splits: Sequence[str]) -> tuple[Evidence, str]:
+        words, inputs, targets, note = _words(self.dataset, self.seed)
+        model, more = _fit(_logistic(), inputs, targets)
+        return self._each(
+            lambda split: self._likely(model, words.transform(_texts(self.dataset, split.name))),
+            splits,
+            _joined(note, more),
+        )
+
+
+class _ValuesOfTexts(_Values):
+    """The same evidence, from the texts' words."""
+
+    def plans(self) -> Iterator[_Plan]:
+        """Mean, median, and TF-IDF with ridge regression."""
+        yield from (plan for plan in super().plans() if plan.simple)
+        yield _Plan("TF-IDF, ridge regression", _WORDS, self._of_words)
+
+    def _of_words(self, splits: Sequence[str]) -> tuple[Evidence, str]:
+        words, inputs, targets, note = _words(self.dataset, self.seed)
+        values = (targets.reshape(len(targets), -1).astype(np.float64) - self.mean) / self.scale
+        model, more = _fit(_ridge(), inputs, values)
+        evidence = {}
+        for name in splits:
+            found = model.predict(words.transform(_texts(self.dataset, name)))
+            evidence[name] = found.reshape(-1, len(self.names)).astype(np.float32)
+        return evidence, _joined(note, more)
+
+
+def _words(dataset: Dataset, seed: int) -> tuple[Any, Any, np.ndarray, str]:
+    """What finds the words of texts, the training texts' words, their targets, and what was left out."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    train = dataset.split("train")
+    rows, note = np.arange(train.rows), ""
+    if (tokens := len(train.arrays["tokens"])) > TEXT_TOKENS:
+        allowed = max(1000, train.rows * TEXT_TOKENS // tokens)
+        if allowed < train.rows:
+            rows = np.sort(seeds.generator(seed, "baselines").choice(train.rows, allowed, replace=False))
+            note = f"learned from {allowed:,} of {train.rows:,} texts"
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=WORDS)
+    inputs = words.fit_transform(_texts(dataset, "train", rows))
+    return words, inputs, np.asarray(train.arrays["targets"])[rows], note
+
+
+def _texts(dataset: Dataset, split: str, rows: np.ndarray | None = None) -> list[str]:
+    """The texts as the model sees them: as far as they were kept, as their tokens spell them."""
+    rows = np.arange(dataset.split(split).rows) if rows is None else rows
+    return texts_of(dataset, split, rows, around=False)
 
 
 # --- text: the next token ---

@@ -32,6 +32,9 @@ REPEATED = (
     "up to about 4 passes over the same tokens are worth nearly as much as new ones "
     "(Muennighoff et al. 2023, https://arxiv.org/abs/2305.16264)"
 )
+TEXTS = (
+    "a pretrained encoder learns from some hundred texts of a class; from the start many thousands are wanted"
+)
 TABLES = "no such rule holds for tables: more weights than rows is common, and the validation score decides"
 COUNTED = (
     "one multiplication and one addition are 2 FLOPs; matrix products and attention (all T x T) are counted"
@@ -58,7 +61,11 @@ GUIDE = [
         "problem": "rows as before, other classes",
         "choice": "finetune: head or freeze with few rows, full with many",
     },
-    {"problem": "classes of texts; pictures; sound", "choice": "no family of this version takes them"},
+    {
+        "problem": "a class or a number for each text",
+        "choice": "encoder: finetune a pretrained one; compare with TF-IDF and logistic regression",
+    },
+    {"problem": "pictures; sound", "choice": "no family of this version takes them"},
 ]
 
 
@@ -82,6 +89,8 @@ def expected_inputs(encode: Any) -> tuple[InputSpec | None, str]:
     """What an `encode:` section will give, before `prepare`, and a note where that is a guess or unknown."""
     if encode.like is not None:
         return Dataset.open(encode.like).inputs, ""
+    if encode.as_ == "text":
+        return None, "the classes, and with them the size of the head, are known after `llmtool prepare`"
     if encode.as_ != "tokens":
         return None, "the number of features, and with it every size, is known after `llmtool prepare`"
     tokenizer = encode.tokenizer
@@ -100,7 +109,7 @@ def describe(subject: Subject) -> dict[str, Any]:
     missing = []
     if model is None:
         missing.append(
-            "structure, sizes, FLOPs, memory: the number of inputs is known after `llmtool prepare`"
+            "structure, sizes, FLOPs, memory: what goes in and out is known after `llmtool prepare`"
         )
     if subject.card is None:
         missing.append("rows and tokens available: known after `llmtool prepare`")
@@ -109,7 +118,7 @@ def describe(subject: Subject) -> dict[str, Any]:
         figures = account(
             model,
             subject.rows,
-            getattr(model, "context", 1),
+            tokens_of(model),
             subject.precision,
             subject.optimizer,
             subject.device,
@@ -134,6 +143,12 @@ def describe(subject: Subject) -> dict[str, Any]:
         "families": _families(subject),
         "guide": GUIDE,
     }
+
+
+def tokens_of(model: Any) -> int:
+    """Tokens of a row: of texts that have a target the most that are kept, else the context; 1 of a table."""
+    length: int | None = getattr(model.inputs, "length", None)
+    return length or int(getattr(model, "context", 1))
 
 
 def _packed(card: dict[str, Any] | None) -> bool:
@@ -191,7 +206,7 @@ def _data(card: dict[str, Any], figures: Accounting | None) -> dict[str, Any]:
     ratio = available / max(figures.parameters, 1)
     tokens = unit == "tokens"
     verdict = _verdict(available, figures.parameters) if tokens else None
-    rule = CHINCHILLA if tokens else TABLES
+    rule = CHINCHILLA if tokens else TEXTS if card["inputs"]["kind"] == "tokens" else TABLES
     return result | {"per_parameter": round(ratio, 4), "verdict": verdict, "rule": rule}
 
 
@@ -219,7 +234,7 @@ def _families(subject: Subject) -> list[dict[str, Any]]:
     model: Any = subject.model
     inputs: type | None = None if model is None else type(model.inputs)
     if inputs is None and subject.card is not None:
-        inputs = Tokens if subject.card["encoding"] == "tokens" else Features
+        inputs = Tokens if subject.card["inputs"]["kind"] == "tokens" else Features
     accepted = (inputs,) if inputs else type(subject.config).accepts  # type: ignore[attr-defined]
     return [
         {

@@ -64,7 +64,7 @@ class Fitting:
 def rows_of(card: dict[str, Any], split: str, share: float, tokens_per_row: int) -> int:
     """Rows (of text: windows) of a split of the whole data; share: the part of it that the card is of."""
     meta = card["splits"].get(split, {})
-    if tokens_per_row == 1:
+    if tokens_per_row == 1 or "targets" in meta.get("arrays", {}):
         return round(meta.get("rows", 0) / share)
     pairs = round(meta.get("tokens", 0) / share) - 1
     return 0 if pairs < tokens_per_row else max(1, pairs // tokens_per_row - 1)

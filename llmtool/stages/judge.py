@@ -11,7 +11,7 @@ import numpy as np
 from llmtool.core import console
 from llmtool.core.contracts import Tally, Tokens
 from llmtool.data import decoding, overlap
-from llmtool.data.batches import FEW, unit_edges
+from llmtool.data.batches import FEW, is_labelled, unit_edges
 from llmtool.data.store import Dataset, Split
 from llmtool.evaluation import EvaluateConfig, baselines, compare, examples, slices
 from llmtool.evaluation.baselines import Baseline
@@ -115,7 +115,10 @@ def _no_against(tallies: Mapping[str, Tally], simple: Sequence[Baseline], figure
 
 def _stretches(dataset: Dataset, split: str) -> bool:
     """Whether the units of this split are stretches of one length, of a text that has few documents."""
-    return isinstance(dataset.inputs, Tokens) and len(dataset.split(split).arrays["documents"]) < FEW
+    found = dataset.split(split)
+    if not isinstance(dataset.inputs, Tokens) or is_labelled(found):
+        return False
+    return len(found.arrays["documents"]) < FEW
 
 
 def _overlap(dataset: Dataset, splits: Sequence[str]) -> dict[str, Any]:
@@ -163,6 +166,8 @@ def unit(dataset: Dataset, split: Split) -> str:
     """What is drawn, in words."""
     if not isinstance(dataset.inputs, Tokens):
         return "row"
+    if is_labelled(split):
+        return "text"
     if not _stretches(dataset, split.name):
         return "document"
     edges = unit_edges(split)

@@ -17,6 +17,7 @@ from llmtool.data import DataConfig, leakage
 from llmtool.data.cleaning import Masks, clean, contents
 from llmtool.data.encoding import Encoder
 from llmtool.data.features import FeatureEncoder
+from llmtool.data.labelled import TextEncode
 from llmtool.data.readers import BadRow
 from llmtool.data.sources import SPLITS, Chunk, Source
 from llmtool.data.splitting import DROPPED, Assigned, RowTable, labels
@@ -428,7 +429,7 @@ def _leaks(data: DataConfig, encoder: Encoder, sample: leakage.Sample, directory
         kind = encoder.targets["kind"]
         found = leakage.of_table(sample.table(), inputs, encoder.target_names, kind, data.split.by)
     else:
-        assert isinstance(data.encode, TokensEncode)
+        assert isinstance(data.encode, TokensEncode | TextEncode)
         found = leakage.of_text(sample, data.encode.text)
     document = {"rows": sample.rows, "findings": [asdict(one) for one in found]}
     files.write_json(directory / LEAKAGE, files.plain(document))

@@ -103,7 +103,7 @@ def _scored(assembled: Assembled, split: str, batch: int | Literal["auto"]) -> T
         torch.cuda.empty_cache()
         size = max(1, size // 2)
     with_extent(tally, data)
-    return tally
+    return tally if batches.scored is None else tally.take(np.argsort(batches.scored))
 
 
 def auto_batch(assembled: Assembled, tokens_per_row: int) -> int:
@@ -112,8 +112,10 @@ def auto_batch(assembled: Assembled, tokens_per_row: int) -> int:
     if not isinstance(inputs, Tokens):
         return FEATURE_ROWS
     device = "cuda" if assembled.device.type == "cuda" else "cpu"
-    row = tokens_per_row * inputs.vocabulary * 4  # bytes of float32 logits
-    return max(1, min(TOKENS[device] // tokens_per_row, LOGIT_BYTES[device] // row))
+    rows = TOKENS[device] // tokens_per_row
+    if inputs.length is None:  # a stream, whose every token is predicted
+        rows = min(rows, LOGIT_BYTES[device] // (tokens_per_row * inputs.vocabulary * 4))  # float32 logits
+    return max(1, rows)
 
 
 def with_extent(tally: Tally, data: Split) -> None:

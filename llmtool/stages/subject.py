@@ -37,7 +37,9 @@ def of_experiment(experiment: Experiment, card: dict[str, Any] | None) -> Subjec
     else:
         inputs, note = expected_inputs(experiment.data.encode)
         assumed = [note] if note else []
-        outputs = NextToken(inputs.vocabulary) if isinstance(inputs, Tokens) else None
+        outputs = (
+            NextToken(inputs.vocabulary) if isinstance(inputs, Tokens) and inputs.length is None else None
+        )
     model: nn.Module | None = None
     if inputs is not None and outputs is not None:
         with torch.device("meta"):

@@ -130,6 +130,8 @@ TEXT_FILE["data"] |= {
     "source": {"format": "text", "path": "a.txt"},
     "encode": {"as": "tokens", "tokenizer": {"kind": "bpe"}},
 }
+LABELLED_FILE = copying.deepcopy(TABLE_FILE) | {"model": {"family": "encoder"}}
+LABELLED_FILE["data"] |= {"encode": {"as": "text", "target": "y"}}
 WITHOUT_MODEL = {key: value for key, value in TABLE_FILE.items() if key != "model"}
 FRACTIONS = [{"by": by} for by in ("stratified", "hash", "order")]
 FRACTIONS += [{"by": by, "on": "a"} for by in ("grouped", "time")]
@@ -145,9 +147,16 @@ FORMS: dict[str, list[dict[str, Any]]] = {
         {"as": "tokens", "tokenizer": {"kind": "file", "path": "tok.json"}},
         {"as": "tokens", "tokenizer": {"kind": "bpe"}},
         {"as": "tokens", "like": "old"},
+        {"as": "text", "target": "y"},
+        {"as": "text", "like": "old"},
     ],
     "data.encode.tokenizer": [{"kind": "bytes"}, {"kind": "bpe"}],
     "task": [{"kind": "regression", "loss": "huber", "delta": 2.0}, {"kind": "language"}],
+    "model": [
+        {"family": "encoder"},
+        {"family": "encoder", "architecture": "roberta"},
+        {"family": "encoder", "architecture": "modernbert"},
+    ],
     "train.optimizer": [{"name": "sgd"}, {"name": "muon"}],
     "train.schedule": [{"name": "constant"}, {"name": "linear"}, {"name": "wsd"}],
     "train.budget": [{"epochs": 2}, {"time": "5m"}],
@@ -269,6 +278,7 @@ def documents() -> Iterator[tuple[str, dict[str, Any], str]]:
             if spot == "data.clean":
                 continue
             base = TEXT_FILE if spot.endswith("tokenizer") else TABLE_FILE
+            base = LABELLED_FILE if spot == "model" else base
             base = WITHOUT_MODEL if spot == "data.encode" else base
             yield f"{spot} {number}", with_value(base, tuple(spot.split(".")), form), spot
 

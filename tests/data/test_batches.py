@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmtool.core.contracts import IGNORE
+from llmtool.core.contracts import IGNORE, Batch
 from llmtool.core.errors import DataError
-from llmtool.data.batches import FeatureBatches, TokenBatches, open_batches, unit_edges
+from llmtool.data.batches import FeatureBatches, TextBatches, TokenBatches, open_batches, unit_edges
 from llmtool.data.store import ArrayWriter, Dataset, Split, make_card
 
 
@@ -261,3 +261,58 @@ def test_scoring_batches_say_which_unit_each_segment_is_of() -> None:
                 assert (scored > 0) == (unit >= 0)
                 seen[unit] += scored
     assert seen.tolist() == (np.diff([0, *ends]) - 1).tolist()
+
+
+# --- labelled texts ---
+
+
+def texts(lengths: list[int], seed: int = 0) -> TextBatches:
+    """Text i has the target i; its tokens are 1000 i and on."""
+    tokens = np.concatenate([np.arange(length) + 1000 * row for row, length in enumerate(lengths)])
+    arrays = {
+        "tokens": tokens.astype(np.uint32),
+        "documents": np.cumsum(lengths).astype(np.int64),
+        "targets": np.arange(len(lengths)),
+        "origin": np.stack([np.zeros(len(lengths), np.int64), np.arange(len(lengths)) + 2], axis=1),
+    }
+    return TextBatches(Split("train", len(lengths), arrays, {}, ["a.csv"]), seed)
+
+
+def rows_of(batch: Batch) -> dict[int, list[int]]:
+    """Target -> the tokens of its row without padding."""
+    found = {}
+    for at, target in enumerate(batch.targets.tolist()):
+        real = slice(None) if batch.segments is None else batch.segments[at] == 1
+        found[target] = batch.inputs[at][real].tolist()
+    return found
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=80), st.integers(0, 200), st.integers(1, 40))
+@settings(max_examples=30, deadline=None)
+def test_texts_keep_their_tokens_and_targets(lengths: list[int], start: int, count: int) -> None:
+    batches = texts(lengths)
+    batch = batches.batch(start, count)
+    assert batch.inputs.shape == (count, max(len(row) for row in rows_of(batch).values()))
+    for target, row in rows_of(batch).items():
+        assert row == list(range(1000 * target, 1000 * target + lengths[target]))
+    assert (batch.inputs[batch.segments == 0] == 0).all() if batch.segments is not None else True
+    parts = [texts(lengths).batch(start + at, 1) for at in range(count)]
+    assert [part.targets.item() for part in parts] == batch.targets.tolist()
+    whole = [target for part in batches.in_order(7) for target in part.targets.tolist()]
+    assert batches.scored is not None
+    assert whole == batches.scored.tolist()
+    assert sorted(whole) == list(range(len(lengths)))
+
+
+def test_texts_of_like_length_come_together_in_another_order_each_epoch() -> None:
+    lengths = np.random.default_rng(0).integers(1, 200, 4096).tolist()
+    batches = texts(lengths)
+    epochs = [batches.chosen(epoch * 4096, 4096) for epoch in range(2)]
+    for order in epochs:
+        assert sorted(order.tolist()) == list(range(4096))
+    assert epochs[0].tolist() != epochs[1].tolist()
+    assert texts(lengths, seed=1).chosen(0, 4096).tolist() != epochs[0].tolist()
+    sizes = [batches.batch(start, 32).inputs.numel() for start in range(0, 4096, 32)]
+    assert sum(sizes) < 1.1 * sum(lengths)  # by chance alone it is 1.9
+    assert np.std(sizes[:64]) > 1000  # short and long batches are mixed
+    assert batches.where(0, 1) == [f"a.csv:{epochs[0][0] + 2} (row {epochs[0][0] + 1} of train)"]

@@ -1,0 +1,376 @@
+"""The `text` encoding: each text becomes one row of token ids, with a class or numbers to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from llmtool.core import seeds
+from llmtool.core.config import Section
+from llmtool.core.contracts import Tokens
+from llmtool.core.errors import ConfigError, DataError
+from llmtool.data.cells import BLANK, MARKERS, Cells
+from llmtool.data.encoding import Chunks
+from llmtool.data.features import find_column
+from llmtool.data.statistics import ColumnStatistics
+from llmtool.data.store import CARD, ArrayWriter, Dataset
+from llmtool.data.targets import Target, fit_target, target_from_state
+from llmtool.data.tokenizers import (
+    CONFIG,
+    FILE,
+    BpeTokenizer,
+    FileTokenizer,
+    FittedTokenizer,
+    TokenizerConfig,
+)
+from llmtool.data.tokens import problem_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from llmtool.data.sources import Chunk
+
+Columns = str | Annotated[list[str], Field(min_length=1)]
+Long = Literal["head", "tail", "head_tail"]
+LENGTH = 256
+TEXTS = 4096  # encoded at once
+HEAD = 4  # head_tail keeps this part of a row for the beginning: 128 of 510 in the paper
+_KEPT = {"head": "their beginning was kept", "tail": "their end was kept", "head_tail": "their beginning and "
+         "end were kept"}  # fmt: skip
+_NOTHING = ("is missing", "is empty")
+_MARKERS = frozenset(MARKERS) | {""}
+
+
+class TextEncode(Section):
+    """Rows of token ids for classes or values of texts: where the text is, how it is cut, what to predict."""
+
+    gives: ClassVar[type] = Tokens
+    as_: Literal["text"] = Field(
+        default="text", alias="as", description="Token ids of one text a row, for its class or a number."
+    )
+    text: Columns = Field(
+        default="text", description="The column that holds the text; of several, they are joined by blanks."
+    )
+    target: Columns | None = Field(
+        default=None, description="The column to predict; a list of number columns predicts several at once."
+    )
+    target_kind: Literal["auto", "classes", "values"] = Field(
+        default="auto",
+        description="classes to classify, values for regression; auto decides by the train rows.",
+    )
+    tokenizer: TokenizerConfig = Field(
+        default=BpeTokenizer(),
+        description="How text is cut into tokens; of a pretrained model: {kind: file, path: its directory}.",
+    )
+    length: int = Field(
+        default=LENGTH,
+        ge=4,
+        le=1_000_000,
+        description="The most tokens of a text, those that a model wants around it included.",
+    )
+    long: Long = Field(
+        default="head",
+        description="What is kept of a longer text: its beginning, its end, or a quarter of it from the "
+        "beginning and the rest from the end.",
+    )
+    like: str | None = Field(
+        default=None,
+        description="A prepared directory whose tokenizer and length are used again, with a target fitted "
+        "anew.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = self.model_fields_set - {"as_", "like", "text", "target", "target_kind"}
+        if self.like is not None and given:
+            raise ValueError(
+                f"like takes the encoder as it is; {', '.join(sorted(given))} cannot stand beside it"
+            )
+        if self.like is None and self.target is None:
+            raise ValueError("needs a target: the column to predict")
+        targets, texts = names_of(self.target or []), names_of(self.text)
+        if len(set(targets)) < len(targets):
+            raise ValueError("a target stands twice")
+        if shared := set(texts) & set(targets):
+            raise ValueError(f"column {min(shared)!r} stands in both text and target")
+        if len(targets) > 1 and self.target_kind == "classes":
+            raise ValueError("several targets are values; target_kind: classes needs a single one")
+        return self
+
+    def files(self) -> list[Path]:
+        """What preparing reads besides the source: the tokenizer's file, or those of `like`."""
+        if self.like is not None:
+            config = Path(self.like) / CONFIG
+            return [Path(self.like) / CARD, config.with_name(FILE), *([config] if config.is_file() else [])]
+        return self.tokenizer.files() if isinstance(self.tokenizer, FileTokenizer) else []
+
+    def build(self, seed: int = 0) -> TextEncoder:
+        """An encoder that has learned nothing yet; with `like`, one that lacks only its target."""
+        return TextEncoder(self, seed) if self.like is None else _taken(self, self.like, seed)
+
+
+def names_of(columns: str | list[str]) -> list[str]:
+    """One name or several, as a list."""
+    return [columns] if isinstance(columns, str) else list(columns)
+
+
+def texts_of(frame: pd.DataFrame, columns: str | list[str]) -> list[Any]:
+    """The text of each row: a cell as it is, or the cells of several columns that are not empty, joined."""
+    if isinstance(columns, str):
+        return frame[columns].tolist()
+    cells = [frame[name].tolist() for name in columns]
+    there = [[cell for cell in row if problem_of(cell) not in _NOTHING] for row in zip(*cells, strict=True)]
+    return [" ".join(map(str, row)) for row in there]
+
+
+def _taken(config: TextEncode, like: str, seed: int) -> TextEncoder:
+    """The encoder of the dataset prepared at `like`, without its target."""
+    try:
+        card = Dataset.open(like).card
+        if card["encoder"].get("as") != "text":
+            raise ConfigError(f"data.encode.like: {like} holds {card['encoding']}, not text with a target")
+        taken = TextEncoder.from_state(card["encoder"], Path(like))
+    except DataError as error:
+        raise ConfigError(f"data.encode.like: {error}") from None
+    given = {name: getattr(config, name) for name in config.model_fields_set - {"like"}}
+    taken.config = taken.config.model_copy(update={"target_kind": "auto"} | given)
+    taken.target, taken.seed = None, seed
+    return taken
+
+
+class TextEncoder:
+    """Fits tokenizer and target on the train rows, then writes rows of token ids with their targets.
+
+    prefix, suffix: ids put around each text: what the tokenizer's file says its model wants ([CLS] and [SEP]
+    of BERT), else the tokenizer's end token in front, whose vector then stands for the text.
+    """
+
+    def __init__(self, config: TextEncode, seed: int = 0) -> None:
+        self.config, self.seed = config, seed
+        self.tokenizer: FittedTokenizer | None = None
+        self.prefix: list[int] = []
+        self.suffix: list[int] = []
+        self.target: Target | None = None
+        self.notes: list[str] = []
+        self._saved: Path | None = None
+
+    @property
+    def target_names(self) -> list[str]:
+        """The columns to be predicted."""
+        assert self.config.target is not None
+        return names_of(self.config.target)
+
+    def columns(self, available: list[str]) -> list[str]:
+        """The text's columns and the target's; ConfigError names one that the data lacks."""
+        texts = names_of(self.config.text)
+        for key, names in (("text", texts), ("target", self.target_names)):
+            for name in names:
+                find_column(name, available, key)
+        return [*texts, *self.target_names]
+
+    def refuse(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
+        """Rows without a target. Those without a text are bad rows, which the writer refuses."""
+        reasons = {
+            f"{name} (target) is missing": Cells(frame[name]).missing(BLANK) for name in self.target_names
+        }
+        return {reason: mask for reason, mask in reasons.items() if mask.any()}
+
+    def stratum(self, frame: pd.DataFrame) -> pd.Series:
+        """The class of each row as text."""
+        if len(self.target_names) > 1:
+            raise ConfigError("data.split.by: stratified needs one target; name a column with `on`")
+        import pandas as pd
+
+        return pd.Series(Cells(frame[self.target_names[0]]).text, index=frame.index, dtype=object)
+
+    # --- fitting
+
+    def fit(self, chunks: Chunks) -> None:
+        """Train the tokenizer, unless it was taken over, and see what the target is."""
+        names = self.target_names
+        found = {
+            name: ColumnStatistics(name, _MARKERS, len(names), seeds.generator(self.seed, "sample", name))
+            for name in names
+        }
+        rows = 0
+        for chunk in chunks():
+            ordinals = chunk.frame.index.to_numpy()
+            rows += len(ordinals)
+            for name in names:
+                found[name].add(Cells(chunk.frame[name]), ordinals)
+        if rows == 0:
+            raise DataError("the train split has no rows; nothing can be learned from it")
+        self.target = fit_target([found[name] for name in names], self.config.target_kind, self.notes)
+        if self.tokenizer is not None:
+            return
+        self.tokenizer = self.config.tokenizer.fit(lambda: self._texts(chunks))
+        self.notes += self.tokenizer.notes
+        self.prefix, self.suffix = self.tokenizer.around()
+        if len(self.prefix) + len(self.suffix) >= self.config.length:
+            raise ConfigError(
+                f"data.encode.length: {self.config.length} tokens leave no room beside the "
+                f"{len(self.prefix) + len(self.suffix)} that the tokenizer puts around a text"
+            )
+
+    def _texts(self, chunks: Chunks) -> Iterator[str]:
+        for chunk in chunks():
+            yield from (text for text in texts_of(chunk.frame, self.config.text) if not problem_of(text))
+
+    # --- after fitting
+
+    @property
+    def fitted(self) -> FittedTokenizer:
+        assert self.tokenizer is not None, "fit() comes first"
+        return self.tokenizer
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """{"kind": "tokens", "vocabulary": V, "length": the most tokens of a row}."""
+        return {"kind": "tokens", "vocabulary": self.fitted.vocabulary, "length": self.config.length}
+
+    @property
+    def targets(self) -> dict[str, Any]:
+        """Classes with names and counts, or values with names, mean and scale."""
+        assert self.target is not None, "fit() comes first"
+        return self.target.spec()
+
+    def encode(self, texts: list[str]) -> tuple[list[np.ndarray], np.ndarray]:
+        """The ids of each text, cut to the length, and (texts,) how many tokens each had before; 0 where a
+        text gives none."""
+        ids, lengths = self.fitted.ids(self.fitted.encode(texts))
+        parts = np.split(ids, np.cumsum(lengths)[:-1])
+        room = self.config.length - len(self.prefix) - len(self.suffix)
+        rows = [
+            np.concatenate([self.prefix, cut(part, room, self.config.long), self.suffix]) for part in parts
+        ]
+        around = len(self.prefix) + len(self.suffix)
+        return rows, np.where(lengths > 0, lengths + around, 0)
+
+    def writer(self, directory: Path, split: str) -> TextWriter:
+        """Writes `{split}.tokens.bin`, `.documents.bin`, `.targets.bin`, `.origin.bin` and the tokenizer."""
+        if self._saved != directory:
+            self.fitted.save(directory)
+            self._saved = directory
+        return TextWriter(self, directory, split)
+
+    def state(self) -> dict[str, Any]:
+        """What tokenizer.json beside the card does not hold. `rows`: what changes no token's meaning."""
+        assert self.target is not None, "fit() comes first"
+        config = self.config
+        return {
+            "as": "text",
+            "tokenizer": self.fitted.state(),
+            "prefix": self.prefix,
+            "suffix": self.suffix,
+            "rows": {"text": config.text, "length": config.length, "long": config.long},
+            "target": config.target,
+            "fitted_target": self.target.state(),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], directory: Path) -> TextEncoder:
+        """The encoder whose `state()` this is, with tokenizer.json from `directory`."""
+        try:
+            encoder = cls(TextEncode(target=state["target"], **state["rows"]))
+            encoder.tokenizer = FittedTokenizer.from_state(state["tokenizer"], directory)
+            encoder.prefix, encoder.suffix = list(state["prefix"]), list(state["suffix"])
+            encoder.target = target_from_state(state["fitted_target"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{directory}: the card's encoder is incomplete ({error!r}); prepare it again"
+            ) from None
+        return encoder
+
+
+def cut(ids: np.ndarray, room: int, long: Long) -> np.ndarray:
+    """At most `room` of a text's ids. Head and tail of long texts: https://arxiv.org/abs/1905.05583."""
+    if len(ids) <= room:
+        return ids
+    head = {"head": room, "tail": 0, "head_tail": room // HEAD}[long]
+    return np.concatenate([ids[:head], ids[len(ids) - (room - head) :]])
+
+
+class TextWriter:
+    """tokens (n,), documents (rows,) int64 ends, targets (rows,) or (rows, n), origin (rows, 2) of places."""
+
+    def __init__(self, encoder: TextEncoder, directory: Path, split: str) -> None:
+        self._encoder, self._split = encoder, split
+        assert encoder.target is not None
+        self._target = encoder.target
+        dtype = "<u2" if encoder.fitted.vocabulary < 1 << 16 else "<u4"
+        self._tokens = ArrayWriter(directory / f"{split}.tokens.bin", dtype)
+        self._documents = ArrayWriter(directory / f"{split}.documents.bin", "<i8")
+        self._targets = ArrayWriter(
+            directory / f"{split}.targets.bin", self._target.dtype, self._target.shape
+        )
+        self._origin = ArrayWriter(directory / f"{split}.origin.bin", "<i8", (2,))
+        self._long = self._lost = self._unknown = self._longest = 0
+
+    def add(self, chunk: Chunk) -> dict[int, str]:
+        """Write the rows that can be encoded; the ordinals of the others come back with reasons."""
+        refused: dict[int, str] = {}
+        for start in range(0, len(chunk.frame), TEXTS):
+            part = slice(start, start + TEXTS)
+            places = np.stack([chunk.file[part], chunk.line[part]], axis=1).astype(np.int64)
+            refused |= self._add(chunk.frame.iloc[part], places)
+        return refused
+
+    def _add(self, frame: pd.DataFrame, places: np.ndarray) -> dict[int, str]:
+        targets, refused = self._target.encode(frame, _MARKERS)
+        texts = texts_of(frame, self._encoder.config.text)
+        name = " + ".join(names_of(self._encoder.config.text))
+        reasons = {at: f"{name} {reason}" for at, text in enumerate(texts) if (reason := problem_of(text))}
+        rows, lengths = self._encoder.encode(["" if at in reasons else text for at, text in enumerate(texts)])
+        for at in np.flatnonzero(lengths == 0).tolist():
+            reasons.setdefault(at, f"{name} gives no token")
+        refused = {**refused, **reasons}
+        keep = np.ones(len(frame), dtype=bool)
+        keep[list(refused)] = False
+        kept = [rows[at] for at in np.flatnonzero(keep)]
+        if kept:
+            self._write(kept, lengths[keep])
+            self._targets.append(targets[keep])
+            self._origin.append(places[keep])
+        ordinals = frame.index.to_numpy()
+        return {int(ordinals[row]): reason for row, reason in sorted(refused.items())}
+
+    def _write(self, rows: list[np.ndarray], lengths: np.ndarray) -> None:
+        sizes = np.array([len(row) for row in rows], dtype=np.int64)
+        ids = np.concatenate(rows)
+        if self._encoder.fitted.unknown is not None:
+            self._unknown += int((ids == self._encoder.fitted.unknown).sum())
+        self._long += int((lengths > sizes).sum())
+        self._lost += int((lengths - sizes).sum())
+        self._longest = max(self._longest, int(sizes.max()))
+        self._documents.append(np.cumsum(sizes) + self._tokens.rows)
+        self._tokens.append(ids)
+
+    def close(self) -> dict[str, Any]:
+        """Rows written, what was cut, and the arrays."""
+        rows, tokens, config = self._documents.rows, self._tokens.rows, self._encoder.config
+        if self._long:
+            self._encoder.notes.append(
+                f"{self._split}: {self._long:,} of {rows:,} texts have more than {config.length:,} tokens; "
+                f"{_KEPT[config.long]}, {self._lost:,} of {self._lost + tokens:,} tokens were left out"
+            )
+        if self._unknown:
+            self._encoder.notes.append(
+                f"{self._split}: {self._unknown:,} of {tokens:,} tokens are unknown ones"
+            )
+        arrays = {
+            "tokens": self._tokens,
+            "documents": self._documents,
+            "targets": self._targets,
+            "origin": self._origin,
+        }
+        return {
+            "rows": rows,
+            "tokens": tokens,
+            "longest": self._longest,
+            "cut": self._long,
+            "arrays": {name: array.close() for name, array in arrays.items()},
+        }
