@@ -26,7 +26,8 @@ class FinetuneConfig(TrainConfig):
     """Adapt an existing model to this file's data: `train`'s keys, a start and a method."""
 
     start: str = Field(
-        description="the model to start from: a run, a stage of a run or a checkpoint directory"
+        description="the model to start from: a run, a stage of a run, a checkpoint directory, a model in "
+        "Hugging Face's layout, or hf://owner/name@commit"
     )
     method: AdapterMethod = Field(
         default=FullConfig(kind="full"), description="which weights are trained, and how"

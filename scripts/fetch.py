@@ -3,8 +3,8 @@
     python scripts/fetch.py                            list what there is
     python scripts/fetch.py california_housing         copy one into data/california_housing/
 
-Where ../shared/data is missing, it says which file of which public repository to put there; it downloads
-nothing.
+Archives are unpacked. Where ../shared/data is missing, it says which file of which public repository to put
+there; it downloads nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,8 @@ UCI = "UCI Machine Learning Repository data, CC BY 4.0 there"
 
 @dataclass(frozen=True)
 class Source:
-    """One file: its SHA-256 here, and where it was found."""
+    """One file: its SHA-256 here, and where it was found. shared: its place below ../shared/data, where that
+    is not <name>/<file>. unpacks: what a .tar.gz unpacks to."""
 
     file: str
     sha256: str
@@ -31,8 +33,17 @@ class Source:
     path: str
     licence: str
     how: str = "as it is"
+    shared: str = ""
+    unpacks: str = ""
 
 
+STORIES = (
+    "github.com/DaveBben/esp32-llm",
+    "934dab4d242d259abd88678488ea3b62d4fca601",
+    "data/stories260K.bin and data/tok512.bin",
+    "the tinyllamas checkpoint of github.com/karpathy/llama2.c, MIT",
+    "the same weights and vocabulary in Hugging Face's layout",
+)
 JBROWNLEE = ("github.com/jbrownlee/Datasets", "d20fcb6402ae34e653d4513b00f39257bb37ed7f")
 SETS: dict[str, list[Source]] = {
     "adult": [
@@ -73,6 +84,28 @@ SETS: dict[str, list[Source]] = {
             "Apache-2.0",
         )
     ],
+    "stories260k": [
+        Source(file, sha256, *STORIES, shared=f"checkpoint_stories260k/hf/{file}")
+        for file, sha256 in (
+            ("config.json", "1c9657b1884d5aca579dceadc1f27817f394605b970cffed4f31eed365e98f46"),
+            ("model.safetensors", "407a7c581bdd66972383ce9ad24857713fb98786d06ea564a2fe9b34ebe77dfd"),
+            ("tokenizer.json", "122d22ca558413499eac24a0a4373c6ac76528aa97bd1f1a6a889214df0b254b"),
+            ("tokenizer_config.json", "d580347ab03339723b5d3c0bc3c1c7bdf34e87646638aba6fb4a44d9c07abc57"),
+        )
+    ],
+    "african_storybook": [
+        Source(
+            "african_storybook_en.tar.gz",
+            "ef05acb81775260ab9237a3ee1fe0d2f43120aa9c1981a2d7d5a400eabebbe6a",
+            "github.com/global-asp/asp-source",
+            "99e022369a980bd52bce8c6f86d5f24e9a4ada9d",
+            "en/*.md, those marked CC-BY",
+            "CC BY, stated in each file",
+            "316 files in one tar.gz",
+            shared="childrens_classics/african_storybook_en.tar.gz",
+            unpacks="en",
+        )
+    ],
     "letter_recognition": [
         Source(
             "LetterRecognition.csv",
@@ -97,7 +130,7 @@ def fetch(name: str) -> Path:
 
 def _fetch_one(source: Source, name: str, folder: Path) -> str | None:
     """What is wrong with one file after trying, or None."""
-    target, shared = folder / source.file, SHARED / name / source.file
+    target, shared = folder / source.file, SHARED / (source.shared or f"{name}/{source.file}")
     if not target.exists() and shared.exists():
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(shared, target)
@@ -109,6 +142,9 @@ def _fetch_one(source: Source, name: str, folder: Path) -> str | None:
     found = hashlib.sha256(target.read_bytes()).hexdigest()
     if found != source.sha256:
         return f"{target.relative_to(ROOT)}: SHA-256 is {found}, expected {source.sha256}"
+    if source.unpacks and not (folder / source.unpacks).exists():
+        with tarfile.open(target) as archive:
+            archive.extractall(folder, filter="data")
     return None
 
 

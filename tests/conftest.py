@@ -23,9 +23,13 @@ for name in ("HF_HOME", "XDG_CACHE_HOME", "FORCE_COLOR"):
 
 import pytest  # noqa: E402 (after the variables that it and torch read)
 import torch  # noqa: E402
+from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from llmtool.cli import app  # noqa: E402
+from llmtool.core.contracts import NextToken, Tokens  # noqa: E402
+from llmtool.models import pretrained  # noqa: E402
+from llmtool.models.transformer import TransformerConfig  # noqa: E402
 
 torch.set_num_threads(1)
 COMMANDS = ("prepare", "describe", "train", "finetune", "evaluate")
@@ -261,3 +265,27 @@ def finished(tmp_path_factory: pytest.TempPathFactory, llmtool: Run) -> Path:
 def copy(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished directory, to be changed."""
     return Path(shutil.copytree(finished, tmp_path / "copy", symlinks=True))
+
+
+# --- a model that others made ---
+
+OTHERS = ["<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz .\n"]
+
+
+def others_model(directory: Path, vocabulary: int = 40, seed: int = 0) -> Path:
+    """A small Llama with a tokenizer that begins every text with <s>, as transformers would leave them; the
+    model has rows that the tokenizer has no tokens for."""
+    directory.mkdir(parents=True)
+    torch.manual_seed(seed)
+    config = TransformerConfig(architecture="llama", width=16, heads=2, depth=2, context=16)
+    pretrained.save(config.build(Tokens(vocabulary), NextToken(vocabulary)), directory)
+    ids = {token: number for number, token in enumerate(OTHERS)}
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
+    )
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    return directory

@@ -35,7 +35,8 @@ class EvaluateConfig(Section):
 
     of: str | None = Field(
         default=None,
-        description="a run, a stage of a run or a checkpoint directory; "
+        description="a run, a stage of a run, a checkpoint, a model in Hugging Face's layout, or "
+        "hf://owner/name@commit; "
         "default: this run's finetune where there is one, else its train",
     )
     splits: list[SplitName] | None = Field(

@@ -17,15 +17,20 @@ from typing import Any
 import common
 import yaml
 
-FETCHED = {"california": "california_housing", "bank": "bank_marketing", "letters": "letter_recognition"}
+FETCHED = {
+    "california": ["california_housing"],
+    "bank": ["bank_marketing"],
+    "letters": ["letter_recognition"],
+    "stories_lora": ["stories260k", "african_storybook"],
+}
 
 
 def ready(path: Path, config: dict[str, Any], work: Path) -> bool:
     """Bring what a config needs: its table, its base. False when its table cannot be had here."""
     for name in ("configs", "data"):
         (work / name).symlink_to(common.ROOT / name)
-    if (name := FETCHED.get(path.stem)) is not None:
-        fetched = [sys.executable, "scripts/fetch.py", name]
+    if (names := FETCHED.get(path.stem)) is not None:
+        fetched = [sys.executable, "scripts/fetch.py", *names]
         return not subprocess.run(fetched, cwd=common.ROOT, capture_output=True).returncode
     if "model" not in config:
         base = Path(config["finetune"]["start"]).parent.name

@@ -8,16 +8,11 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer
 
-from llmtool.core.contracts import NextToken, Tokens
-from llmtool.models import pretrained
-from llmtool.models.transformer import TransformerConfig
 from llmtool.stages import checkpoints, foreign
-from tests.conftest import Run
+from tests.conftest import Run, others_model
 
-VOCABULARY = ["<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz .\n"]
 FILE = """\
 data:
   source: {{format: text, path: text.txt, documents: line}}
@@ -30,28 +25,9 @@ finetune:
 """
 
 
-def write_model(directory: Path, vocabulary: int = 40, seed: int = 0) -> Path:
-    """A small Llama with a tokenizer that begins every text with <s>, as transformers would leave them; the
-    model has rows that the tokenizer has no tokens for."""
-    directory.mkdir(parents=True)
-    torch.manual_seed(seed)
-    config = TransformerConfig(architecture="llama", width=16, heads=2, depth=2, context=16)
-    pretrained.save(config.build(Tokens(vocabulary), NextToken(vocabulary)), directory)
-    ids = {token: number for number, token in enumerate(VOCABULARY)}
-    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
-    tokenizer.add_special_tokens(["<s>", "</s>"])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
-    )
-    tokenizer.save(str(directory / "tokenizer.json"))
-    (directory / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
-    return directory
-
-
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    write_model(tmp_path / "base")
+    others_model(tmp_path / "base")
     lines = [
         f"the {animal} sat on the {place}."
         for animal in ("cat", "dog", "hen", "cow")
@@ -85,7 +61,7 @@ def test_a_base_of_others_is_finetuned_scored_and_described(project: Path, llmto
 def test_another_base_than_the_adapters_is_refused(project: Path, llmtool: Run) -> None:
     assert llmtool("finetune", "a.yaml", cwd=project).code == 0
     shutil.rmtree(project / "base")
-    write_model(project / "base", seed=1)
+    others_model(project / "base", seed=1)
     ended = llmtool("evaluate", "a.yaml", cwd=project)
     assert ended.code == 1
     assert "is an adapter of base, which has changed since" in ended.error
@@ -95,7 +71,7 @@ def test_another_base_than_the_adapters_is_refused(project: Path, llmtool: Run) 
 
 
 def test_a_tokenizer_of_another_model_is_refused(project: Path, llmtool: Run) -> None:
-    other = write_model(project / "other")
+    other = others_model(project / "other")
     tokenizer = Tokenizer.from_file(str(other / "tokenizer.json"))
     tokenizer.add_tokens(["zz"])
     tokenizer.save(str(other / "tokenizer.json"))
@@ -106,7 +82,7 @@ def test_a_tokenizer_of_another_model_is_refused(project: Path, llmtool: Run) ->
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_knows_is_refused(project: Path, llmtool: Run) -> None:
-    write_model(project / "small", vocabulary=20)
+    others_model(project / "small", vocabulary=20)
     (project / "c.yaml").write_text(FILE.format(tokenizer="small", start="small"))
     ended = llmtool("finetune", "c.yaml", cwd=project)
     assert ended.code == 2
@@ -138,7 +114,7 @@ def test_broken_directories_are_refused_in_words(project: Path, llmtool: Run) ->
 
 
 def test_the_hash_is_of_what_is_read(tmp_path: Path) -> None:
-    base = write_model(tmp_path / "base")
+    base = others_model(tmp_path / "base")
     before = foreign.fingerprint(base)
     (base / "README.md").write_text("words")
     (base / "modeling.py").write_text("raise SystemExit")
