@@ -1,7 +1,8 @@
 """Checkpoint directories: which one a path means, what it says of its data and task, and the model in it.
 
 Ours have a card (`llmtool.json`) and a manifest. A Hugging Face model directory that others made has neither:
-what it takes and gives is read from its config.json, and its tokenizer is the one in its tokenizer.json.
+what it takes and gives is read from its config.json, and its tokenizer is the one in its tokenizer.json. An
+adapter that PEFT wrote takes and gives what the model under it does.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def find_checkpoint(path: str) -> Path:
         if (candidate / CARD_FILE).is_file():
             found = candidate.resolve()
             return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
-    if (Path(path) / pretrained.CONFIG_FILE).is_file():
+    if foreign.is_foreign(Path(path)):
         return Path(path)
     raise ConfigError(
         f"{path}: no checkpoint here (no {CARD_FILE} in it, in best/ or in train/best/, "
@@ -94,8 +95,13 @@ def is_checkpoint(path: Path) -> bool:
 def about_checkpoint(directory: Path) -> About:
     """What a checkpoint's card says, or what is read from another's configuration."""
     if not (directory / CARD_FILE).is_file() and foreign.is_foreign(directory):
-        task, card = foreign.task_and_card(directory)
-        return About(task, card, None)
+        if (base := foreign.base_of(directory)) is None:
+            return About(*foreign.task_and_card(directory), None)
+        beneath = about_checkpoint(base)
+        if beneath.base is not None:
+            raise ConfigError(f"{directory}: an adapter of {base}, which is an adapter itself")
+        place = {"path": str(base), "hash": fingerprint(base)}
+        return About(beneath.task, beneath.card, None, place, (lineage(base),))
     path = directory / CARD_FILE
     about = files.read_json(path)
     if not isinstance(about, dict):
@@ -118,7 +124,7 @@ def fingerprint(directory: Path) -> str:
     mean. How it was trained, from what, where anything lies and how long it took are not in it: the same
     weights from another run are the same start."""
     if not (directory / CARD_FILE).is_file():
-        return foreign.fingerprint(directory)
+        return _others(directory)
     own = {
         name: value
         for name, value in sorted(checkpoint.hashes(directory).items())
@@ -139,7 +145,7 @@ def fingerprint(directory: Path) -> str:
 
 
 def made_from(directory: Path) -> tuple[Chain, ...]:
-    """The chains of what a checkpoint was made from; none for another's, of which nothing is known."""
+    """The chains of what a checkpoint was made from; of another's model nothing is known."""
     return about_checkpoint(directory).made_from
 
 
@@ -152,7 +158,7 @@ def verify(directory: Path, hash_file: HashFile | None = None) -> str:
     """The fingerprint of a checkpoint, once every file is checked against its manifest; of an adapter, those
     of its base too. Raises LlmtoolError where one is missing or changed."""
     if not (directory / CARD_FILE).is_file():
-        return foreign.fingerprint(directory, hash_file)
+        return _others(directory, hash_file)
     checkpoint.verify(directory, hash_file)
     if (base := about_checkpoint(directory).base) is not None:
         _check_base(directory, base, hash_file)
@@ -182,16 +188,19 @@ def from_checkpoint(path: str, hash_file: HashFile | None = None) -> Start:
     return Start(directory, model, about.card, task, about.dataset, chain[-1].content, chain, is_adapter)
 
 
+def _others(directory: Path, hash_file: HashFile | None = None) -> str:
+    """The fingerprint of what others made: of its files, and of those of the model under an adapter."""
+    own = foreign.fingerprint(directory, hash_file)
+    if (base := foreign.base_of(directory)) is None:
+        return own
+    return files.hash_bytes(files.json_bytes([own, verify(base, hash_file)]))
+
+
 def _check_base(directory: Path, base: dict[str, str], hash_file: HashFile | None) -> None:
     if not isinstance(base.get("path"), str):
         raise LlmtoolError(f"{directory / CARD_FILE}: not the card of a checkpoint")
     path = Path(base["path"])
     if not path.is_dir():
         raise LlmtoolError(f"{directory} is an adapter of {path}, which is not there any more")
-    if (path / CARD_FILE).is_file():
-        checkpoint.verify(path, hash_file)
-        found = fingerprint(path)
-    else:
-        found = foreign.fingerprint(path, hash_file)
-    if found != base.get("hash"):
+    if verify(path, hash_file) != base.get("hash"):
         raise LlmtoolError(f"{directory} is an adapter of {path}, which has changed since")

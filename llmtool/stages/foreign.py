@@ -1,4 +1,4 @@
-"""Model directories that others made, in Hugging Face's layout: what goes in, what comes out, their hash."""
+"""Models and PEFT adapters that others made: what goes in, what comes out, what lies beneath, their hash."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from llmtool.core.errors import ConfigError, DataError
 from llmtool.core.files import HashFile
 from llmtool.data import tokenizers
 from llmtool.data.tokenizers import FileTokenizer
-from llmtool.models import pretrained
+from llmtool.models import peft_files, pretrained
 
 # All that is read of such a directory; what else lies there (code, pickles, pictures) is not looked at.
 READ = (
     pretrained.CONFIG_FILE,
+    peft_files.ADAPTER_CONFIG,
     "generation_config.json",
     tokenizers.FILE,
     tokenizers.CONFIG,
@@ -27,8 +28,22 @@ READ = (
 
 
 def is_foreign(directory: Path) -> bool:
-    """Whether this looks like a model directory."""
-    return (directory / pretrained.CONFIG_FILE).is_file()
+    """Whether this looks like the directory of a model, or of an adapter."""
+    return any((directory / name).is_file() for name in (pretrained.CONFIG_FILE, peft_files.ADAPTER_CONFIG))
+
+
+def base_of(directory: Path) -> Path | None:
+    """The model under an adapter of PEFT's; None for a whole model. ConfigError where it is not here."""
+    if not (directory / peft_files.ADAPTER_CONFIG).is_file():
+        return None
+    named = str(pretrained.read_json(directory / peft_files.ADAPTER_CONFIG).get("base_model_name_or_path"))
+    for base in (Path(named), directory / named):
+        if base.is_dir():
+            return base
+    raise ConfigError(
+        f"{directory}: is an adapter of {named}, which is no directory here; set base_model_name_or_path in "
+        f"its {peft_files.ADAPTER_CONFIG} to where the model lies"
+    )
 
 
 def task_and_card(directory: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import torch
 from tokenizers import Tokenizer
 
 from llmtool.stages import checkpoints, foreign
@@ -125,3 +126,39 @@ def test_the_hash_is_of_what_is_read(tmp_path: Path) -> None:
     after = foreign.fingerprint(base)
     assert after != before
     assert checkpoints.lineage(base)[-1].content == after
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers so
+def test_an_adapter_that_peft_made_is_scored_and_described(project: Path, llmtool: Run) -> None:
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    base = transformers.AutoModelForCausalLM.from_pretrained(project / "base")
+    config = peft.LoraConfig(r=3, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    theirs = peft.get_peft_model(base, config).eval()
+    theirs.save_pretrained(project / "adapter")
+    form = json.loads((project / "adapter/adapter_config.json").read_text())
+    assert Path(form["base_model_name_or_path"]) == project / "base"
+    ids = torch.randint(3, 31, (2, 10))
+    found = checkpoints.from_checkpoint(str(project / "adapter"))
+    with torch.no_grad():
+        torch.testing.assert_close(found.model.eval()(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
+    ended = llmtool("evaluate", "a.yaml", "--set", "evaluate.of=adapter", "--json", cwd=project)
+    assert ended.code == 0, ended.err
+    ended = llmtool("describe", "adapter", "--json", cwd=project)
+    assert [link["what"] for link in ended.json["lineage"]["links"]] == ["checkpoint", "checkpoint"]
+    ended = llmtool("finetune", "a.yaml", "--set", "finetune.start=adapter", cwd=project)
+    assert (ended.code, "is an adapter itself" in ended.error) == (2, True), ended.error
+    ended = llmtool(
+        "finetune",
+        "a.yaml",
+        "--set",
+        "finetune.start=adapter",
+        "--set",
+        "finetune.method={kind: full}",
+        cwd=project,
+    )
+    assert ended.code == 0, ended.err
+    (project / "base").rename(project / "gone")
+    ended = llmtool("describe", "adapter", cwd=project)
+    assert (ended.code, "is no directory here" in ended.error) == (2, True), ended.error
