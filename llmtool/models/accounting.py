@@ -30,6 +30,8 @@ NAMES = {  # what a part does, by its name in the model; otherwise its class say
     "wpe": "looks up a vector for each position",
     "embed_tokens": "looks up a vector for each token",
     "c_attn": "makes queries, keys and values",
+    "qkv_proj": "makes queries, keys and values",
+    "gate_up_proj": "widens each vector, and decides how much of it passes",
     "q_proj": "makes queries: what each head looks for",
     "k_proj": "makes keys: what each token offers to be found by",
     "v_proj": "makes values: what a token passes on when found",

@@ -91,3 +91,5 @@ def initialise(model: Transformer, residual: tuple[str, ...]) -> None:
         if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
             scale = 1 / math.sqrt(2 * model.config.depth) if name.endswith(residual) else 1.0
             nn.init.normal_(module.weight, std=deviation * scale)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)

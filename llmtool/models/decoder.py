@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmtool.core.contracts import Tokens
 from llmtool.models.cache import Cache, Sight
 from llmtool.models.causal import Transformer, initialise
-from llmtool.models.layers import RMSNorm, Rotary, attend, rotate
+from llmtool.models.layers import OffsetRMSNorm, RMSNorm, attend, rotate
+from llmtool.models.relatives import RELATIVES
+from llmtool.models.rope import ScaledRotary
 
 if TYPE_CHECKING:
     from llmtool.models.transformer import TransformerConfig
+
+Turn = tuple[Tensor, Tensor] | None  # cosines and sines; None: positions do not turn
+
+
+def _norm(config: TransformerConfig, width: int) -> RMSNorm:
+    kind = OffsetRMSNorm if RELATIVES[config.architecture].gemma else RMSNorm
+    return kind(width, config.norm_epsilon)
 
 
 class DecoderAttention(nn.Module):
@@ -21,63 +32,108 @@ class DecoderAttention(nn.Module):
 
     def __init__(self, config: TransformerConfig, index: int) -> None:
         super().__init__()
-        self.index, self.head_width = index, config.head_width
+        relative = RELATIVES[config.architecture]
+        self.index, self.head_width, self.normalised = index, config.head_width, relative.query_norm
+        self.scale = None if config.query_scale is None else config.query_scale**-0.5
+        self.soft_cap = config.attention_soft_cap
         queries, keys = config.heads * config.head_width, config.key_value_heads * config.head_width
-        self.q_proj = nn.Linear(config.width, queries, bias=False)
-        self.k_proj = nn.Linear(config.width, keys, bias=False)
-        self.v_proj = nn.Linear(config.width, keys, bias=False)
-        self.o_proj = nn.Linear(queries, config.width, bias=False)
-        normalised = config.architecture == "qwen3"
-        self.q_norm = RMSNorm(config.head_width, config.norm_epsilon) if normalised else nn.Identity()
-        self.k_norm = RMSNorm(config.head_width, config.norm_epsilon) if normalised else nn.Identity()
+        self.sizes, self.fused = (queries, keys, keys), relative.fused
+        bias = config.attention_bias or relative.query_bias
+        if relative.fused:
+            self.qkv_proj = nn.Linear(config.width, sum(self.sizes), bias=bias)
+        else:
+            self.q_proj = nn.Linear(config.width, queries, bias=bias)
+            self.k_proj = nn.Linear(config.width, keys, bias=bias)
+            self.v_proj = nn.Linear(config.width, keys, bias=bias)
+        self.o_proj = nn.Linear(queries, config.width, bias=config.attention_bias)
+        if relative.query_norm is not None:
+            whole = relative.query_norm == "all"
+            self.q_norm = _norm(config, queries if whole else config.head_width)
+            self.k_norm = _norm(config, keys if whole else config.head_width)
 
-    def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, angles: Turn, mask: Tensor | None, cache: Cache | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
+        query, key, value = (
+            self.qkv_proj(x).split(self.sizes, dim=2)
+            if self.fused
+            else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        )
+        if self.normalised == "all":
+            query, key = self.q_norm(query), self.k_norm(key)
         split = (-1, self.head_width)
-        query = self.q_norm(self.q_proj(x).unflatten(2, split)).transpose(1, 2)  # (B, H, T, E)
-        key = self.k_norm(self.k_proj(x).unflatten(2, split)).transpose(1, 2)  # (B, K, T, E)
-        value = self.v_proj(x).unflatten(2, split).transpose(1, 2)  # (B, K, T, E)
-        query, key = rotate(query, angles), rotate(key, angles)
+        query, key, value = query.unflatten(2, split), key.unflatten(2, split), value.unflatten(2, split)
+        if self.normalised == "head":
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)  # (B, H, T, E)
+        if angles is not None:
+            query, key = rotate(query, angles), rotate(key, angles)
         if cache is not None:
             key, value = cache.extend(self.index, key, value)
-        return self.o_proj(attend(query, key, value, mask, dropout=0.0))
+        gathered = attend(query, key, value, mask, 0.0, scale=self.scale, soft_cap=self.soft_cap)
+        return self.o_proj(gathered)
 
 
 class DecoderFeedForward(nn.Module):
     """SwiGLU: a linear layer gated by another, then a third back to the width, on each token alone."""
 
-    # https://arxiv.org/abs/2002.05202
+    # https://arxiv.org/abs/2002.05202; Gemma's gate is GELU
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.width, config.feed_forward, bias=False)
-        self.up_proj = nn.Linear(config.width, config.feed_forward, bias=False)
-        self.down_proj = nn.Linear(config.feed_forward, config.width, bias=False)
+        relative = RELATIVES[config.architecture]
+        self.fused, self.gelu = relative.fused, relative.gemma
+        if relative.fused:
+            self.gate_up_proj = nn.Linear(config.width, 2 * config.feed_forward, bias=config.mlp_bias)
+        else:
+            self.gate_proj = nn.Linear(config.width, config.feed_forward, bias=config.mlp_bias)
+            self.up_proj = nn.Linear(config.width, config.feed_forward, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.feed_forward, config.width, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = (
+            self.gate_up_proj(x).chunk(2, dim=2) if self.fused else (self.gate_proj(x), self.up_proj(x))
+        )
+        return self.down_proj((F.gelu(gate, approximate="tanh") if self.gelu else F.silu(gate)) * up)
 
 
 class DecoderBlock(nn.Module):
-    """Attention, then feed-forward, each added to the token's vector."""
+    """Attention, then feed-forward, each added to the token's vector; norms before both."""
 
     def __init__(self, config: TransformerConfig, index: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.width, config.norm_epsilon)
+        self.input_layernorm = _norm(config, config.width)
         self.self_attn = DecoderAttention(config, index)
-        self.post_attention_layernorm = RMSNorm(config.width, config.norm_epsilon)
+        self.post_attention_layernorm = _norm(config, config.width)
         self.mlp = DecoderFeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, angles: Turn, mask: Tensor | None, cache: Cache | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         x = x + self.dropout(self.self_attn(self.input_layernorm(x), angles, mask, cache))
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+
+
+class PostNormBlock(nn.Module):
+    """Attention, then feed-forward, each added to the token's vector; norms after both, maybe before too."""
+
+    def __init__(self, config: TransformerConfig, index: int) -> None:
+        super().__init__()
+        both = RELATIVES[config.architecture].norms == "both"
+        self.input_layernorm = _norm(config, config.width) if both else nn.Identity()
+        self.self_attn = DecoderAttention(config, index)
+        self.post_attention_layernorm = _norm(config, config.width)
+        self.pre_feedforward_layernorm = _norm(config, config.width) if both else nn.Identity()
+        self.mlp = DecoderFeedForward(config)
+        self.post_feedforward_layernorm = _norm(config, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, angles: Turn, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        found = self.self_attn(self.input_layernorm(x), angles, mask, cache)
+        x = x + self.dropout(self.post_attention_layernorm(found))
+        made = self.mlp(self.pre_feedforward_layernorm(x))
+        return x + self.dropout(self.post_feedforward_layernorm(made))
 
 
 class DecoderBody(nn.Module):
@@ -86,22 +142,38 @@ class DecoderBody(nn.Module):
     def __init__(self, config: TransformerConfig, vocabulary: int) -> None:
         super().__init__()
         assert config.rope_theta is not None
+        relative = RELATIVES[config.architecture]
+        kind = DecoderBlock if relative.norms == "before" else PostNormBlock
+        self.scale = math.sqrt(config.width) if relative.gemma else None
+        self.window = config.window
+        self.windowed = [each == "sliding_attention" for each in config.layer_types]
+        self.unrotated = set(config.unrotated)
         self.embed_tokens = nn.Embedding(vocabulary, config.width)
-        self.rotary = Rotary(config.head_width, config.context, config.rope_theta)
-        self.layers = nn.ModuleList(DecoderBlock(config, index) for index in range(config.depth))
-        self.norm = RMSNorm(config.width, config.norm_epsilon)
+        width, context = config.rotary_width, config.context
+        self.rotary = ScaledRotary(width, context, config.rope_theta, config.rope_scaling)
+        self.rotary_window: ScaledRotary | None = None
+        if config.rope_theta_window is not None:
+            self.rotary_window = ScaledRotary(width, context, config.rope_theta_window, None)
+        self.layers = nn.ModuleList(kind(config, index) for index in range(config.depth))
+        self.norm = _norm(config, config.width)
 
     def forward(self, inputs: Tensor, sight: Sight, cache: Cache | None) -> Tensor:
         """(B, T) ids -> (B, T, D)."""
-        angles = self.rotary(sight.tokens, sight.positions, sight.start)
+        everything = near = self.rotary.at(sight, cache), sight.visible
+        if self.window is not None and any(self.windowed):
+            angles = everything[0] if self.rotary_window is None else self.rotary_window.at(sight, cache)
+            near = angles, sight.window(self.window)
         x = self.embed_tokens(inputs)
-        for layer in self.layers:
-            x = layer(x, angles, sight.visible, cache)
+        if self.scale is not None:
+            x = x * self.scale
+        for index, layer in enumerate(self.layers):
+            angles, mask = near if self.windowed[index] else everything
+            x = layer(x, None if index in self.unrotated else angles, mask, cache)
         return self.norm(x)
 
 
 class Decoder(Transformer):
-    """Llama, and Qwen3 with its normalised queries and keys: rotary positions, RMSNorm, SwiGLU."""
+    """Llama or one of its relatives: rotary positions, RMSNorm, gated feed-forward."""
 
     def __init__(self, config: TransformerConfig, inputs: Tokens) -> None:
         super().__init__(config, inputs)
@@ -123,3 +195,8 @@ class Decoder(Transformer):
     def body(self, inputs: Tensor, sight: Sight, cache: Cache | None) -> Tensor:
         """(B, T) ids -> (B, T, D): everything before the output layer."""
         return self.model(inputs, sight, cache)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V): the score of every token as the next one, below a cap where there is one."""
+        scores, cap = self.lm_head(hidden), self.config.logit_soft_cap
+        return scores if cap is None else cap * torch.tanh(scores / cap)

@@ -5,6 +5,8 @@ Parameter names and orientations are those of Hugging Face's implementations: we
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,6 +43,22 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.epsilon)
 
 
+class OffsetRMSNorm(RMSNorm):
+    """Divides each vector by its root mean square and scales it by 1 + weight, as Gemma does."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__(width, epsilon)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D), in the precision of `x`."""
+        return F.rms_norm(x, self.weight.shape, (1 + self.weight).to(x.dtype), self.epsilon)
+
+
+# (frequencies (E/2), theta, context) -> other frequencies, and what cosines and sines are multiplied by
+Scaling = Callable[[Tensor, float, int], tuple[Tensor, float]]
+
+
 class Rotary(nn.Module):
     """Turns queries and keys by an angle that grows with their position."""
 
@@ -49,9 +67,9 @@ class Rotary(nn.Module):
     cosine: Tensor
     sine: Tensor
 
-    def __init__(self, head_width: int, context: int, theta: float) -> None:
+    def __init__(self, head_width: int, context: int, theta: float, scaling: Scaling | None = None) -> None:
         super().__init__()
-        self.head_width, self.context, self.theta = head_width, context, theta
+        self.head_width, self.context, self.theta, self.scaling = head_width, context, theta, scaling
         empty = torch.empty(context, head_width // 2)
         self.register_buffer("cosine", empty, persistent=False)
         self.register_buffer("sine", empty.clone(), persistent=False)
@@ -60,10 +78,12 @@ class Rotary(nn.Module):
     def fill(self, device: torch.device) -> None:
         """Compute the tables (context, E/2) on `device`; a model built on the meta device needs it."""
         even = torch.arange(0, self.head_width, 2, dtype=torch.float32, device=device)
-        frequency = 1.0 / (self.theta ** (even / self.head_width))
+        frequency, factor = 1.0 / (self.theta ** (even / self.head_width)), 1.0
+        if self.scaling is not None:
+            frequency, factor = self.scaling(frequency, self.theta, self.context)
         position = torch.arange(self.context, dtype=torch.float32, device=device)
         angle = torch.outer(position, frequency)  # (context, E/2)
-        self.cosine, self.sine = angle.cos(), angle.sin()
+        self.cosine, self.sine = angle.cos() * factor, angle.sin() * factor
 
     def forward(self, length: int, positions: Tensor | None, start: int = 0) -> tuple[Tensor, Tensor]:
         """Cosines and sines, (T, E/2) from `start` on, or (B, 1, T, E/2) at `positions` (B, T)."""
@@ -73,25 +93,64 @@ class Rotary(nn.Module):
 
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """(B, H, T, E) turned by the angles of Rotary, in the precision of `x`."""
+    """(B, H, T, E) turned by the angles of Rotary, in the precision of `x`.
+
+    Of a head that is wider than the angles are for, the last numbers stay as they are.
+    """
+    turned = 2 * angles[0].shape[-1]
+    if turned < x.shape[-1]:
+        return torch.cat((rotate(x[..., :turned], angles), x[..., turned:]), dim=-1)
     cosine, sine = angles[0].to(x.dtype), angles[1].to(x.dtype)
     first, second = x.chunk(2, dim=-1)  # (B, H, T, E/2) each
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+) -> Tensor:
     """Causal attention: query (B, H, T, E), key and value (B, K, S, E) -> (B, T, H * E).
 
     mask: (B, 1, T, S), True where a query may look; None: every earlier position, on the kernel's fast path.
     Keys may be more than queries (S > T): those of a cache, and without a mask all of them are earlier.
     K below H shares keys among groups of queries (https://arxiv.org/abs/2305.13245).
+    scale: what scores are multiplied by; None: 1 / sqrt(E). soft_cap: what they stay below.
     """
+    if soft_cap is not None:
+        return _attend_capped(query, key, value, mask, dropout, scale, soft_cap)
     shared = query.shape[1] != key.shape[1]
     causal = mask is None and query.shape[2] == key.shape[2]
     result = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=shared
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=shared
     )
     return result.transpose(1, 2).flatten(2)  # (B, H, T, E) -> (B, T, H * E)
+
+
+def _attend_capped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    scale: float | None,
+    soft_cap: float,
+) -> Tensor:
+    """Attention whose scores pass through a tanh (https://arxiv.org/abs/2408.00118), which no kernel has."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(2, 3) * (scale or query.shape[3] ** -0.5)  # (B, H, T, S)
+    scores = soft_cap * torch.tanh(scores.float() / soft_cap)
+    if mask is None and query.shape[2] == key.shape[2]:
+        mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    weights = F.dropout(scores.softmax(dim=-1).to(value.dtype), dropout)
+    return (weights @ value).transpose(1, 2).flatten(2)  # (B, H, T, E) -> (B, T, H * E)
 
 
 def document_mask(segments: Tensor) -> Tensor:

@@ -114,8 +114,9 @@ def _form_for(data: dict[str, Any], path: Path) -> Form:
     kind = data.get("model_type")
     known = [form.model_type for form in FORMS]
     if kind not in known:
+        longer = [name for name in known if name.startswith(str(kind))]  # gemma3: gemma3_text
         raise ConfigError(
-            f"{path}: model_type {str(kind)[:100]!r} is not known{suggest(kind, known)} "
+            f"{path}: model_type {str(kind)[:100]!r} is not known{suggest(kind, longer or known)} "
             f"(known: {', '.join(known)})"
         )
     return next(form for form in FORMS if form.model_type == kind)

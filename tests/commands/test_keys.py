@@ -77,6 +77,9 @@ OTHERS: dict[str, Any] = {
     "Normalize.lower": Beside(lower=False, strip=True),
     "RegressionConfig.loss": Beside(loss="absolute", delta=None),
     "LoRAConfig.double_quantise": Beside(quantise="nf4", double_quantise=True),
+    "TransformerConfig.layer_types": ["full_attention", "sliding_attention"],
+    "LongScaling.short_factor": [3.0] * 4,
+    "LongScaling.long_factor": [3.0] * 4,
     "EvaluateConfig.require": {"test.accuracy": ">=0.5"},
 }
 OTHER_VALUES: list[Any] = [
@@ -156,6 +159,9 @@ FORMS: dict[str, list[dict[str, Any]]] = {
         {"family": "encoder"},
         {"family": "encoder", "architecture": "roberta"},
         {"family": "encoder", "architecture": "modernbert"},
+        {**TEXT_FILE["model"], "architecture": "gemma3_text", "window": 8},
+        {**TEXT_FILE["model"], "architecture": "phi3"},
+        {**TEXT_FILE["model"], "architecture": "smollm3"},
     ],
     "train.optimizer": [{"name": "sgd"}, {"name": "muon"}],
     "train.schedule": [{"name": "constant"}, {"name": "linear"}, {"name": "wsd"}],
@@ -164,6 +170,13 @@ FORMS: dict[str, list[dict[str, Any]]] = {
     "finetune.schedule": [{"name": "linear"}],
     "finetune.method": [{"kind": "full"}, {"kind": "freeze", "blocks": 1}, {"kind": "head"}],
     "data.clean": CLEAN,
+    "model.rope_scaling": [
+        {"kind": "linear", "factor": 2.0},
+        {"kind": "dynamic", "factor": 2.0},
+        {"kind": "llama3", "factor": 2.0},
+        {"kind": "yarn", "factor": 2.0},
+        {"kind": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+    ],
 }
 
 # --- changing one key -------------------------------------------------------------------------------------
@@ -278,7 +291,8 @@ def documents() -> Iterator[tuple[str, dict[str, Any], str]]:
             if spot == "data.clean":
                 continue
             base = TEXT_FILE if spot.endswith("tokenizer") else TABLE_FILE
-            base = LABELLED_FILE if spot == "model" else base
+            if spot.startswith("model"):
+                base = LABELLED_FILE if form.get("family") == "encoder" else TEXT_FILE
             base = WITHOUT_MODEL if spot == "data.encode" else base
             yield f"{spot} {number}", with_value(base, tuple(spot.split(".")), form), spot
 

@@ -4,15 +4,21 @@ import pytest
 import torch
 
 from llmtool.core.contracts import NextToken, Tokens
+from llmtool.core.errors import ConfigError
 from llmtool.models.cache import Cache, look
 from llmtool.models.transformer import TransformerConfig
 
 VOCABULARY = 23
 SIZES = {"depth": 2, "heads": 4, "width": 16, "context": 16}
+LONG = {"kind": "longrope", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0], "original_context": 5}
 VARIANTS = {
     "gpt2": {"architecture": "gpt2"},
     "llama": {"architecture": "llama", "key_value_heads": 2},
     "qwen3": {"architecture": "qwen3", "key_value_heads": 1, "head_width": 6},
+    "mistral": {"architecture": "mistral", "window": 4},
+    "gemma3": {"architecture": "gemma3_text", "window": 4, "depth": 6},
+    "gemma2": {"architecture": "gemma2", "window": 4, "attention_soft_cap": 2.0, "key_value_heads": 2},
+    "phi3": {"architecture": "phi3", "rotary_share": 0.5},
 }
 every_variant = pytest.mark.parametrize("keys", VARIANTS.values(), ids=VARIANTS)
 
@@ -101,3 +107,17 @@ def test_no_mask_is_made_where_none_is_needed():
     assert look(inputs[:, :1], None, cache).window(9) is None
     assert look(inputs[:, :1], None, cache).window(3).int().tolist() == [[[[0, 0, 0, 0, 0, 0, 1, 1, 1]]]]
     assert look(inputs[:, :2], None, cache).visible.int().sum(dim=-1).tolist() == [[[9, 10]]]
+
+
+@torch.no_grad()
+def test_angles_that_change_with_the_length_are_not_mixed():
+    model, inputs = build({"architecture": "phi3", "rope_scaling": LONG}), ids(1, 10)
+    cache = Cache(rows=1, capacity=10)
+    parts = [model(inputs[:, :6], cache=cache)] + [
+        model(inputs[:, i : i + 1], cache=cache) for i in range(6, 10)
+    ]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(inputs), atol=1e-5, rtol=0)
+    cache = Cache(rows=1, capacity=10)
+    model(inputs[:, :5], cache=cache)
+    with pytest.raises(ConfigError, match="another way beyond 5 tokens"):
+        model(inputs[:, 5:6], cache=cache)

@@ -20,6 +20,10 @@ ADAPTER = TypeAdapter(ModelConfig)
 TOKENS = (Tokens(17), NextToken(17))
 ROWS = {"family": "mlp", "hidden": [8]}
 SMALL = {"family": "transformer", "depth": 2, "heads": 4, "width": 16, "context": 12}
+FULL, NEAR = "full_attention", "sliding_attention"
+CAPS = {"attention_soft_cap": 2.0, "logit_soft_cap": 3.0, "query_scale": 7, "attention_bias": True}
+YARN = {"kind": "yarn", "factor": 4.0, "original_context": 6}
+LONG = {"kind": "longrope", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0], "original_context": 6}
 
 TEXTS = {"family": "encoder", "depth": 2, "heads": 4, "width": 16, "context": 12}
 
@@ -41,7 +45,16 @@ CASES = {
     "gpt2 untied": (SMALL | {"architecture": "gpt2", "tie_embeddings": False, "feed_forward": 10}, *TOKENS),
     "llama": (SMALL | {"architecture": "llama", "dropout": 0.1}, *TOKENS),
     "llama shared keys": (SMALL | {"key_value_heads": 2, "tie_embeddings": False}, *TOKENS),
+    "llama biases": (SMALL | {"attention_bias": True, "mlp_bias": True, "rope_scaling": YARN}, *TOKENS),
+    "mistral": (SMALL | {"architecture": "mistral", "window": 5, "head_width": 6}, *TOKENS),
+    "qwen2": (SMALL | {"architecture": "qwen2", "window": 3, "layer_types": [FULL, NEAR]}, *TOKENS),
     "qwen3": (SMALL | {"architecture": "qwen3", "key_value_heads": 1, "head_width": 6}, *TOKENS),
+    "gemma2": (SMALL | {"architecture": "gemma2", "window": 5, "key_value_heads": 2} | CAPS, *TOKENS),
+    "gemma3_text": (SMALL | {"architecture": "gemma3_text", "window": 5, "depth": 6}, *TOKENS),
+    "phi3": (SMALL | {"architecture": "phi3", "rotary_share": 0.5, "key_value_heads": 2}, *TOKENS),
+    "phi3 long": (SMALL | {"architecture": "phi3", "window": 9, "rope_scaling": LONG}, *TOKENS),
+    "olmo2": (SMALL | {"architecture": "olmo2", "key_value_heads": 2}, *TOKENS),
+    "smollm3": (SMALL | {"architecture": "smollm3", "depth": 4, "window": 5}, *TOKENS),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 TOKEN_CASES = {name: case for name, case in CASES.items() if isinstance(case[2], NextToken)}
@@ -120,7 +133,9 @@ def test_save_and_load_give_the_same_outputs(case, tmp_path):
     model = build(case).eval()
     pretrained.save(model, tmp_path)
     inputs = some_inputs(case[1])
-    assert torch.equal(pretrained.load(tmp_path).eval()(inputs), model(inputs))
+    loaded = pretrained.load(tmp_path).eval()
+    assert loaded.config == model.config
+    assert torch.equal(loaded(inputs), model(inputs))
 
 
 @every_case
@@ -153,7 +168,11 @@ def closed_form(config, inputs, outputs, tokens):
         outside = v * d + config.context * d + 2 * d
     else:
         matrices = d * (h + 2 * kv) + h * d + 3 * d * f
-        vectors = 2 * d + (2 * config.head_width if config.architecture == "qwen3" else 0)
+        vectors = {"gemma2": 4, "gemma3_text": 4}.get(config.architecture, 2) * d  # norms
+        normalised = {"qwen3": 2 * config.head_width, "gemma3_text": 2 * config.head_width, "olmo2": h + kv}
+        vectors += normalised.get(config.architecture, 0)
+        vectors += (h + 2 * kv) * (config.attention_bias or config.architecture == "qwen2")
+        vectors += d * config.attention_bias + (2 * f + d) * config.mlp_bias
         outside = v * d + d
     parameters = config.depth * (matrices + vectors) + outside + (0 if config.tie_embeddings else v * d)
     attention = 2 * 2 * tokens * tokens * h  # scores and their weighted sum
@@ -206,9 +225,21 @@ def test_packed_documents_are_as_if_alone(case):
     assert torch.equal(model(other, segments)[0, 5:], packed[0, 5:])
 
 
-@pytest.mark.parametrize(
-    "case", [CASES[name] for name in ("mlp", "bert", "modernbert", "gpt2", "llama shared keys", "qwen3")]
+COMPILED = (
+    "mlp",
+    "gpt2",
+    "llama shared keys",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "phi3 long",
+    "smollm3",
+    "bert",
+    "modernbert",
 )
+
+
+@pytest.mark.parametrize("case", [CASES[name] for name in COMPILED])
 def test_one_graph_for_the_compiler(case):
     model = build(case)
     model.eval()

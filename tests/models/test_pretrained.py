@@ -14,12 +14,15 @@ from llmtool.models import pretrained
 from llmtool.models.forms import form_of
 from llmtool.models.forms.form import Form, Stored
 from llmtool.models.mlp import MLPConfig
+from llmtool.models.relatives import RELATIVES
+from llmtool.models.rope import LinearScaling, LongScaling
 from llmtool.models.transformer import TransformerConfig
 
 transformers = pytest.importorskip("transformers")
 
 VOCABULARY, CONTEXT = 61, 24
 SIZES = {"depth": 2, "heads": 4, "width": 32, "context": CONTEXT}
+EVERY_OTHER = ["sliding_attention", "full_attention"]
 VARIANTS = {
     "gpt2": {"architecture": "gpt2"},
     "gpt2 untied": {"architecture": "gpt2", "tie_embeddings": False, "feed_forward": 48},
@@ -297,7 +300,10 @@ def refused(directory, error=LlmtoolError):
     ("keys", "message"),
     [
         ({"model_type": "lama"}, 'did you mean "llama"'),
-        ({"model_type": None}, "known: gpt2, llama, qwen3, llmtool_mlp"),
+        (
+            {"model_type": None},
+            "known: gpt2, llama, mistral, qwen2, qwen3, gemma2, gemma3_text, phi3, olmo2, smollm3",
+        ),
         ({"model_type": ["llama"]}, "known: gpt2"),
         ({"num_hidden_layers": 10**9}, "depth: Input should be less than or equal to 512"),
         ({"num_hidden_layers": -1}, "num_hidden_layers: expected a whole number"),
@@ -312,18 +318,107 @@ def refused(directory, error=LlmtoolError):
         ({"quantization_config": {"bits": 4}}, "quantization_config is not supported"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "only LlamaForCausalLM"),
         ({"hidden_act": "gelu"}, "hidden_act: 'gelu' is not supported"),
-        ({"attention_bias": True}, "attention_bias"),
-        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rotary positions"),
-        ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),
-        ({"rope_parameters": [1]}, "rotary positions"),
+        ({"attention_bias": 1}, "attention_bias"),
+        (
+            {"rope_parameters": {"rope_type": "llama"}},
+            "rope_type 'llama' is not known for llama; did you mean",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "longrope"}},
+            "rope_scaling.longrope.short_factor: Field required",
+        ),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling.linear.factor: Field required"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "mrope_section": [1]}}, "mrope_section is not"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}}, "only 1 is"),
+        ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor: Input should be"),
+        ({"rope_parameters": [1]}, "rope_parameters: expected a mapping"),
         ({"rope_parameters": {}, "rope_theta": "x"}, "rope_theta"),
         ({"layer_types": ["sliding_attention"]}, "full_attention"),
+        ({"layer_types": 5}, "full_attention"),
         ({"tie_word_embeddings": 1}, "tie_embeddings"),
+        ({"model_type": "gemma3"}, 'did you mean "gemma3_text"'),
     ],
 )
 def test_configuration_refused(saved, keys, message):
     edit_config(saved, **keys)
     assert message in refused(saved, ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys", "message"),
+    [
+        ("mistral", {"sliding_window": 0}, "window: Input should be greater than 0"),
+        ("mistral", {"layer_types": ["full_attention"]}, "only sliding_attention is supported for mistral"),
+        ("qwen2", {"layer_types": None, "max_window_layers": "2"}, "max_window_layers: expected a whole"),
+        ("qwen2", {"layer_types": ["full_attention"] * 3}, "layer_types has 3 entries for a depth of 2"),
+        ("qwen2", {"layer_types": ["mamba"] * 2}, "layer_types.0: Input should be"),
+        ("qwen2", {"head_dim": 12}, "qwen2's head_width is width / heads"),
+        ("qwen3", {"num_hidden_layers": 10**9, "layer_types": None}, "less than or equal to 512"),
+        (
+            "gemma2",
+            {"use_bidirectional_attention": True},
+            "use_bidirectional_attention: True is not supported",
+        ),
+        ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation: 'gelu' is not supported"),
+        ("gemma2", {"sliding_window": None}, "which needs a window"),
+        ("gemma2", {"layer_types": None, "sliding_window_pattern": 0}, "sliding_window_pattern: expected"),
+        ("gemma3_text", {"rope_parameters": {"full_attention": 3}}, "expected a mapping of mappings"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"sliding_attention": {"rope_type": "yarn"}}},
+            "only the default",
+        ),
+        ("phi3", {"partial_rotary_factor": 0.3, "rope_parameters": {}}, "the head width 2"),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [1.0] * 4}},
+            "4 factors",
+        ),
+        ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear' is not known for phi3"),
+        ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers: expected a list of 2 zeros and ones"),
+    ],
+)
+def test_what_relatives_of_llama_refuse(tmp_path, architecture, keys, message):
+    window = {"window": 5} if "window" in RELATIVES[architecture].keys else {}
+    pretrained.save(transformer(architecture=architecture, **window), tmp_path)
+    edit_config(tmp_path, **keys)
+    if message == "the head width 2":
+        pretrained.load(tmp_path)  # 8 x 0.3 turns 2 numbers, which is a pair
+        edit_config(tmp_path, partial_rotary_factor=0.4)
+        message = "the head width 3 must be even"
+    assert message in refused(tmp_path, ConfigError)
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3_text", "phi3", "mistral", "qwen2"])
+def test_configurations_in_older_words(tmp_path, architecture):
+    """transformers 4 said rotary positions and windows with other keys."""
+    shown = {
+        "gemma2": ({"sliding_window": 5}, {"window": 5, "layer_types": EVERY_OTHER}),
+        "gemma3_text": (
+            {"sliding_window_pattern": 2, "rope_theta": 1e5, "rope_local_base_freq": 500.0,
+             "sliding_window": 5, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+            {"window": 5, "layer_types": EVERY_OTHER, "rope_theta": 1e5,
+             "rope_theta_window": 500.0, "rope_scaling": LinearScaling(factor=8.0)},
+        ),
+        "phi3": (
+            {"rope_scaling": {"type": "su", "short_factor": [1.0] * 4, "long_factor": [2] * 4},
+             "original_max_position_embeddings": 8, "sliding_window": None},
+            {"rope_scaling": LongScaling(short_factor=[1.0] * 4, long_factor=[2.0] * 4, original_context=8)},
+        ),
+        "mistral": ({"sliding_window": 5}, {"window": 5}),
+        "qwen2": (
+            {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 1},
+            {"window": 5, "layer_types": ["full_attention", "sliding_attention"]},
+        ),
+    }  # fmt: skip
+    pretrained.save(transformer(architecture=architecture), tmp_path)
+    path = tmp_path / "config.json"
+    data = json.loads(path.read_text())
+    for key in ("rope_parameters", "layer_types", "sliding_window", "rope_theta", "rope_local_base_freq"):
+        data.pop(key, None)
+    older, ours = shown[architecture]
+    path.write_text(json.dumps(data | older))
+    assert pretrained.skeleton(tmp_path).config == transformer(architecture=architecture, **ours).config
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,12 @@ from pydantic import ValidationError
 from llmtool.core.contracts import NextToken, Tokens
 from llmtool.core.errors import ConfigError
 from llmtool.models.layers import Rotary, document_mask, document_positions
+from llmtool.models.relatives import RELATIVES
 from llmtool.models.transformer import TransformerConfig
+
+every_architecture = pytest.mark.parametrize("architecture", ["gpt2", *RELATIVES])
+LLAMA3 = {"kind": "llama3", "factor": 8.0}
+SHORT = {"kind": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 16}
 
 
 def test_what_is_left_out_is_filled_in():
@@ -17,6 +22,12 @@ def test_what_is_left_out_is_filled_in():
     llama = TransformerConfig(width=96, heads=3)
     assert (llama.feed_forward, llama.norm_epsilon, llama.rope_theta) == (256, 1e-6, 10_000.0)
     assert TransformerConfig(width=96, heads=3, head_width=10, architecture="qwen3").head_width == 10
+    gemma3 = TransformerConfig(architecture="gemma3_text", depth=7, window=9)
+    assert [kind[:4] for kind in gemma3.layer_types] == ["slid"] * 5 + ["full", "slid"]
+    assert (gemma3.rope_theta, gemma3.rope_theta_window, gemma3.query_scale) == (1e6, 10_000.0, 32)
+    assert set(TransformerConfig(architecture="gemma3_text").layer_types) == {"full_attention"}
+    assert TransformerConfig(architecture="smollm3", depth=9).unrotated == [3, 7]
+    assert TransformerConfig(architecture="phi3").norm_epsilon == 1e-5
 
 
 @pytest.mark.parametrize(
@@ -35,6 +46,29 @@ def test_what_is_left_out_is_filled_in():
         ({"dropout": 1.0}, "less than 1"),
         ({"architecture": "mamba"}, "llama"),
         ({"layers": 3}, "layers"),
+        (
+            {"window": 8},
+            "llama has no window \\(mistral, qwen2, qwen3, gemma2, gemma3_text, phi3, smollm3\\)",
+        ),
+        ({"architecture": "gpt2", "window": 8}, "gpt2 has no window"),
+        (
+            {"architecture": "gpt2", "rope_scaling": {"kind": "linear", "factor": 2.0}},
+            "no rope_theta or rope_sc",
+        ),
+        ({"architecture": "mistral", "window": 8, "layer_types": ["full_attention"] * 4}, "no layer_types"),
+        ({"architecture": "qwen2", "layer_types": ["sliding_attention"] * 4}, "which needs a window"),
+        ({"architecture": "qwen2", "layer_types": ["full_attention"]}, "1 entries for a depth of 4"),
+        ({"architecture": "qwen2", "head_width": 16}, "qwen2's head_width is width / heads"),
+        ({"architecture": "qwen3", "logit_soft_cap": 30.0}, "no logit_soft_cap \\(gemma2, gemma3_text\\)"),
+        ({"architecture": "phi3", "rotary_share": 0.1}, "the head width 3 must be even"),
+        ({"architecture": "phi3", "rope_scaling": {"kind": "linear", "factor": 2.0}}, "is longrope"),
+        (
+            {"architecture": "phi3", "rope_scaling": SHORT},
+            "rope_scaling.short_factor needs 16 factors above 0",
+        ),
+        ({"architecture": "smollm3", "unrotated": [4]}, "blocks beyond a depth of 4"),
+        ({"rope_scaling": {"kind": "stretch"}}, "llama3"),
+        ({"rope_scaling": LLAMA3 | {"low_frequency_factor": 4.0}}, "must be above low_frequency_factor"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(keys, message):
@@ -72,7 +106,7 @@ def test_rotary_tables_are_not_stored_and_can_be_filled_later():
     assert torch.equal(empty.sine, rotary.sine)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3"])
+@every_architecture
 def test_tying_survives_moves_and_untying_keeps_the_output(architecture):
     model = TransformerConfig(architecture=architecture, depth=1, width=8, heads=2).build(
         Tokens(9), NextToken(9)
@@ -87,7 +121,7 @@ def test_tying_survives_moves_and_untying_keeps_the_output(architecture):
     assert torch.equal(model(inputs), before)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3"])
+@every_architecture
 def test_dropout_acts_in_training_only(architecture):
     config = TransformerConfig(architecture=architecture, depth=1, width=8, heads=2, dropout=0.5)
     model = config.build(Tokens(9), NextToken(9))
@@ -101,7 +135,7 @@ def test_dropout_acts_in_training_only(architecture):
     assert torch.equal(model(inputs), model(inputs))
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3"])
+@every_architecture
 def test_a_new_model_knows_nothing(architecture):
     """The first loss is near that of guessing, ln(vocabulary); a bad initialisation shows here."""
     torch.manual_seed(0)

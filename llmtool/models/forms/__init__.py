@@ -9,18 +9,30 @@ from torch import nn
 from llmtool.models.forms.bert import BERT
 from llmtool.models.forms.distilbert import DISTILBERT
 from llmtool.models.forms.form import Form
+from llmtool.models.forms.gemma import GEMMA2, GEMMA3
 from llmtool.models.forms.gpt2 import GPT2
 from llmtool.models.forms.llama import LLAMA
+from llmtool.models.forms.mistral import MISTRAL
 from llmtool.models.forms.mlp import MLPForm
 from llmtool.models.forms.modernbert import MODERNBERT
-from llmtool.models.forms.qwen3 import QWEN3
+from llmtool.models.forms.olmo2 import OLMO2
+from llmtool.models.forms.phi3 import PHI3
+from llmtool.models.forms.qwen import QWEN2, QWEN3
 from llmtool.models.forms.roberta import ROBERTA
+from llmtool.models.forms.smollm3 import SMOLLM3
 
 FORMS: tuple[Form, ...] = (
     # decoders
     GPT2,
     LLAMA,
+    MISTRAL,
+    QWEN2,
     QWEN3,
+    GEMMA2,
+    GEMMA3,
+    PHI3,
+    OLMO2,
+    SMOLLM3,
     # encoders
     BERT,
     DISTILBERT,

@@ -5,7 +5,7 @@ Our modules have Hugging Face's own names, so no page of a decoder needs a name 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ class DecoderForm(Form):
 
     sizes: Hugging Face's key -> ours, for what a configuration must say. options: the same for what it may
     leave out or have as null, and then our default holds. fixed: key -> the values that our modules
-    implement; the first is theirs when the key is left out. ties: whether it ties the output layer to the
-    embedding where it does not say.
+    implement; the first is theirs when the key is left out. defaults: what is theirs for other keys left out,
+    where it is not our default. ties: whether the output layer is the embedding's where nothing is said.
     """
 
     model_type: str
@@ -32,6 +32,7 @@ class DecoderForm(Form):
     options: dict[str, str]
     fixed: dict[str, tuple[Any, ...]]
     ties: bool = False
+    defaults: dict[str, Any] = field(default_factory=dict)
     prefix: str = "model."
 
     def owns(self, model: nn.Module) -> bool:
@@ -41,6 +42,7 @@ class DecoderForm(Form):
     def read(self, data: dict[str, Any], path: Path) -> nn.Module:
         """The module on torch's current device."""
         refuse_foreign(data, self, path)
+        data = {**self.defaults, **data}
         refuse_other_values(data, self.fixed, path)
         values: dict[str, Any] = {"family": "transformer", "architecture": self.model_type}
         for key, ours in self.sizes.items():
