@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,16 @@ from pydantic import Field, ValidationError, model_validator
 from llmtool.core import config
 from llmtool.core.config import Document, Key, Section
 from llmtool.core.errors import ConfigError
-from llmtool.data import DataConfig
+from llmtool.data import DataConfig, EncodeConfig
 from llmtool.evaluation import EvaluateConfig
 from llmtool.models import ModelConfig
 from llmtool.models.adapters import AdapterMethod, FullConfig
 from llmtool.tasks import TaskConfig
 from llmtool.training import TrainConfig
+
+
+ENCODED = {member.gives for member in typing.get_args(typing.get_args(EncodeConfig)[0])}
+READ_ONLY = "models of this family can be read from checkpoints, described and saved, but not trained yet"
 
 
 class FinetuneConfig(TrainConfig):
@@ -71,10 +76,10 @@ class Experiment(Section):
         inputs = self.data.encode.gives
         if self.model is not None and inputs not in self.model.accepts:
             takes = " or ".join(spec.__name__.lower() for spec in self.model.accepts)
-            raise ValueError(
-                f"model.family: {self.model.family!r} takes {takes}; "
-                f"data.encode gives {inputs.__name__.lower()}"
-            )
+            gives = f"data.encode gives {inputs.__name__.lower()}"
+            if ENCODED.isdisjoint(self.model.accepts):
+                gives = f"no data.encode of this version gives them: {READ_ONLY}"
+            raise ValueError(f"model.family: {self.model.family!r} takes {takes}; {gives}")
         return self
 
 

@@ -3,6 +3,7 @@
 Shape legend, used in comments everywhere:
     B rows of a batch   T tokens of a row   V vocabulary   C classes   F features (width of a table row)
     D width of the model   H heads   K key/value heads   E width of one head (D / H)
+    c channels, h height, w width of a picture   P patches (and other tokens) of a picture
 """
 
 from __future__ import annotations
@@ -21,6 +22,15 @@ IGNORE = -100  # a target with this value is never scored (the field's conventio
 class Features:
     """A row of `width` float32 numbers."""
 
+    width: int
+
+
+@dataclass(frozen=True)
+class Images:
+    """A picture of `channels` planes of `height` x `width` float32 numbers, standardised already."""
+
+    channels: int
+    height: int
     width: int
 
 
@@ -53,7 +63,7 @@ class NextToken:
     vocabulary: int
 
 
-InputSpec = Features | Tokens
+InputSpec = Features | Images | Tokens
 OutputSpec = Classes | Values | NextToken
 
 
@@ -61,7 +71,7 @@ OutputSpec = Classes | Values | NextToken
 class Batch:
     """Rows that go through the model together.
 
-    inputs: (B, F) float32, or (B, T) int64 token ids.
+    inputs: (B, F) or (B, c, h, w) float32, or (B, T) int64 token ids.
     targets: (B,) int64 classes, (B, n) float32 values, or (B, T) int64 next tokens, IGNORE where unscored.
     segments: (B, T) int32 document of each token, from 1 in its row; 0 is padding. None: one document.
     units: (B, S) int64, on the host, when text is scored: the unit of the split (data.batches.unit_edges)

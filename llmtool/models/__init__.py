@@ -10,8 +10,14 @@ from typing import Annotated
 
 from pydantic import Field
 
+from llmtool.models.convnet import ConvNetConfig
+from llmtool.models.convnext import ConvNeXtConfig
 from llmtool.models.encoder import EncoderConfig
 from llmtool.models.mlp import MLPConfig
 from llmtool.models.transformer import TransformerConfig
+from llmtool.models.vit import ViTConfig
 
-ModelConfig = Annotated[MLPConfig | EncoderConfig | TransformerConfig, Field(discriminator="family")]
+ModelConfig = Annotated[
+    MLPConfig | ConvNetConfig | ConvNeXtConfig | ViTConfig | EncoderConfig | TransformerConfig,
+    Field(discriminator="family"),
+]

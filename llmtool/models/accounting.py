@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,9 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from llmtool.core.contracts import Features, InputSpec, NextToken, OutputSpec, Values
+from llmtool.core.contracts import Features, Images, InputSpec, NextToken, OutputSpec, Values
 from llmtool.models.encoder import Attention, ModernAttention
 from llmtool.models.gpt2 import GPT2Attention
+from llmtool.models.layers import DropPath
+from llmtool.models.vit import Attention as PatchAttention
 
 OptimizerName = Literal["adamw", "sgd", "muon"]
 FLOAT = (
@@ -40,16 +43,22 @@ NAMES = {  # what a part does, by its name in the model; otherwise its class say
     "gate_proj": "decides how much of the widened vector passes",
     "up_proj": "widens each vector",
     "down_proj": "brings it back to the width",
-    "embed": "looks up vectors of tokens, positions and types, adds them up and normalises them",
     "query": "makes queries: what each head looks for",
-    "key": "makes keys: what each token offers to be found by",
-    "value": "makes values: what a token passes on when found",
+    "key": "makes keys: what each token (or patch) offers to be found by",
+    "value": "makes values: what a token (or patch) passes on when found",
     "query_key_value": "makes queries, keys and values",
     "widen": "widens each vector",
     "narrow": "brings it back to the width",
     "output": "mixes what came before it into its outputs",
     "q_norm": "keeps queries at one length",
     "k_norm": "keeps keys at one length",
+    "gate": "decides how much of the widened vector passes",
+    "projection": "turns the pixels of each patch into a vector",
+    "from_class": "turns the class token's vector into the outputs",
+    "from_distillation": "turns the distillation token's vector into the outputs",
+    "stem": "the first convolution: from colours to the first channels",
+    "pool": "keeps the largest of each 3 x 3 pixels, on half as many a side",
+    "stages": "the stages, each on half as many pixels a side",
     "lora_A": "the update's way down to its rank",
     "lora_B": "the update's way back up",
 }
@@ -57,6 +66,7 @@ CLASSES = {
     "Linear": "a weighted sum of its inputs for each output",
     "Embedding": "looks up a vector for each id",
     "LayerNorm": "shifts and scales each vector to mean 0 and variance 1, then by learned amounts",
+    "Conv2d": "a weighted sum of the pixels around each one, for each output channel",
     "Dropout": "sets a random share of values to zero in training, against overfitting",
     "Sequential": "its parts, one after another",
     "ModuleList": "its parts, one after another",
@@ -113,7 +123,7 @@ class Accounting:
     parameters: int
     trainable: int
     rows: int
-    tokens: int  # per row; 1 for features
+    tokens: int  # per row; 1 for features and pictures
     flops_forward: int
     flops_backward: int
     memory: Memory
@@ -205,6 +215,8 @@ def _copy_on(model: nn.Module, device: str) -> nn.Module:
 def _inputs(spec: InputSpec, rows: int, tokens: int, device: str) -> Tensor:
     if isinstance(spec, Features):
         return torch.zeros(rows, spec.width, device=device)
+    if isinstance(spec, Images):
+        return torch.zeros(rows, spec.channels, spec.height, spec.width, device=device)
     return torch.zeros(rows, tokens, dtype=torch.int64, device=device)
 
 
@@ -222,7 +234,9 @@ def _flops(model: nn.Module, rows: int, tokens: int) -> tuple[dict[str, list[int
     model = _copy_on(model, "meta")
     shapes: dict[str, list[int]] = {}
     flops: dict[str, int] = {}
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}
+    )
     begun: dict[str, int] = {}
 
     def before(name: str) -> Any:
@@ -248,6 +262,12 @@ def _flops(model: nn.Module, rows: int, tokens: int) -> tuple[dict[str, list[int
     return shapes, flops, forward, counter.get_total_flops() - forward
 
 
+def _convolution_backward(outputs: Any, inputs: Any, weight: Any, *rest: Any, out_shape: Any = None) -> int:
+    """FLOPs of a convolution's two gradients from its shapes; torch's own count forgets groups."""
+    wanted = rest[-1][:2]  # of the inputs, of the weight
+    return sum(wanted) * 2 * math.prod(outputs) * math.prod(weight[1:])
+
+
 def saved_bytes(
     model: nn.Module,
     rows: int,
@@ -266,7 +286,7 @@ def saved_bytes(
         model = _copy_on(model, "cpu")
         if device.startswith("cuda"):
             for module in model.modules():
-                if isinstance(module, GPT2Attention | Attention | ModernAttention):
+                if isinstance(module, GPT2Attention | Attention | ModernAttention | PatchAttention):
                     module.dropout = 0.0
         spec: Any = model
         inputs = _inputs(spec.inputs, rows, tokens, "cpu")
@@ -308,7 +328,7 @@ def _component(
     parts = [
         _component(child, child_name, path, shapes, flops, f"{key}.{child_name}" if key else child_name)
         for child_name, child in module.named_children()
-        if not isinstance(child, nn.Identity) and not (isinstance(child, nn.Dropout) and child.p == 0)
+        if not _does_nothing(child)
     ]
     own_flops = flops[key] if key in flops else sum(part.flops for part in parts)
     return Component(
@@ -320,6 +340,14 @@ def _component(
         shape=shapes.get(key),
         flops=own_flops,
         parts=parts,
+    )
+
+
+def _does_nothing(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Identity)
+        or (isinstance(module, nn.Dropout) and module.p == 0)
+        or (isinstance(module, DropPath) and module.share == 0)
     )
 
 

@@ -168,3 +168,34 @@ def document_positions(segments: Tensor) -> Tensor:
     begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
     start = torch.where(begins, index, 0).cummax(dim=1).values
     return index - start
+
+
+class DropPath(nn.Module):
+    """In training, leaves a random share of rows out of a block, and scales up what it adds to the others."""
+
+    # stochastic depth, https://arxiv.org/abs/1603.09382
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...)."""
+        if not self.training or self.share == 0:
+            return x
+        kept = torch.rand(x.shape[0], *(1 for _ in x.shape[1:]), device=x.device) >= self.share
+        return x * kept / (1 - self.share)
+
+
+class LayerScale(nn.Module):
+    """Scales each channel of what a block adds by a learned amount."""
+
+    # https://arxiv.org/abs/2103.17239
+
+    def __init__(self, width: int, start: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((width,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return x * self.scale

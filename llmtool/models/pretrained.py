@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from llmtool.core import files
 from llmtool.core.config import suggest
 from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.models import preprocessing
 from llmtool.models.forms import FORMS, form_of
 from llmtool.models.forms.form import NOTHING, Form, Stored
 
@@ -53,9 +54,12 @@ def save(model: nn.Module, directory: Path) -> None:
         else them[0][1].contiguous()
         for name, them in parts.items()
     }
+    tensors |= form.filler(model)
     config = {"model_type": form.model_type, "architectures": [form.architectures[0]], **form.write(model)}
     files.write_json(directory / CONFIG_FILE, config | vars(model).get("carried", {}))
     files.write_bytes(directory / WEIGHTS_FILE, safetensors.torch.save(tensors, {"format": "pt"}))
+    if (recipe := vars(model).get("preprocessing")) is not None:
+        files.write_json(directory / preprocessing.FILE, recipe)
 
 
 def load(directory: Path) -> nn.Module:
@@ -94,6 +98,7 @@ def skeleton(directory: Path) -> nn.Module:
         reason = first.get("ctx", {}).get("error", first["msg"])
         raise ConfigError(f"{path}: {where + ': ' if where else ''}{reason}") from None
     vars(model)["carried"] = _carried(data, directory)
+    vars(model)["preprocessing"] = preprocessing.read(directory / preprocessing.FILE)
     return model
 
 

@@ -7,13 +7,16 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from llmtool.core.contracts import Classes, Features, NextToken, Tokens, Values
+from llmtool.core.contracts import Classes, Features, Images, NextToken, Tokens, Values
 from llmtool.core.errors import ConfigError
 from llmtool.models import ModelConfig, pretrained
 from llmtool.models.accounting import account
+from llmtool.models.convnet import ConvNetConfig
+from llmtool.models.convnext import ConvNeXtConfig
 from llmtool.models.encoder import EncoderConfig
 from llmtool.models.mlp import MLPConfig
 from llmtool.models.transformer import TransformerConfig
+from llmtool.models.vit import ViTConfig
 
 MEMBERS = typing.get_args(typing.get_args(ModelConfig)[0])
 ADAPTER = TypeAdapter(ModelConfig)
@@ -24,6 +27,10 @@ FULL, NEAR = "full_attention", "sliding_attention"
 CAPS = {"attention_soft_cap": 2.0, "logit_soft_cap": 3.0, "query_scale": 7, "attention_bias": True}
 YARN = {"kind": "yarn", "factor": 4.0, "original_context": 6}
 LONG = {"kind": "longrope", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0], "original_context": 6}
+PICTURES = Images(3, 16, 20)
+PATCHES = {"family": "vit", "depth": 2, "heads": 2, "width": 16, "patch": 4}
+DINO = PATCHES | {"architecture": "dinov2"}
+RESIDUAL = {"family": "convnet", "stem_width": 4, "widths": [8, 12], "depths": [1, 2]}
 
 TEXTS = {"family": "encoder", "depth": 2, "heads": 4, "width": 16, "context": 12}
 
@@ -41,6 +48,23 @@ CASES = {
     "distilbert": (TEXTS | {"architecture": "distilbert", "activation": "gelu_tanh"}, Tokens(17), Classes(2)),
     "roberta": (TEXTS | {"architecture": "roberta", "feed_forward": 10}, Tokens(17), Classes(2)),
     "modernbert": (TEXTS | {"architecture": "modernbert", "window": 4, "depth": 4}, Tokens(17), Classes(2)),
+    "vit": (PATCHES | {"dropout": 0.1}, PICTURES, Classes(3)),
+    "deit": (PATCHES | {"architecture": "deit", "feed_forward": 24}, PICTURES, Values(2)),
+    "dinov2": (DINO | {"drop_path": 0.2}, PICTURES, Classes(3)),
+    "dinov2 giant": (DINO | {"gated": True, "registers": 2, "layer_scale": 0.5}, PICTURES, Classes(3)),
+    "resnet": (RESIDUAL, PICTURES, Classes(3)),
+    "resnet bottleneck": (RESIDUAL | {"block": "bottleneck"}, PICTURES, Values(1)),
+    "resnet cifar": (RESIDUAL | {"stem": "small", "shortcut": "padding"}, Images(1, 9, 8), Classes(3)),
+    "convnext": (
+        {"family": "convnext", "widths": [4, 8], "depths": [1, 2], "layer_scale": 0.1, "drop_path": 0.1},
+        PICTURES,
+        Classes(3),
+    ),
+    "convnext plain": (
+        {"family": "convnext", "widths": [4], "depths": [1], "layer_scale": 0, "patch": 2},
+        PICTURES,
+        Values(2),
+    ),
     "gpt2": (SMALL | {"architecture": "gpt2", "dropout": 0.1}, *TOKENS),
     "gpt2 untied": (SMALL | {"architecture": "gpt2", "tie_embeddings": False, "feed_forward": 10}, *TOKENS),
     "llama": (SMALL | {"architecture": "llama", "dropout": 0.1}, *TOKENS),
@@ -71,6 +95,8 @@ def some_inputs(spec, rows=3, length=12):
     generator = torch.Generator().manual_seed(5)
     if isinstance(spec, Features):
         return torch.randn(rows, spec.width, generator=generator)
+    if isinstance(spec, Images):
+        return torch.randn(rows, spec.channels, spec.height, spec.width, generator=generator)
     return torch.randint(spec.vocabulary, (rows, length), generator=generator)
 
 
@@ -78,8 +104,8 @@ def test_every_family_and_option_has_a_case():
     assert {keys["family"] for keys, _, _ in CASES.values()} == {
         m.model_fields["family"].default for m in MEMBERS
     }
-    used = [keys.get("architecture", "bert") for keys, _, _ in CASES.values()]
-    for member in (TransformerConfig, EncoderConfig):
+    used = [keys.get("architecture", "bert") for keys, _, _ in CASES.values()] + ["vit"]
+    for member in (TransformerConfig, EncoderConfig, ViTConfig):
         assert set(typing.get_args(member.model_fields["architecture"].annotation)) <= set(used)
     for member in MEMBERS:
         assert member.suits
@@ -160,6 +186,8 @@ def closed_form(config, inputs, outputs, tokens):
         return sum(matrices) + sum(widths[1:]) + norms, 2 * sum(matrices), 4 * sum(matrices) - 2 * matrices[0]
     if isinstance(config, EncoderConfig):
         return closed_form_of_encoder(config, inputs.vocabulary, outputs.n, tokens)
+    if isinstance(inputs, Images):
+        return closed_form_of_pictures(config, inputs, outputs.n)
     d, f, v = config.width, config.feed_forward, inputs.vocabulary
     h, kv = config.heads * config.head_width, config.key_value_heads * config.head_width
     if config.architecture == "gpt2":
@@ -196,6 +224,56 @@ def closed_form_of_encoder(config, v, n, tokens):
     return parameters, forward, 2 * forward
 
 
+def closed_form_of_pictures(config, inputs, n):
+    """The same for PICTURES of 16 x 20 pixels, or 9 x 8; sizes after each stride are written out."""
+    c = inputs.channels
+    if isinstance(config, ViTConfig):
+        d, f, patches = config.width, config.inner, 4 * 5
+        beside = (2 if config.architecture == "deit" else 1) + config.registers
+        matrices = 4 * d * d + (3 if config.gated else 2) * d * f
+        vectors = 4 * d + ((2 if config.gated else 1) * f + d) + 4 * d + (2 * d if config.layer_scale else 0)
+        features = 2 * d if config.architecture == "dinov2" else d
+        first = c * 4 * 4 * d
+        embedding = first + d + beside * d + (patches + beside - config.registers) * d
+        parameters = config.depth * (matrices + vectors) + embedding + 2 * d + features * n + n
+        length = patches + beside
+        forward = config.depth * (2 * length * matrices + 4 * length * length * d) + 2 * features * n
+        return parameters, forward + 2 * patches * first, 2 * forward + 2 * patches * first
+    if isinstance(config, ConvNeXtConfig):
+        pixels = [(4 * 5), (2 * 2)] if config.patch == 4 else [8 * 10]
+        first = c * config.patch**2 * config.widths[0]
+        parameters, forward, before = first + 3 * config.widths[0], 0, config.widths[0]
+        for at, (d, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
+            if at:
+                parameters += 2 * before + 4 * before * d + d
+                forward += 2 * pixels[at] * 4 * before * d
+            block = 49 * d + 8 * d * d
+            parameters += depth * (block + d + 2 * d + 4 * d + d + (d if config.layer_scale else 0))
+            forward += depth * 2 * pixels[at] * block
+            before = d
+        parameters, forward = parameters + 2 * before + before * n + n, forward + 2 * before * n
+        return parameters, forward + 2 * pixels[0] * first, 2 * forward + 2 * pixels[0] * first
+    assert isinstance(config, ConvNetConfig)
+    small = config.stem == "small"
+    first, start = (9 * c * 4, 9 * 8) if small else (49 * c * 4, 8 * 10)
+    pixels = [9 * 8, 5 * 4] if small else [4 * 5, 2 * 3]
+    project = 0 if small else 1
+
+    def block(before, after):
+        if config.block == "basic":
+            return [(9 * before * after, after), (9 * after * after, after)]
+        inner = after // 4
+        return [(before * inner, inner), (9 * inner * inner, inner), (inner * after, after)]
+
+    one, two, three = block(4, 8), block(8, 12), block(12, 12)
+    weights = [[*one, *[(4 * 8, 8)] * project], [*two, *[(8 * 12, 12)] * project, *three]]
+    parameters = first + 2 * 4 + sum(w + 2 * d for stage in weights for w, d in stage) + 12 * n + n
+    forward = sum(2 * p * w for p, stage in zip(pixels, weights, strict=True) for w, _ in stage) + 2 * 12 * n
+    if config.block == "bottleneck":  # its first convolution is before the stride
+        forward += 2 * (pixels[0] - pixels[1]) * two[0][0]
+    return parameters, forward + 2 * start * first, 2 * forward + 2 * start * first
+
+
 @token_cases
 @torch.no_grad()
 def test_no_token_sees_the_future(case):
@@ -227,6 +305,9 @@ def test_packed_documents_are_as_if_alone(case):
 
 COMPILED = (
     "mlp",
+    "vit",
+    "resnet",
+    "convnext",
     "gpt2",
     "llama shared keys",
     "qwen3",
@@ -263,10 +344,10 @@ def test_bfloat16_autocast_stays_near(case):
 
 @pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.__name__)
 def test_unsuitable_specs_are_refused_in_one_line(member):
-    wrong = {Features: (Tokens(9), Classes(2)), Tokens: (Features(3), Classes(2))}[member.accepts[0]]
+    wrong = (Features(3) if member.accepts[0] is not Features else Tokens(9), Classes(2))
     with pytest.raises(ConfigError, match="takes"):
         member().build(*wrong)
-    inputs = member.accepts[0](9)
+    inputs = Images(3, 32, 32) if Images in member.accepts else member.accepts[0](9)
     outputs = Classes(2) if NextToken in member.gives else NextToken(9)
     with pytest.raises(ConfigError, match=r"model\.family"):
         member().build(inputs, outputs)

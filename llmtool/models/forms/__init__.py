@@ -7,6 +7,9 @@ refused, and the name map (our tensor -> where it lies in the file); `form.py` s
 from torch import nn
 
 from llmtool.models.forms.bert import BERT
+from llmtool.models.forms.convnext import CONVNEXT
+from llmtool.models.forms.deit import DEIT
+from llmtool.models.forms.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
 from llmtool.models.forms.distilbert import DISTILBERT
 from llmtool.models.forms.form import Form
 from llmtool.models.forms.gemma import GEMMA2, GEMMA3
@@ -18,8 +21,10 @@ from llmtool.models.forms.modernbert import MODERNBERT
 from llmtool.models.forms.olmo2 import OLMO2
 from llmtool.models.forms.phi3 import PHI3
 from llmtool.models.forms.qwen import QWEN2, QWEN3
+from llmtool.models.forms.resnet import OWN_CONVNET, RESNET
 from llmtool.models.forms.roberta import ROBERTA
 from llmtool.models.forms.smollm3 import SMOLLM3
+from llmtool.models.forms.vit import VIT
 
 FORMS: tuple[Form, ...] = (
     # decoders
@@ -38,8 +43,16 @@ FORMS: tuple[Form, ...] = (
     DISTILBERT,
     ROBERTA,
     MODERNBERT,
+    # models for pictures
+    VIT,
+    DEIT,
+    DINOV2,
+    DINOV2_WITH_REGISTERS,
+    RESNET,
+    CONVNEXT,
     # our own
     MLPForm(),
+    OWN_CONVNET,
 )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from llmtool.core.config import suggest
 from llmtool.core.errors import ConfigError
@@ -66,6 +66,10 @@ class Form:
         What is left out is neither read (it starts as zeros) nor written.
         """
         return {name: Stored(name) for name in model.state_dict()}
+
+    def filler(self, model: nn.Module) -> dict[str, Tensor]:
+        """Tensors that others' classes want to find in the file and ours have no use for, by their names."""
+        return {}
 
 
 # --- what the pages share ------------------------------------------------------------------------------
