@@ -22,7 +22,6 @@ from llmtool.models.adapters import AdapterMethod, FullConfig
 from llmtool.tasks import TaskConfig
 from llmtool.training import TrainConfig
 
-
 ENCODED = {member.gives for member in typing.get_args(typing.get_args(EncodeConfig)[0])}
 READ_ONLY = "models of this family can be read from checkpoints, described and saved, but not trained yet"
 
