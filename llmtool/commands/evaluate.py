@@ -11,12 +11,13 @@ from llmtool.commands import Options, keys, session
 from llmtool.core import console, files
 from llmtool.core.contracts import Tally
 from llmtool.core.errors import RequirementError
+from llmtool.core.freshness import Hashes
 from llmtool.core.run import Run, hashes_of
 from llmtool.data.store import Dataset
-from llmtool.evaluation import EvaluateConfig, compare, report, requirements
+from llmtool.evaluation import EvaluateConfig, answers, compare, report, requirements
 from llmtool.evaluation.compare import Saved
 from llmtool.experiment import Loaded
-from llmtool.stages import assemble, checkpoints, judge, lineage, score
+from llmtool.stages import assemble, checkpoints, judge, lineage, score, suites
 from llmtool.stages import report as stage_report
 from llmtool.stages.checkpoints import Start
 
@@ -37,12 +38,12 @@ def run(options: Options) -> dict[str, Any]:
                 console.show(report.show(files.read_json(run.directory / "report.json")))
             else:
                 start = checkpoints.from_checkpoint(model, hashes.hash)
-                _evaluate(run, loaded, dataset, start, saved, again=options.force)
+                _evaluate(run, loaded, dataset, start, saved, hashes, again=options.force)
     return run.result
 
 
 def _evaluate(
-    run: Run, loaded: Loaded, dataset: Dataset, start: Start, other: Saved | None, again: bool
+    run: Run, loaded: Loaded, dataset: Dataset, start: Start, other: Saved | None, hashes: Hashes, again: bool
 ) -> None:
     config, began = loaded.experiment.evaluate, time.monotonic()
     assemble.refuse_unknown_figures(loaded.experiment, dataset)
@@ -55,8 +56,18 @@ def _evaluate(
     if recalled:
         rows = " and ".join(recalled)
         console.note(f"evaluate: these weights scored {rows} before, which stands (--force scores again)")
+    answered = session.asked(
+        loaded,
+        assembled,
+        start.directory,
+        weights=start.hash,
+        cache=cache / "suites",
+        hashes=hashes,
+        again=again,
+    )
     evidence = judge.judge(assembled, tallies, config, other=other, cache=cache / "baselines")
     seconds = evidence.pop("seconds")
+    evidence["suites"] = suites.write(run.directory, answered, assembled.seed, other)
     outcomes = _outcomes(config, tallies, evidence)
     document = report.report(
         tallies,
@@ -68,7 +79,7 @@ def _evaluate(
     )
     report.write_predictions(run.directory / compare.PREDICTIONS, tallies, score.origin(dataset, splits))
     document |= lineage.of_evaluation(
-        run.directory, tallies, document["metrics"], start.lineage, dataset.lineage
+        run.directory, tallies, document["metrics"], start.lineage, dataset.lineage, document["suites"]
     )
     files.write_json(run.directory / compare.REPORT, document)
     run.finish(
@@ -83,6 +94,8 @@ def _evaluate(
         requirements=document["requirements"],
         against=document["against"],
         comparison=document["comparison"],
+        suites=document["suites"],
+        suite_seconds={name: round(one.seconds, 3) for name, one in answered.items() if not one.recalled},
         model=document["model"],
         baseline_seconds=seconds,
     )
@@ -98,4 +111,6 @@ def _outcomes(
     metrics = {split: tally.metrics() for split, tally in tallies.items()}
     undefined = {split: tally.undefined for split, tally in tallies.items()}
     figures, reasons = requirements.with_bounds(metrics, undefined, evidence)
+    of_suites = answers.required(evidence["suites"])
+    figures, reasons = figures | of_suites[0], reasons | of_suites[1]
     return requirements.check(config.require, figures, reasons, evidence["against"], evidence["no_against"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,19 @@ from llmtool.commands import Options, keys, session
 from llmtool.core import console, files
 from llmtool.core.contracts import Tally
 from llmtool.core.errors import DataError
+from llmtool.core.freshness import Hashes
 from llmtool.core.run import Run, hashes_of
 from llmtool.data.store import Dataset
-from llmtool.evaluation import report
+from llmtool.evaluation import answers, report
 from llmtool.experiment import FinetuneConfig, Loaded
 from llmtool.metrics import bootstrap
 from llmtool.models import adapters
-from llmtool.stages import assemble, checkpoints, score
+from llmtool.stages import assemble, checkpoints, judge, score, suites
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import Start
 
 Tallies = dict[str, Tally]
+Asked = Mapping[str, suites.Answered]
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -36,12 +39,18 @@ def run(options: Options) -> dict[str, Any]:
         with session.stage(loaded, "finetune", key, options, resumable=True, hashes=hashes) as run:
             if not run.fresh:
                 start = checkpoints.from_checkpoint(directory, hashes.hash)
-                _finetune(run, loaded, config, dataset, start, options)
+                _finetune(run, loaded, config, dataset, start, options, hashes)
     return run.result
 
 
 def _finetune(
-    run: Run, loaded: Loaded, config: FinetuneConfig, dataset: Dataset, start: Start, options: Options
+    run: Run,
+    loaded: Loaded,
+    config: FinetuneConfig,
+    dataset: Dataset,
+    start: Start,
+    options: Options,
+    hashes: Hashes,
 ) -> None:
     experiment = loaded.experiment
     if rounded := assemble.quantise(experiment, start, config.method):
@@ -52,28 +61,43 @@ def _finetune(
     if said:
         console.say(said)
     before |= _validation("new", assembled)
+    cache, seed = run.root / judge.CACHE, experiment.seed
+    asked = session.asked(
+        loaded,
+        assembled,
+        start.directory,
+        weights=start.hash,
+        cache=cache / "suites of the start",
+        hashes=hashes,
+    )
     assemble.adapt(assembled, start, config.method)
     result = session.fit(run, loaded, assembled, config, options)
     assembled.restore(result.best)
     after = _validation("new", assembled)
     if old and not said:
         after |= _validation("old", assemble.on(assembled, old))
-    changes = {
-        name: bootstrap.paired(after[name], before[name], experiment.seed) for name in after if name in before
-    }
+    answered = session.asked(
+        loaded, assembled, start.directory, weights=checkpoints.fingerprint(result.best),
+        cache=cache / "suites", hashes=hashes,
+    )  # fmt: skip
+    changes = {name: bootstrap.paired(after[name], before[name], seed) for name in after if name in before}
     as_json = {name: {key: asdict(change) for key, change in of.items()} for name, of in changes.items()}
     merged = _merge(run, assembled, config)
     found, was = _figures(after), _figures(before)
+    of_suites = _suites(asked, answered, seed)
     session.finish_fit(
         run, loaded, assembled, result, {"validation": found["new"]} if "new" in found else {},
         before=was, after=found, changes=as_json, head=said, merged=merged,
-        start={"path": str(start.directory), "hash": start.hash},
+        start={"path": str(start.directory), "hash": start.hash}, suites=of_suites,
     )  # fmt: skip
     old_path = start.dataset["path"] if start.dataset else ""
     titles = {"new": "this data:" if old else "", "old": f"{old_path}:"}
     shown = [name for name in ("new", "old") if name in after]
     pairs = {titles[name]: (was.get(name), found[name]) for name in shown}
     console.show(report.before_after(pairs, {titles[name]: changes.get(name, {}) for name in shown}))
+    if of_suites:
+        lines = answers.before_after(of_suites["before"], of_suites["after"], of_suites["changes"])
+        console.table(["suite", "figure", "before", "after", "change"], lines)
     if old and said:
         console.say(f"{old_path} cannot be scored any more: its classes went with the old head")
     session.say_fit(result)
@@ -104,6 +128,14 @@ def _validation(name: str, assembled: Assembled) -> Tallies:
     if "validation" not in assembled.dataset.splits:
         return {}
     return {name: score.score(assembled, ["validation"])["validation"]}
+
+
+def _suites(before: Asked, after: Asked, seed: int) -> dict[str, Any] | None:
+    """What result.json says of the suites before and after; None where there are none."""
+    if not after:
+        return None
+    said = {"before": suites.document(before, seed), "after": suites.document(after, seed)}
+    return {**said, "changes": suites.changes(before, after, seed)}
 
 
 def _figures(tallies: Tallies) -> dict[str, dict[str, float]]:

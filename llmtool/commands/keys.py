@@ -73,7 +73,10 @@ def describe(loaded: Loaded, card: dict[str, Any] | None, start: Path | None) ->
 
 
 def fit(loaded: Loaded, section: str, inputs: dict[str, str]) -> Key:
-    """The key of `train` or `finetune`; inputs: the dataset, and what finetune starts from."""
+    """The key of `train` or `finetune`; inputs: the dataset, and what finetune starts from.
+
+    The suites that finetune asks before and after are not in it: nothing is trained again for a new question.
+    """
     result = _key(loaded.slice(*READS[section]), inputs)
     budget = (result["config"][section] or {}).get("budget", {})
     if any(budget.get(unit) is not None for unit in ("steps", "epochs", "tokens")):
@@ -91,6 +94,10 @@ def evaluate(
     """The key of `evaluate`. weights: the fingerprint of what is scored. other: the evaluation that it is
     compared with. Predictions name the file and line of each row, which training does not read."""
     inputs = {"dataset": dataset.fingerprint, "origin of the rows": origin(dataset.card), "weights": weights}
+    for path in [path for suite in loaded.experiment.evaluate.suites for path in suite.files()]:
+        if not path.is_file():
+            raise ConfigError(f"evaluate.suites: {path}: no such file")
+        inputs[str(path)] = hash_file(path)
     if other is not None:
         paths = [other / name for name in (compare.REPORT, compare.PREDICTIONS)]
         inputs |= {str(path): hash_file(path) for path in paths}

@@ -12,6 +12,7 @@ from llmtool.data.sampling import sampled
 from llmtool.experiment import Experiment, Loaded
 from llmtool.training import Budget
 
+QUESTIONS = 4  # of each suite that a rehearsal asks
 MORE_BAD = 1.5  # a part of the rows may by chance have so many times the bad ones of the whole
 
 
@@ -55,6 +56,10 @@ def _evaluate(old: Experiment, scratch: Scratch) -> dict[str, Any]:
     if samples is not None and scratch.sample_tokens is not None:
         fewer = min(samples.tokens, scratch.sample_tokens)
         updates["samples"] = samples.model_copy(update={"tokens": fewer, "count": 1})
+    updates["suites"] = [
+        suite.model_copy(update={"limit": min(suite.limit or QUESTIONS, QUESTIONS)})
+        for suite in old.evaluate.suites
+    ]
     return updates
 
 

@@ -28,7 +28,7 @@ from llmtool.experiment import FinetuneConfig, Loaded
 from llmtool.experiment import resolved as experiment_yaml
 from llmtool.models import adapters
 from llmtool.models.accounting import account
-from llmtool.stages import assemble, checkpoints
+from llmtool.stages import assemble, checkpoints, suites
 from llmtool.stages import prepare as stages
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import fingerprint
@@ -303,6 +303,37 @@ class Watch:
     def note(self, text: str) -> None:
         """A sentence a person should read."""
         console.note(text)
+
+
+def asked(
+    loaded: Loaded, assembled: Assembled, tokenizer: Path, *, weights: str, cache: Path, hashes: Hashes,
+    again: bool = False,
+) -> dict[str, suites.Answered]:  # fmt: skip
+    """What the model answers to the suites of `evaluate`; shows how far it is, says what was recalled."""
+    wanted = loaded.experiment.evaluate.suites
+    if not wanted:
+        return {}
+    with console.progress(None, "question") as display:
+        pace, done = Pace(display), 0
+
+        def tick(name: str, count: int) -> None:
+            nonlocal done
+            done += count
+            pace(name, done)
+
+        found = suites.ask(
+            assembled,
+            wanted,
+            tokenizer,
+            weights=weights,
+            cache=cache,
+            hash_file=hashes.hash,
+            again=again,
+            tick=tick,
+        )
+    if recalled := [name for name, one in found.items() if one.recalled]:
+        console.note(f"{' and '.join(recalled)}: these weights answered before, which stands")
+    return found
 
 
 def fit(run: Run, loaded: Loaded, assembled: Assembled, config: TrainConfig, options: Options) -> FitResult:

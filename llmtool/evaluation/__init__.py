@@ -6,9 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from llmtool.core.config import Section
+from llmtool.core.config import Section, suggest
 from llmtool.evaluation.baselines import BaselinesConfig
-from llmtool.evaluation.requirements import Requirements, SplitName, splits_of
+from llmtool.evaluation.requirements import Requirements, SplitName, splits_of, suites_of
+from llmtool.evaluation.suites import SuiteConfig
 
 
 class SamplesConfig(Section):
@@ -64,6 +65,22 @@ class EvaluateConfig(Section):
         default="auto", description="rows scored at once"
     )
     samples: SamplesConfig | None = Field(default=None, description="language models: continuations to read")
+    suites: list[SuiteConfig] = Field(
+        default=[],
+        description="language models: questions in local files; finetune asks them before and after",
+    )
+
+    @model_validator(mode="after")
+    def _suites_have_names_of_their_own(self) -> Self:
+        names = [suite.name for suite in self.suites]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"suites: two of them are called {name}; give each a `name`")
+        for name in suites_of(self.require):
+            if name not in names:
+                known = f" (suites: {', '.join(names)})" if names else ""
+                raise ValueError(f"require: there is no suite {name!r}{suggest(name, names)}{known}")
+        return self
 
     @model_validator(mode="after")
     def _changes_have_something_to_change_from(self) -> Self:

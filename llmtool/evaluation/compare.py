@@ -12,28 +12,30 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmtool.core import console, files
+from llmtool.core import files
 from llmtool.core.contracts import Tally
 from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.evaluation import answers
 from llmtool.evaluation.report import PROBABILITY, harmless
-from llmtool.metrics import bootstrap, direction
-from llmtool.metrics.bootstrap import Difference
+from llmtool.evaluation.sentences import sentence
+from llmtool.metrics import bootstrap
 from llmtool.metrics.classification import ClassificationTally
 from llmtool.metrics.language import LanguageTally
 from llmtool.metrics.regression import RegressionTally
+from llmtool.metrics.suites import SuiteTally
 
 REPORT, PREDICTIONS = "report.json", "predictions.csv"
-UNITS = {"mae", "rmse", "r2", "log_loss", "loss", "perplexity", "bits_per_byte"}  # figures that are no shares
 SMALLEST = 1e-300  # a probability of 0 in the file was smaller than a number can be
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What an earlier `evaluate` found: its report, and the evidence of each split read back."""
+    """What an earlier `evaluate` found: its report, and the evidence of splits and suites read back."""
 
     directory: Path
     report: dict[str, Any]
     tallies: dict[str, Tally]
+    suites: dict[str, SuiteTally]
 
 
 def find_evaluation(path: str) -> Path:
@@ -52,7 +54,8 @@ def saved(path: str) -> Saved:
         if files.hash_file(directory / PREDICTIONS) != report["predictions"]["file"]:
             raise ValueError(f"{PREDICTIONS} is not the file that was written with {REPORT}")
         str(report["dataset"]["fingerprint"])  # what comparisons read of it
-        return Saved(directory, report, _tallies(report, _columns(directory / PREDICTIONS)))
+        tallies = _tallies(report, _columns(directory / PREDICTIONS))
+        return Saved(directory, report, tallies, answers.saved(directory, report.get("suites", {})))
     except (LlmtoolError, ValueError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
         raise ConfigError(
             f"{directory}: not a whole evaluation of this version ({error}); run evaluate there again"
@@ -103,29 +106,6 @@ def _figures(tally: Tally, there: Tally, seed: int) -> dict[str, Any]:
         }
         for name, difference in found.items()
     }
-
-
-def sentence(name: str, difference: Difference, p: float | None = None) -> str:
-    """ "better by 0.8 points, interval 0.2 to 1.4"; shares are in points of a hundred."""
-    share = name not in UNITS
-    shown = lambda value: f"{100 * value:.2f}" if share else console.number(value)  # noqa: E731
-    unit = " points" * share
-    low, high, value = difference.low, difference.high, difference.value
-    if low is None or high is None:
-        return f"{'+' * (value > 0)}{shown(value)}{unit}, no interval: {difference.reason}"
-    if low == high == 0:
-        return "no difference at all"
-    test = "" if p is None else f", McNemar p {p:.2g}"
-    clear = difference.clear if p is None else p < 0.05  # accuracy goes by McNemar's test
-    if not clear:
-        sign = "+" * (value > 0)
-        return (
-            f"no clear difference: {sign}{shown(value)}{unit}, interval {shown(low)} to {shown(high)}{test}"
-        )
-    word = "better" if (value > 0) == (direction(name) == "max") else "worse"
-    if value < 0:
-        low, high, value = -high, -low, -value
-    return f"{word} by {shown(value)}{unit}, interval {shown(low)} to {shown(high)}{test}"
 
 
 # --- what evaluate wrote ---

@@ -11,7 +11,16 @@ from llmtool.core.lineage import short
 from llmtool.evaluation import charts
 from llmtool.evaluation.charts import Curve
 from llmtool.evaluation.differences import STAGES, differences
-from llmtool.evaluation.html_results import bar, calibration, figures, headline, mistakes, samples, slices
+from llmtool.evaluation.html_results import (
+    bar,
+    calibration,
+    figures,
+    headline,
+    mistakes,
+    samples,
+    slices,
+    suites,
+)
 from llmtool.evaluation.html_run import TIMES, Run, asked, cost, data, model
 from llmtool.evaluation.markup import bullets, card, document, section, table, text
 from llmtool.evaluation.report import AVERAGES, interval, number
@@ -20,8 +29,8 @@ from llmtool.evaluation.requirements import BASELINE
 
 def page(run: Run) -> str:
     """The whole report of one run; a section that has nothing to say is left out."""
-    sections = (_summary, asked, figures, mistakes, calibration, slices, samples, _curves, data, model, cost,
-                _lineage, _config)  # fmt: skip
+    sections = (_summary, asked, figures, suites, mistakes, calibration, slices, samples, _curves, data,
+                model, cost, _lineage, _config)  # fmt: skip
     return document(
         run["root"], f"<h1>{text(run['root'])}</h1>", "".join(map(str, (s(run) for s in sections)))
     )

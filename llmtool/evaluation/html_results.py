@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from llmtool.core import console
-from llmtool.evaluation import charts
+from llmtool.evaluation import answers, charts
 from llmtool.evaluation.charts import Bar
 from llmtool.evaluation.markup import bullets, section, table, text
 from llmtool.evaluation.report import (
@@ -160,6 +160,15 @@ def slices(run: Run) -> str:
         )
         parts.append(f"<p>{text(head)}</p>" + table("", columns, rows, strong) + bold)
     return section("Slices", *parts)
+
+
+def suites(run: Run) -> str:
+    """The figures of evaluation suites, and what must be known beside them."""
+    asked = (run["report"] or {}).get("suites") or {}
+    lines = [[text(cell) for cell in line] for line in answers.rows(asked)]
+    notes = [f"<li>{text(line)}</li>" for line in answers.notes(asked)]
+    columns = ["suite", "figure", "value", "95 %", "questions"]
+    return section("Suites", table("", columns, lines, words=(1,)), bullets(notes))
 
 
 def samples(run: Run) -> str:

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from llmtool.core import console, files
 from llmtool.core.contracts import Tally
+from llmtool.evaluation import answers
 from llmtool.evaluation.requirements import Outcome
 from llmtool.metrics import direction
 from llmtool.metrics.bootstrap import Difference
@@ -39,6 +40,7 @@ NOTHING: dict[str, Any] = {  # the evidence of a report that has none
     "slices": {},
     "examples": {},
     "overlap": {},
+    "suites": {},
 }
 PROBABILITY = "probability "  # begins the name of a column of predictions.csv
 
@@ -116,9 +118,12 @@ def predictions_hash(tallies: Mapping[str, Tally]) -> str:
     return f"xxh3:{digest.hexdigest()}"
 
 
-def figures_hash(metrics: Mapping[str, Any], predictions: str) -> str:
-    """One hash over the figures of a report and the predictions that they are of."""
-    return files.hash_bytes(files.json_bytes([metrics, predictions]))
+def figures_hash(
+    metrics: Mapping[str, Any], predictions: str, suites: Mapping[str, Mapping[str, Any]] | None = None
+) -> str:
+    """One hash over the figures of a report, of its suites too, and the predictions that they are of."""
+    more = [{name: [one["metrics"], one["answers"]] for name, one in suites.items()}] if suites else []
+    return files.hash_bytes(files.json_bytes([metrics, predictions, *more]))
 
 
 def _cells(column: np.ndarray, digits: int) -> list[Any]:
@@ -170,6 +175,11 @@ def show(report: Mapping[str, Any]) -> Group:
             console.clean(mistake["prediction"], lines=False),
         )
         parts.append(Text(f"{mistake['rows']} rows of {target} were taken for {prediction}"))
+    if suites := report["suites"]:
+        parts += [
+            suites_table(suites),
+            *(Text(console.clean(line, lines=False)) for line in answers.notes(suites)),
+        ]
     for sample in report["samples"]:
         written = Text(console.clean(sample["text"]), style="dim")
         parts += [Text(f"\n--- after {sample['prompt']!r}"), written]
@@ -230,6 +240,15 @@ def baselines_table(found: Sequence[Mapping[str, Any]], against: Mapping[str, An
         figures = one["metrics"].get(split, {})
         about = f"missing: {one['missing']}" if one["missing"] else one["note"] or one["about"]
         table.add_row(one["name"], *(number(figures.get(name)) for name in shown), Text(about, style="dim"))
+    return table
+
+
+def suites_table(suites: answers.Suites) -> Table:
+    """A line for each figure of each suite, with its interval."""
+    table = _table("suites", ["suite", "figure", "value", "95 %", "questions"])
+    table.columns[1].justify = "left"
+    for line in answers.rows(suites):
+        table.add_row(*map(Text, line))
     return table
 
 

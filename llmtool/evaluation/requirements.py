@@ -17,11 +17,12 @@ from pydantic import AfterValidator, BeforeValidator
 
 from llmtool.core.config import suggest
 from llmtool.core.errors import ConfigError
-from llmtool.metrics import classification, language, regression
+from llmtool.metrics import classification, language, regression, suites
 
 SplitName = Literal["train", "validation", "test"]
 BASELINE = "beats_baseline"
 BOUNDS = (".low", ".high")
+SUITES = "suites."  # begins the figure of a suite: suites.lambada.accuracy
 
 _END = re.compile(r"(\.change)?(\.low|\.high)?$")
 _COMPARE = {">=": operator.ge, "<=": operator.le, "==": operator.eq, ">": operator.gt, "<": operator.lt}
@@ -75,13 +76,26 @@ def _checked_bound(text: str | bool) -> str | bool:
 def _checked_name(name: str) -> str:
     if name == BASELINE:
         return name
-    split, dot, metric = name.partition(".")
-    if not dot or not metric:
-        raise ValueError(f"{name!r} names no figure; write split.metric, as in test.accuracy")
+    split, metric = parts(name)
+    if not metric:
+        form = (
+            "suites.name.metric, as in suites.lambada"
+            if name.startswith("suites")
+            else "split.metric, as in test"
+        )
+        raise ValueError(f"{name!r} names no figure; write {form}.accuracy")
+    if split.startswith(SUITES):
+        return name
     if split not in get_args(SplitName):
         choices = list(get_args(SplitName))
         raise ValueError(f"{split!r} is not a split{suggest(split, choices)} (splits: {', '.join(choices)})")
     return name
+
+
+def parts(name: str) -> tuple[str, str]:
+    """What is scored and its figure: ("test", "f1.low"), ("suites.lambada", "accuracy")."""
+    end = name.find(".", len(SUITES) if name.startswith(SUITES) else 0)
+    return (name, "") if end < 0 else (name[:end], name[end + 1 :])
 
 
 Bound = Annotated[str | bool, AfterValidator(_checked_bound)]
@@ -120,31 +134,48 @@ Requirements = Annotated[dict[Figure, Bound], BeforeValidator(_flat), AfterValid
 FIGURES = {"classes": classification.FIGURES, "values": regression.FIGURES, "next_token": language.FIGURES}
 
 
-def refuse_unknown(requirements: Mapping[str, str | bool], metric: str | None, kind: str) -> None:
+def refuse_unknown(
+    requirements: Mapping[str, str | bool],
+    metric: str | None,
+    kind: str,
+    asked: Mapping[str, str] | None = None,
+) -> None:
     """ConfigError for a name that no evaluation can have a figure of: before an hour is spent on training.
 
-    metric: what `evaluate.metric` names. kind: of the dataset's targets.
+    metric: what `evaluate.metric` names. kind: of the dataset's targets. asked: each suite's
+    name and kind.
     """
-    figures, more = list(FIGURES[kind]), ["overlap"] * (kind == "next_token")
+    figures = list(FIGURES[kind])
     if metric is not None and metric not in figures:
         raise ConfigError(
             f"evaluate.metric: {metric!r} is not a figure of this task{suggest(metric, figures)} "
             f"(choices: {', '.join(figures)})"
         )
     for name in requirements:
-        figure = name.partition(".")[2]
-        bare = _END.sub("", figure)
-        if name != BASELINE and bare not in figures and figure not in more:
+        if name == BASELINE:
+            continue
+        place, figure = parts(name)
+        bare, known, more = _END.sub("", figure), figures, ["overlap"] * (kind == "next_token")
+        if place.startswith(SUITES):
+            known, more = list(suites.FIGURES[(asked or {})[place.removeprefix(SUITES)]]), []
+        if bare not in known and figure not in more:
             raise ConfigError(
-                f"evaluate.require: {name}: there is no figure {bare!r}{suggest(bare, figures)} "
-                f"(figures: {', '.join([*figures, *more])}; of each .low and .high, with evaluate.compare "
+                f"evaluate.require: {name}: there is no figure {bare!r}{suggest(bare, known)} "
+                f"(figures: {', '.join([*known, *more])}; of each .low and .high, with evaluate.compare "
                 ".change, .change.low and .change.high)"
             )
 
 
 def splits_of(requirements: Mapping[str, str | bool]) -> list[str]:
     """The splits whose figures are asked for."""
-    return list(dict.fromkeys(name.partition(".")[0] for name in requirements if name != BASELINE))
+    places = [parts(name)[0] for name in requirements if name != BASELINE]
+    return [place for place in dict.fromkeys(places) if not place.startswith(SUITES)]
+
+
+def suites_of(requirements: Mapping[str, str | bool]) -> list[str]:
+    """The suites whose figures are asked for."""
+    places = [parts(name)[0] for name in requirements if name.startswith(SUITES)]
+    return [place.removeprefix(SUITES) for place in dict.fromkeys(places)]
 
 
 def check(
@@ -223,7 +254,7 @@ def _outcome(
     metrics: Mapping[str, Mapping[str, float]],
     undefined: Mapping[str, Mapping[str, str]],
 ) -> Outcome:
-    split, _, metric = name.partition(".")
+    split, metric = parts(name)
     bound = bound.strip()
     if split not in metrics:
         scored = ", ".join(metrics) or "none"

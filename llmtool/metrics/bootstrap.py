@@ -27,6 +27,7 @@ WORK = 40_000_000  # cells (draws x units x columns of a unit) that MOST is lowe
 HOPELESS = 2_000_000_000  # cells of FEWEST draws beyond which there is no interval
 CHUNK = 2_000_000  # cells in memory at once
 GROUPS = 200  # of units, left out one after the other to see how lopsided a figure's error is
+COUNTED = ("accuracy", "accuracy_norm", "exact_match", "exact_match_flexible")  # each unit right or wrong
 ALLOWED = 0.05  # share of the draws that may leave a figure undefined
 
 
@@ -199,8 +200,9 @@ def _interval(value: float, drawn: Floats, left: Floats, units: int) -> tuple[fl
 
 
 def certain(name: str, value: float, units: int) -> tuple[float, float] | None:
-    """The exact interval of an accuracy of 1 or 0, which no resample can doubt (Clopper and Pearson 1934)."""
-    if name != "accuracy" or value not in (0.0, 1.0):
+    """The exact interval of a share of right units that is 1 or 0, which no resample can doubt (Clopper and
+    Pearson 1934)."""
+    if name not in COUNTED or value not in (0.0, 1.0):
         return None
     bound = ((1 - LEVEL) / 2) ** (1 / units)
     return (bound, 1.0) if value else (0.0, 1 - bound)
@@ -208,7 +210,7 @@ def certain(name: str, value: float, units: int) -> tuple[float, float] | None:
 
 def _unanimous(name: str, value: float, units: int) -> tuple[float, float] | None:
     """The same for a difference of 1 or -1: one model is right in every row, the other in none."""
-    if name != "accuracy" or abs(value) != 1.0:
+    if name not in COUNTED or abs(value) != 1.0:
         return None
     bound = 2 * ((1 - LEVEL) / 2) ** (1 / units) - 1
     return (bound, 1.0) if value > 0 else (-1.0, -bound)

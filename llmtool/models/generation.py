@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ def generate(
     top_k: int | None = None,
     seed: int = 0,
     stop: Collection[int] = (),
+    until: Callable[[list[int]], bool] | None = None,
 ) -> list[int]:
     """`ids` (at least one) and up to `tokens` more; the last is one of `stop` where the model came to it.
 
@@ -39,7 +40,7 @@ def generate(
             if not logits.isfinite().all():
                 raise FloatingPointError("the model's outputs are not finite")
             result.append(_choose(logits, temperature, top_k, generator))
-            if result[-1] in stop:
+            if result[-1] in stop or (until and until(result[len(ids) :])):
                 break
     finally:
         model.train(was_training)

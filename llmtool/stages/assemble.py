@@ -209,7 +209,11 @@ def _assembled(
 def refuse_unknown_figures(experiment: Experiment, dataset: Dataset) -> None:
     """ConfigError where `evaluate` asks for a figure that no model of this data can have."""
     asked = experiment.evaluate
-    requirements.refuse_unknown(asked.require, asked.metric, dataset.targets["kind"])
+    kind = dataset.targets["kind"]
+    if asked.suites and kind in ("classes", "values"):
+        raise ConfigError("evaluate.suites: are for language models; this model writes no text")
+    suites = {suite.name: suite.kind for suite in asked.suites}
+    requirements.refuse_unknown(asked.require, asked.metric, kind, suites)
 
 
 def refuse_other_encoding(dataset: Dataset, start: Start) -> None:

@@ -15,6 +15,7 @@ from llmtool.data.batches import FEW, is_labelled, unit_edges
 from llmtool.data.store import Dataset, Split
 from llmtool.evaluation import EvaluateConfig, baselines, compare, examples, slices
 from llmtool.evaluation.baselines import Baseline
+from llmtool.evaluation.sentences import sentence
 from llmtool.metrics import bootstrap, calibration, direction
 from llmtool.metrics.classification import ClassificationTally
 from llmtool.stages.assemble import Assembled
@@ -158,7 +159,7 @@ def against(
         "interval": None if found.low is None else [found.low, found.high],
         "beats": better and found.clear,
         "says": f"{split} {figure} {console.number(values[0])} against {console.number(values[1])} of "
-        f"{best.name}: {compare.sentence(figure, found)}",
+        f"{best.name}: {sentence(figure, found)}",
     }
 
 

@@ -15,7 +15,7 @@ from llmtool.core.run import RECORD, RESULT
 from llmtool.data import store
 from llmtool.data.store import CARD, Dataset
 from llmtool.data.tokenizers import FILE as TOKENIZER
-from llmtool.evaluation import compare
+from llmtool.evaluation import answers, compare
 from llmtool.evaluation.differences import STAGES
 from llmtool.evaluation.report import figures_hash, predictions_hash
 from llmtool.stages import checkpoints, foreign
@@ -24,17 +24,25 @@ OK, CHANGED, OTHER, GONE, UNKNOWN = "ok", "changed", "other", "gone", "not check
 
 
 def of_evaluation(
-    directory: Path, tallies: Mapping[str, Tally], metrics: Mapping[str, Any], model: Chain, dataset: Chain
+    directory: Path,
+    tallies: Mapping[str, Tally],
+    metrics: Mapping[str, Any],
+    model: Chain,
+    dataset: Chain,
+    suites: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """What report.json says of where its figures come from; predictions.csv is written already."""
+    """What report.json says of where its figures come from; predictions.csv and the answers of `suites` are
+    written already."""
     predictions = {
         "file": files.hash_file(directory / compare.PREDICTIONS),
         "values": predictions_hash(tallies),
     }
-    content = figures_hash(metrics, predictions["values"])
+    content = figures_hash(metrics, predictions["values"], suites)
+    asked = {path: hash_ for one in suites.values() for path, hash_ in one["files"].items()}
+    questions = [extend("questions", path, hash_) for path, hash_ in asked.items()]
     return {
         "predictions": predictions,
-        "lineage": document(extend("metrics", str(directory), content, model, dataset)),
+        "lineage": document(extend("metrics", str(directory), content, model, dataset, *questions)),
     }
 
 
@@ -308,10 +316,14 @@ def _checkpoint(link: Link, place: Path) -> tuple[str, str]:
 
 def _metrics(link: Link, place: Path) -> tuple[str, str]:
     report = files.read_json(place / compare.REPORT)
-    if figures_hash(report["metrics"], report["predictions"]["values"]) != link.content:
+    suites = report.get("suites", {})
+    if figures_hash(report["metrics"], report["predictions"]["values"], suites) != link.content:
         return CHANGED, f"{place / compare.REPORT}: its figures are not those that were written"
     if files.hash_file(place / compare.PREDICTIONS) != report["predictions"]["file"]:
         return CHANGED, f"{place / compare.PREDICTIONS}: the content has changed since it was written"
+    for name, one in suites.items():
+        if files.hash_file(answers.place(place, name)) != one["answers"]:
+            return CHANGED, f"{answers.place(place, name)}: the content has changed since it was written"
     return OK, ""
 
 

@@ -91,6 +91,12 @@ OTHER_VALUES: list[Any] = [
 # A tag with no other member that fits its file.
 ALONE = {"MLPConfig.family", "TransformerConfig.family", "FilesSplit.by"}
 
+SUITES: list[dict[str, Any]] = [
+    {"kind": "multiple_choice", "path": "a.jsonl", "name": "choice"},
+    {"kind": "exact_match", "path": "a.jsonl", "name": "match", "shots": 2, "examples": "b.jsonl"},
+    {"kind": "last_word", "path": "a.jsonl", "name": "word"},
+    {"kind": "perplexity", "path": "a.txt", "name": "text"},
+]
 TRAIN: dict[str, Any] = {
     "budget": {"steps": 4},
     "batch": 16,
@@ -124,7 +130,7 @@ TABLE_FILE: dict[str, Any] = {
     "task": {"kind": "classification"},
     "train": TRAIN,
     "finetune": {**copying.deepcopy(TRAIN), "start": "old", "method": {"kind": "lora"}},
-    "evaluate": {"samples": {"tokens": 5}},
+    "evaluate": {"samples": {"tokens": 5}, "suites": SUITES},
 }
 TEXT_FILE = copying.deepcopy(TABLE_FILE) | {
     "model": {"family": "transformer", "width": 16, "heads": 2, "depth": 2, "context": 16},
@@ -178,6 +184,7 @@ FORMS: dict[str, list[dict[str, Any]]] = {
         {"kind": "yarn", "factor": 2.0},
         {"kind": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
     ],
+    "evaluate.suites": [{**suite, "name": "other"} for suite in SUITES],
 }
 
 # --- changing one key -------------------------------------------------------------------------------------
@@ -289,7 +296,7 @@ def documents() -> Iterator[tuple[str, dict[str, Any], str]]:
     )
     for spot, forms in FORMS.items():
         for number, form in enumerate(forms):
-            if spot == "data.clean":
+            if spot in ("data.clean", "evaluate.suites"):
                 continue
             base = TEXT_FILE if spot.endswith("tokenizer") else TABLE_FILE
             if spot.startswith("model"):

@@ -1,0 +1,112 @@
+"""What every evaluation suite shares: its keys, reading its file, and the fields of a row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from llmtool.core.config import Section
+from llmtool.core.errors import DataError
+from llmtool.data.rows import refuse, rows
+from llmtool.evaluation.scorer import Scorer
+from llmtool.metrics.suites import SuiteTally
+
+Tick = Callable[[int], None]
+
+
+class Suite(Section):
+    """Questions in a local file, and how a language model's answers to them are judged."""
+
+    path: str = Field(
+        min_length=1,
+        description="the file of questions: .jsonl, .json (an array), .csv, .tsv or .parquet; .gz and .zst "
+        "are unpacked",
+    )
+    name: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9_-]*$",
+        description="what the suite is called in results and in `require`; default: the file's name",
+    )
+    limit: int | None = Field(
+        default=None, gt=0, description="questions taken, from the file's beginning; default: all"
+    )
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not self.name:
+            stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(self.path).name.partition(".")[0])
+            object.__setattr__(self, "name", stem or "suite")  # frozen for everybody but the one who makes it
+        return self
+
+    def files(self) -> list[Path]:
+        """Every file that the suite reads."""
+        return [Path(self.path)]
+
+    def questions(self) -> list[Any]:
+        """The questions of the file, in its order, at most `limit`.
+
+        DataError for a file that cannot be read, for one without questions, and for the first row that is no
+        question of this suite: a suite with other questions would have other figures.
+        """
+        raise NotImplementedError
+
+    def answers(self, questions: list[Any], scorer: Scorer, tick: Tick) -> SuiteTally:
+        """What the model makes of the questions; tick: told of questions as they are done."""
+        raise NotImplementedError
+
+
+class Unusable(Exception):
+    """This row is no question of the suite; the argument is the reason."""
+
+
+def read(path: str, limit: int | None, question: Callable[[Mapping[str, Any], int], Any]) -> list[Any]:
+    """`question(row, line)` of the first rows of a file; what it raises as Unusable becomes a DataError."""
+    found: list[Any] = []
+    for line, row in rows(Path(path)):
+        if limit is not None and len(found) == limit:
+            break
+        try:
+            found.append(question(row, line))
+        except Unusable as error:
+            raise refuse(Path(path), line, str(error)) from None
+    if not found:
+        raise DataError(f"{path}: there is no question in it")
+    return found
+
+
+def text(row: Mapping[str, Any], key: str) -> str:
+    """The text of a field. Unusable where there is none."""
+    if key not in row:
+        raise Unusable(f"no {key!r} (its fields: {', '.join(map(str, row)) or 'none'})")
+    if not isinstance(row[key], str):
+        raise Unusable(f"{key!r} is no text")
+    return row[key]
+
+
+def texts(value: Any, what: str) -> list[str]:
+    """A list of texts. Unusable where it is none."""
+    if not isinstance(value, list) or not value or not all(isinstance(part, str) for part in value):
+        raise Unusable(f"{what} are no list of texts")
+    return value
+
+
+def ticks(tick: Tick, counts: list[int]) -> Callable[[int], None]:
+    """A tick of pairs as one of questions: of n pairs, in any order, each question has counts[i]."""
+    left, mean = 0.0, sum(counts) / max(1, len(counts))
+
+    def told(pairs: int) -> None:
+        nonlocal left
+        left += pairs / mean if mean else 0
+        tick(int(left))
+        left -= int(left)
+
+    return told
+
+
+def numbered(records: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records with their number in front."""
+    return [{"question": number, **record} for number, record in enumerate(records, 1)]

@@ -1,0 +1,12 @@
+"""The evaluation suites: questions in local files that a language model answers, one class for each kind."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from llmtool.evaluation.exact_match import ExactMatch
+from llmtool.evaluation.last_word import LastWord
+from llmtool.evaluation.multiple_choice import MultipleChoice
+from llmtool.evaluation.perplexity import Perplexity
+
+SuiteConfig = Annotated[MultipleChoice | ExactMatch | LastWord | Perplexity, Field(discriminator="kind")]

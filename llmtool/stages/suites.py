@@ -1,0 +1,150 @@
+"""Asks a language model the questions of evaluation suites, or recalls what it answered before."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from llmtool.core import files
+from llmtool.core.contracts import NextToken
+from llmtool.core.environment import code_version
+from llmtool.core.errors import ConfigError
+from llmtool.core.files import HashFile
+from llmtool.data.prompts import PromptTokenizer
+from llmtool.evaluation import answers, kept
+from llmtool.evaluation.compare import Saved
+from llmtool.evaluation.scorer import Scorer
+from llmtool.evaluation.suites import SuiteConfig
+from llmtool.metrics.suites import SuiteTally
+from llmtool.models.causal import Transformer
+from llmtool.stages.assemble import Assembled
+
+Tick = Callable[[str, int], None]  # told of a suite's questions as they are done
+
+
+@dataclass
+class Answered:
+    """A suite's answers. files: each file of it and its hash. cut: texts longer than the model's context.
+    recalled: whether the same weights had answered before."""
+
+    config: SuiteConfig
+    tally: SuiteTally
+    files: dict[str, str]
+    cut: int
+    seconds: float
+    recalled: bool
+
+
+def ask(
+    assembled: Assembled,
+    suites: Sequence[SuiteConfig],
+    tokenizer: Path,
+    *,
+    weights: str,
+    cache: Path,
+    hash_file: HashFile = files.hash_file,
+    again: bool = False,
+    tick: Tick = lambda name, count: None,
+) -> dict[str, Answered]:
+    """The answers to each suite, by its name; kept in `cache` for the same weights (their hash).
+
+    tokenizer: the checkpoint directory whose tokenizer the model learned with. again: ask all the same.
+    ConfigError for a model that writes no text, DataError for a file that is no suite's: before any is asked.
+    """
+    if not suites:
+        return {}
+    if not isinstance(assembled.task_config.outputs(assembled.targets), NextToken):
+        raise ConfigError("evaluate.suites: are for language models; this model writes no text")
+    questions = {suite.name: suite.questions() for suite in suites}
+    reader = PromptTokenizer.read(tokenizer)
+    found = {}
+    for suite in suites:
+        began = time.monotonic()
+        hashes = {str(path): hash_file(path) for path in suite.files()}
+        key = {
+            "weights": weights,
+            "suite": json.dumps([suite.model_dump(exclude={"path", "name", "examples"}), *hashes.values()]),
+            "device": assembled.device.type,
+            "precision": assembled.precision.name,
+            "deterministic": str(torch.are_deterministic_algorithms_enabled()),
+            "code": code_version(),
+        }
+        place = cache / f"{suite.name}.safetensors"
+        recalled = None if again else _recalled(place, key, suite.kind)
+        if recalled is None:
+            try:
+                tally, cut = _asked(assembled, suite, questions[suite.name], reader, tick)
+            except ConfigError as error:
+                raise ConfigError(f"evaluate.suites: {suite.name}: {error}") from None
+            text = files.json_bytes(tally.records)
+            kept.write(place, key, {"records": np.frombuffer(text, dtype=np.uint8)}, {"cut": cut})
+        else:
+            tally, cut = recalled
+        seconds = time.monotonic() - began
+        found[suite.name] = Answered(suite, tally, hashes, cut, seconds, recalled is not None)
+    return found
+
+
+def _recalled(place: Path, key: Mapping[str, str], kind: str) -> tuple[SuiteTally, int] | None:
+    found = kept.read(place, key)
+    if found is None:
+        return None
+    try:
+        return SuiteTally(kind, json.loads(found[0]["records"].tobytes())), int(found[1]["cut"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _asked(
+    assembled: Assembled, suite: SuiteConfig, questions: list[Any], reader: PromptTokenizer, tick: Tick
+) -> tuple[SuiteTally, int]:
+    precision, device = assembled.precision, assembled.device
+    scorer = Scorer(cast(Transformer, assembled.model), reader, device, lambda: precision.autocast(device))
+    tally = suite.answers(questions, scorer, lambda count: tick(suite.name, count))
+    return tally, scorer.cut
+
+
+def document(found: Mapping[str, Answered], seed: int) -> dict[str, dict[str, Any]]:
+    """What a report says of the answers: each suite's figures and intervals, its settings and files."""
+    return {
+        name: {
+            **answers.judged(one.tally, seed),
+            "settings": one.config.model_dump(mode="json", exclude={"kind", "path", "name", "examples"}),
+            "files": one.files,
+            "cut": one.cut,
+        }
+        for name, one in found.items()
+    }
+
+
+def write(
+    directory: Path, found: Mapping[str, Answered], seed: int, other: Saved | None = None
+) -> dict[str, dict[str, Any]]:
+    """Write the answers into an evaluation's directory; returns what its report says of them.
+
+    other: the evaluation to compare with.
+    """
+    said = document(found, seed)
+    for name, one in found.items():
+        said[name]["answers"] = answers.write(directory, name, one.tally)
+    if other is not None:
+        tallies = {name: one.tally for name, one in found.items()}
+        theirs = other.report.get("suites", {})
+        beside = answers.compared(said, tallies, theirs, other.suites, str(other.directory), seed)
+        for name, comparison in beside.items():
+            said[name]["comparison"] = comparison
+    return said
+
+
+def changes(
+    before: Mapping[str, Answered], after: Mapping[str, Answered], seed: int
+) -> dict[str, dict[str, Any]]:
+    """Suite -> figure -> its change, question by question."""
+    return {name: answers.changes(one.tally, before[name].tally, seed) for name, one in after.items()}

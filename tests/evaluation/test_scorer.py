@@ -1,0 +1,104 @@
+"""Likelihoods and written texts of a model, against a plain loop over one text at a time."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmtool.core.contracts import NextToken, Tokens
+from llmtool.core.errors import ConfigError
+from llmtool.data.prompts import PromptTokenizer
+from llmtool.data.tokenizers import BytesTokenizer
+from llmtool.evaluation import scorer as module
+from llmtool.evaluation.scorer import Scorer
+from llmtool.models.transformer import TransformerConfig
+
+
+@pytest.fixture
+def scorer(tmp_path: Path) -> Scorer:
+    BytesTokenizer(kind="bytes").fit(lambda: iter(())).save(tmp_path)
+    torch.manual_seed(0)
+    config = TransformerConfig(depth=2, heads=2, width=16, context=24, tie_embeddings=False)
+    model = config.build(Tokens(257), NextToken(257))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return Scorer(model, PromptTokenizer.read(tmp_path), torch.device("cpu"))
+
+
+@torch.no_grad()
+def alone(scorer: Scorer, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+    """What one text gets, token after token."""
+    total, first = 0.0, True
+    for at, token in enumerate(continuation):
+        seen = (context + continuation[:at])[-24:]
+        cut = max(0, len(context + continuation) - 25)
+        seen = (context + continuation[:at])[cut:]
+        logits = scorer.model.eval()(torch.tensor([seen]))[0, -1].double()
+        total += float(logits.log_softmax(0)[token])
+        first = first and int(logits.argmax()) == token
+    return total, first
+
+
+def test_likelihoods_are_those_of_each_text_alone(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = random.Random(0)
+    draw = lambda n: [chance.randrange(257) for _ in range(n)]  # noqa: E731
+    pairs = [(draw(chance.randint(1, 40)), draw(chance.randint(0, 12))) for _ in range(40)]
+    greedy = [5]
+    for _ in range(4):
+        greedy.append(int(scorer.model.eval()(torch.tensor([greedy]))[0, -1].argmax()))
+    pairs.append((greedy[:2], greedy[2:]))
+    scorer.model.train()
+    monkeypatch.setitem(module.TOKENS, "cpu", 100)
+    done: list[int] = []
+    nats, first = scorer.likelihoods(pairs, done.append)
+    assert scorer.model.training
+    assert sum(done) == len(pairs)
+    expected = [alone(scorer, *pair) for pair in pairs]
+    assert nats == pytest.approx([value for value, _ in expected], abs=1e-4)
+    assert first.tolist() == [value for _, value in expected]
+    assert first[-1]
+    assert scorer.cut == sum(len(a) + len(b) > 25 for a, b in pairs) > 0
+
+
+def test_contexts_and_continuations_are_split_where_the_tokens_of_the_context_end(scorer: Scorer) -> None:
+    ids = lambda text: list(text.encode())  # noqa: E731
+    texts = [("ab", " c"), ("ab  ", "c"), ("", "abc"), (" ", "x"), ("", "")]
+    assert scorer.pairs(texts) == [
+        (ids("ab"), ids(" c")),
+        (ids("ab"), ids("  c")),
+        ([256], ids("abc")),
+        ([256], ids(" x")),
+        ([256], []),
+    ]
+
+
+def test_rolling_windows_predict_every_token_once(scorer: Scorer) -> None:
+    text = "".join(chr(97 + number % 26) for number in range(60))
+    windows, ids = scorer.rolling(text), list(text.encode())
+    assert [token for _, scored in windows for token in scored] == ids
+    assert windows[0] == ([256], ids[:24])
+    assert windows[1] == ([ids[23]], ids[24:48])
+    assert windows[2] == (ids[35:48], ids[48:])  # the last one is as long as the others
+    assert scorer.rolling("abc") == [([256], ids[:3])]
+    assert scorer.rolling("") == []
+
+
+def test_writing_is_greedy_and_ends_before_a_stop(scorer: Scorer) -> None:
+    written = scorer.write("abc", 9, [])
+    ids = list(b"abc")
+    for _ in range(9):
+        ids.append(int(scorer.model.eval()(torch.tensor([ids]))[0, -1].argmax()))
+        if ids[-1] == 256:
+            break
+    assert written == bytes(i for i in ids[3:] if i < 256).decode("utf-8", "replace")
+    stop = written[3:5]
+    assert scorer.write("abc", 9, ["nowhere", stop]) == written[: written.index(stop)]
+    assert scorer.cut == 0
+    assert scorer.write("x" * 40, 9, []) == scorer.write("x" * 15, 9, [])
+    assert scorer.cut == 1
+    with pytest.raises(ConfigError, match="leave no room for a prompt"):
+        scorer.write("a", 24, [])
