@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -27,8 +28,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E4
 from typer.testing import CliRunner  # noqa: E402
 
 from llmtool.cli import app  # noqa: E402
-from llmtool.core.contracts import NextToken, Tokens  # noqa: E402
+from llmtool.core.contracts import Classes, NextToken, Tokens  # noqa: E402
 from llmtool.models import pretrained  # noqa: E402
+from llmtool.models.encoder import EncoderConfig  # noqa: E402
 from llmtool.models.transformer import TransformerConfig  # noqa: E402
 
 torch.set_num_threads(1)
@@ -270,6 +272,28 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 # --- a model that others made ---
 
 OTHERS = ["<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz .\n"]
+
+
+def others_encoder(directory: Path, rows: int = 60, head: Classes | None = None) -> Path:
+    """A small BERT with random weights and a tokenizer of the reviews' words, as transformers would leave it:
+    the body alone, or with a head for two classes."""
+    directory.mkdir(parents=True)
+    torch.manual_seed(0)
+    config = EncoderConfig(depth=2, heads=2, width=32, context=32, dropout=0.1)
+    model = config.build(Tokens(rows), head or Classes(1))
+    model.outputs, model.labels = head, ["bad", "good"] if head else None
+    pretrained.save(model, directory)
+    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *sorted(set(re.findall(r"\w+", reviews())))]
+    ids = {word: number for number, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(words[:4])
+    around = [("[CLS]", 1), ("[SEP]", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=around)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    named = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "cls", "sep", "unk")}
+    (directory / "tokenizer_config.json").write_text(json.dumps(named))
+    return directory
 
 
 def others_model(directory: Path, vocabulary: int = 40, seed: int = 0) -> Path:

@@ -14,6 +14,7 @@ from llmtool.core.config import Section, suggest
 from llmtool.core.contracts import Classes, OutputSpec, Values
 from llmtool.core.errors import ConfigError
 from llmtool.core.seeds import derive
+from llmtool.models.encoder import Encoder
 from llmtool.models.lora import LoRALinear, fill_uniform, updates
 from llmtool.models.mlp import MLP
 from llmtool.models.quantised import linear_layers, quantise, replace
@@ -229,18 +230,37 @@ def matching(names: Iterable[str], target: object) -> list[str]:
 def replace_head(model: nn.Module, outputs: OutputSpec, seed: int) -> None:
     """Give the model a new output layer for `outputs`, in place; a model of tokens keeps its vocabulary."""
     if isinstance(model, Transformer):
+        if isinstance(outputs, Classes | Values):
+            raise ConfigError("a language model gives no classes or values of texts; start from an encoder")
         raise ConfigError(
             "a model of tokens keeps its vocabulary: set data.encode.like to the data it learned from"
         )
-    assert isinstance(model, MLP)
+    assert isinstance(model, MLP | Encoder)
     if not isinstance(outputs, Classes | Values):
-        raise ConfigError("a model of features gives classes or values, no tokens")
-    old = model.head
-    head = nn.utils.skip_init(nn.Linear, old.in_features, outputs.n, device=old.weight.device)
-    bound = math.sqrt(6 / (old.in_features + outputs.n))  # Glorot and Bengio 2010, as for a new model
-    fill_uniform(head.weight, bound, torch.Generator().manual_seed(derive(seed, "head")))
-    nn.init.zeros_(head.bias)
-    model.head, model.outputs, model.head_is_new = head, outputs, True
+        raise ConfigError(f"model.family {model.config.family} gives classes or values, not the next token")
+    generator = torch.Generator().manual_seed(derive(seed, "head"))
+    if isinstance(model, MLP):
+        model.head = _new_linear(model.head, outputs.n, generator)
+    else:
+        if model.outputs is None:  # else the hidden layer before the outputs stays
+            model.head.dense = _new_linear(model.head.dense, model.config.width, generator)
+            for weight in model.head.norm.parameters():
+                nn.init.ones_(weight)
+        model.head.output = _new_linear(model.head.output, outputs.n, generator)
+        model.labels = None
+    model.outputs, model.head_is_new = outputs, True
+
+
+def _new_linear(old: nn.Linear, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """A layer with new weights in the place of another."""
+    made = nn.utils.skip_init(
+        nn.Linear, old.in_features, outputs, bias=old.bias is not None, device=old.weight.device
+    )
+    bound = math.sqrt(6 / (old.in_features + outputs))  # Glorot and Bengio 2010, as for a new model
+    fill_uniform(made.weight, bound, generator)
+    if made.bias is not None:
+        nn.init.zeros_(made.bias)
+    return made
 
 
 def untie(model: nn.Module) -> None:
@@ -249,8 +269,8 @@ def untie(model: nn.Module) -> None:
         model.untie()
 
 
-def _parts(model: nn.Module) -> MLP | Transformer:
-    assert isinstance(model, MLP | Transformer)
+def _parts(model: nn.Module) -> MLP | Encoder | Transformer:
+    assert isinstance(model, MLP | Encoder | Transformer)
     return model
 
 

@@ -148,7 +148,8 @@ class EncoderConfig(Section):
 class Encoder(nn.Module):
     """A bidirectional transformer with a head on the pooled vector of the text.
 
-    outputs: None where a checkpoint has no head for classes or values; adapters.replace_head gives it one.
+    outputs: None where a checkpoint has no head for classes or values, and the one here means nothing;
+    adapters.replace_head gives it one.
     labels: the names of the outputs, for whoever reads the checkpoint.
     """
 
@@ -214,7 +215,6 @@ class Encoder(nn.Module):
 
     def forward(self, inputs: Tensor, segments: Tensor | None = None) -> Tensor:
         """(B, T) ids -> (B, C) logits or values. segments: (B, T), 0 where a row is padded."""
-        assert self.outputs is not None, "a checkpoint without a head needs one first"
         return self.head(self.pooled(self.hidden(inputs, segments), segments))
 
     def pooled(self, hidden: Tensor, segments: Tensor | None) -> Tensor:

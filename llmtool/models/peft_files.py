@@ -17,8 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from llmtool.core import files
+from llmtool.core.contracts import Classes
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.models.adapters import LoRAConfig, head_is_new, matching, replace_head, untie
+from llmtool.models.encoder import Encoder
+from llmtool.models.forms import form_of
 from llmtool.models.layers import Conv1D
 from llmtool.models.lora import LoRALinear, updates
 from llmtool.models.mlp import MLP
@@ -57,25 +60,24 @@ def save_adapter(model: nn.Module, directory: Path, method: LoRAConfig, base: st
     own = dict(updates(model))
     assert own, "apply the method first"
     tensors = {
-        f"{PREFIX}{name}.{key}": tensor
+        f"{PREFIX}{_theirs(model, name)}.{key}": tensor
         for name, update in own.items()
         for key, tensor in stored(update).items()
     }
-    whole = [str(model.head_name)] if head_is_new(model) else []
-    for name in whole:
-        for key, tensor in model.get_submodule(name).state_dict().items():
-            tensors[f"{PREFIX}{name}.{key}"] = tensor
+    whole = form_of(model).head_modules(model) if head_is_new(model) else []
+    if whole:
+        tensors |= _whole_tensors(model, [str(model.head_name)])
     doubled = 2 if method.init == "pissa" else 1
     stabilised = method.scaling == "rank_stabilised"
     form = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if isinstance(model, Transformer) else None,
+        "task_type": _task_type(model),
         "base_model_name_or_path": base,
         "inference_mode": True,
         "r": method.rank * doubled,
         "lora_alpha": method.alpha * (math.sqrt(doubled) if stabilised else doubled),
         "lora_dropout": method.dropout,
-        "target_modules": _targets_for_peft(method, list(own)),
+        "target_modules": _targets_for_peft(model, method, list(own)),
         "modules_to_save": whole or None,
         "fan_in_fan_out": _stored_in_out(next(iter(own.values()))),
         "bias": "none",
@@ -106,12 +108,13 @@ def load_adapter(model: nn.Module, directory: Path) -> None:
     """
     path = directory / ADAPTER_CONFIG
     form = read_json(path)
-    method, whole = _method_from(form, path), _whole_from(form, model, path)
+    method, whole = _method_from(_in_our_names(form, model), path), _whole_from(form, model, path)
     weights = directory / ADAPTER_WEIGHTS
-    if whole and isinstance(model, MLP):
-        n = _stored_rows(weights, f"{PREFIX}{whole[0]}.weight")
-        if n != model.head.out_features or not head_is_new(model):
-            replace_head(model, type(model.outputs)(n), seed=0)
+    if whole and isinstance(model, MLP | Encoder):
+        layer = "head.output" if isinstance(model, Encoder) else "head"
+        n = _stored_rows(weights, f"{PREFIX}{_theirs(model, layer)}.weight")
+        if model.outputs != type(model.outputs or Classes(n))(n) or not head_is_new(model):
+            replace_head(model, type(model.outputs or Classes(n))(n), seed=0)
     elif whole:
         untie(model)
     if not any(updates(model)):
@@ -123,18 +126,15 @@ def load_adapter(model: nn.Module, directory: Path) -> None:
         method.apply(model)
     own = dict(updates(model))
     shapes = {
-        f"{PREFIX}{name}.{key}": tuple(tensor.shape)
+        f"{PREFIX}{_theirs(model, name)}.{key}": tuple(tensor.shape)
         for name, update in own.items()
         for key, tensor in stored(update).items()
     }
-    parameters = {
-        f"{PREFIX}{name}.{key}": parameter
-        for name in whole
-        for key, parameter in model.get_submodule(name).named_parameters()
-    }
+    parameters = _whole_tensors(model, whole)
     tensors = read_tensors(weights, shapes | {name: tuple(p.shape) for name, p in parameters.items()})
     for name, update in own.items():
-        _take_over(update, {key: tensors[f"{PREFIX}{name}.{key}"] for key in stored(update)})
+        theirs = f"{PREFIX}{_theirs(model, name)}"
+        _take_over(update, {key: tensors[f"{theirs}.{key}"] for key in stored(update)})
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.requires_grad_(True).copy_(tensors[name])
@@ -166,7 +166,40 @@ def _stored_in_out(update: LoRALinear) -> bool:
     return base.transposed if isinstance(base, NF4Linear) else isinstance(base, Conv1D)
 
 
-def _targets_for_peft(method: LoRAConfig, names: list[str]) -> list[str]:
+def _theirs(model: nn.Module, name: str) -> str:
+    """What transformers, and so PEFT, calls a module of ours."""
+    return form_of(model).module_name(model, name)
+
+
+def _whole_tensors(model: nn.Module, whole: list[str]) -> dict[str, nn.Parameter]:
+    """The parameters of modules that are stored whole, by the names in the file."""
+    found = {}
+    for name in whole:
+        for key, parameter in model.get_submodule(name).named_parameters():
+            module, _, leaf = f"{name}.{key}".rpartition(".")
+            found[f"{PREFIX}{_theirs(model, module)}.{leaf}"] = parameter
+    return found
+
+
+def _in_our_names(form: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The same form with our names of the targets, where transformers has others."""
+    targets = form.get("target_modules")
+    if not isinstance(model, Encoder) or not isinstance(targets, list):
+        return form
+    theirs = {_theirs(model, name): name for name in dict(updates(model)) or linear_layers(model)}
+    ours = [theirs[full] for target in targets for full in matching(theirs, target)]
+    return form | {"target_modules": ours or targets}
+
+
+def _task_type(model: nn.Module) -> str | None:
+    return (
+        "CAUSAL_LM" if isinstance(model, Transformer) else "SEQ_CLS" if isinstance(model, Encoder) else None
+    )
+
+
+def _targets_for_peft(model: nn.Module, method: LoRAConfig, names: list[str]) -> list[str]:
+    if isinstance(model, Encoder):  # in full: the end of a name may be that of a layer in the head too
+        return [_theirs(model, name) for name in names]
     if isinstance(method.targets, list):
         return method.targets
     return sorted({name.rpartition(".")[2] for name in names})
@@ -203,6 +236,9 @@ def _whole_from(form: dict[str, Any], model: nn.Module, path: Path) -> list[str]
     """Full names of the modules that are stored whole: the output layer, or the table of ids."""
     named = form.get("modules_to_save") or []
     ends = [str(model.head_name)]
+    if isinstance(model, Encoder) and isinstance(named, list):
+        parts = set(form_of(model).head_modules(model))
+        named = ends if set(named) - {"score"} == parts else named  # PEFT lists it, whatever the model has
     if isinstance(model, Transformer):
         table = model.embeddings[0]
         ends.append(next(name for name, module in model.named_modules() if module is table))

@@ -20,6 +20,7 @@ from llmtool.data.store import Dataset, without_places
 from llmtool.evaluation import requirements
 from llmtool.experiment import Experiment
 from llmtool.models import adapters, lora, peft_files, pretrained
+from llmtool.models.encoder import Encoder
 from llmtool.stages.checkpoints import CARD_FILE, Start, fingerprint, lineage, made_from
 from llmtool.tasks import TaskConfig, default_task
 
@@ -129,7 +130,10 @@ def from_start(experiment: Experiment, dataset: Dataset, start: Start) -> tuple[
         pass  # its vocabulary is the model's, or a part of it
     elif outputs != start.outputs or targets.get("names") != start.card["targets"].get("names"):
         adapters.replace_head(start.model, outputs, experiment.seed)
-        said = f"the head is new: {_spoken(start.card['targets'])} became {_spoken(targets)}"
+        was = _spoken(start.card["targets"])
+        said = f"the head is new: {was} became {_spoken(targets)}"
+        if start.task is None:
+            said = f"the head is new, the model had none: {_spoken(targets)}"
     elif targets["kind"] == "values":
         targets = start.card["targets"]
     before = (start.lineage, dataset.lineage)
@@ -196,6 +200,9 @@ def _assembled(
     targets: dict[str, Any],
     before: tuple[Chain, ...],
 ) -> Assembled:
+    _refuse_long_texts(dataset, model)
+    if isinstance(model, Encoder):
+        model.labels = [str(name) for name in targets["names"]]
     device = resolve_device(experiment.device)
     precision = resolve_precision(experiment.precision, device)
     precision.apply()
@@ -256,6 +263,15 @@ def _of_inputs(encoder: dict[str, Any]) -> dict[str, Any]:
     """An encoder's state without what concerns the target, whose classes may be other ones."""
     state = without_places(encoder)
     return {key: value for key, value in state.items() if key not in ("target", "fitted_target")}
+
+
+def _refuse_long_texts(dataset: Dataset, model: nn.Module) -> None:
+    """ConfigError where rows of labelled texts are longer than the model can take."""
+    length, context = getattr(dataset.inputs, "length", None), getattr(model, "context", None)
+    if length is not None and context is not None and length > context:
+        raise ConfigError(
+            f"data.encode.length: texts have up to {length:,} tokens, the model takes {context:,} at most"
+        )
 
 
 def _spoken(targets: dict[str, Any]) -> str:

@@ -152,11 +152,15 @@ def tokens_of(model: Any) -> int:
 
 
 def _packed(card: dict[str, Any] | None) -> bool:
-    """Whether rows can hold several documents, which a mask keeps apart."""
-    return card is not None and card["splits"].get("train", {}).get("documents", 1) > 1
+    """Whether rows can hold several documents, or padding, which a mask keeps apart."""
+    if card is None or card["encoding"] == "text":
+        return card is not None
+    return card["splits"].get("train", {}).get("documents", 1) > 1
 
 
-def _spec(spec: InputSpec | OutputSpec) -> dict[str, Any]:
+def _spec(spec: InputSpec | OutputSpec | None) -> dict[str, Any]:
+    if spec is None:
+        return {"kind": "nothing"}
     kinds = {"Features": "features", "Tokens": "tokens", "Classes": "classes", "Values": "values"}
     return {"kind": kinds.get(type(spec).__name__, "next_token"), **asdict(spec)}
 
@@ -420,6 +424,7 @@ def _words(spec: dict[str, Any]) -> str:
         "classes": lambda: f"one of {spec['n']} classes",
         "values": lambda: f"{spec['n']} number{'s' if spec['n'] > 1 else ''}",
         "next_token": lambda: "the next token at every position",
+        "nothing": lambda: "nothing yet: its head comes with fine-tuning",
     }[spec["kind"]]()
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from llmtool.core import files
-from llmtool.core.contracts import NextToken, Tokens
+from llmtool.core.contracts import Classes, NextToken, Tokens, Values
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.core.files import HashFile
 from llmtool.data import tokenizers
 from llmtool.data.tokenizers import FileTokenizer
 from llmtool.models import peft_files, pretrained
+from llmtool.models.encoder import Encoder
 
 # All that is read of such a directory; what else lies there (code, pickles, pictures) is not looked at.
 READ = (
@@ -50,8 +51,12 @@ def task_and_card(directory: Path) -> tuple[dict[str, Any] | None, dict[str, Any
     """The task of the model (None: it has no head) and the card of data that it takes, as ours have them."""
     model: Any = pretrained.skeleton(directory)
     inputs, outputs = model.inputs, model.outputs
+    if isinstance(model, Encoder):
+        return _of_encoder(directory, model)
     if not isinstance(inputs, Tokens) or not isinstance(outputs, NextToken):
-        raise ConfigError(f"{directory}: only language models can be started from a directory of others'")
+        raise ConfigError(
+            f"{directory}: only language models and encoders can be started from a directory of others'"
+        )
     card = {
         "encoding": "tokens",
         "inputs": {"kind": "tokens", "vocabulary": inputs.vocabulary},
@@ -59,6 +64,23 @@ def task_and_card(directory: Path) -> tuple[dict[str, Any] | None, dict[str, Any
         "encoder": {"as": "tokens", "tokenizer": _tokenizer(directory)},
     }
     return {"kind": "language"}, card
+
+
+def _of_encoder(directory: Path, model: Encoder) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The same of an encoder, whose head may be missing. Its values are taken to be in their own units."""
+    card: dict[str, Any] = {
+        "encoding": "text",
+        "inputs": {"kind": "tokens", "vocabulary": model.inputs.vocabulary, "length": model.context},
+        "encoder": {"as": "text", "tokenizer": _tokenizer(directory)},
+    }
+    if model.outputs is None:
+        return None, card | {"targets": {"kind": "nothing"}}
+    assert isinstance(model.outputs, Classes | Values)
+    names = model.labels or [f"LABEL_{number}" for number in range(model.outputs.n)]
+    if isinstance(model.outputs, Classes):
+        return {"kind": "classification"}, card | {"targets": {"kind": "classes", "names": names}}
+    plain = {"mean": [0.0] * model.outputs.n, "scale": [1.0] * model.outputs.n}
+    return {"kind": "regression"}, card | {"targets": {"kind": "values", "names": names, **plain}}
 
 
 def _tokenizer(directory: Path) -> dict[str, Any] | None:

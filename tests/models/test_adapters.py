@@ -8,6 +8,7 @@ from llmtool.core.contracts import Classes, Features, NextToken, Tokens, Values
 from llmtool.core.errors import ConfigError
 from llmtool.models import adapters, lora, pretrained
 from llmtool.models.adapters import METHODS, LoRAConfig
+from llmtool.models.encoder import EncoderConfig
 from llmtool.models.mlp import MLPConfig
 from llmtool.models.transformer import TransformerConfig
 
@@ -109,10 +110,39 @@ def test_a_new_head_for_other_classes():
     assert not torch.equal(other.head.weight, model.head.weight)
     adapters.replace_head(model, Values(2), seed=1)
     assert model.outputs == Values(2)
-    with pytest.raises(ConfigError, match="no tokens"):
+    with pytest.raises(ConfigError, match=r"model\.family mlp gives classes or values"):
         adapters.replace_head(model, NextToken(9), seed=1)
+    with pytest.raises(ConfigError, match="start from an encoder"):
+        adapters.replace_head(transformer("llama"), Classes(2), seed=1)
     with pytest.raises(ConfigError, match="keeps its vocabulary"):
         adapters.replace_head(transformer("llama"), NextToken(9), seed=1)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+def test_an_encoder_gets_a_head_or_another_output_layer(architecture, tmp_path):
+    torch.manual_seed(0)
+    config = EncoderConfig(architecture=architecture, depth=2, heads=4, width=32, context=16)
+    model = config.build(Tokens(61), Classes(3)).eval()
+    model.labels = ["a", "b", "c"]
+    hidden, dense = model.hidden(ids()), model.head.dense.weight
+    adapters.replace_head(model, Classes(5), seed=1)
+    assert model(ids()).shape == (3, 5)
+    assert model.head.dense.weight is dense  # what it knew of texts stays
+    assert model.labels is None
+    assert torch.equal(model.hidden(ids()), hidden)
+    model.outputs = None
+    pretrained.save(model, tmp_path)
+    body = pretrained.load(tmp_path).eval()
+    assert body.outputs is None
+    assert not body.head.dense.weight.any()
+    adapters.replace_head(body, Values(2), seed=1)
+    assert body(ids()).abs().sum() > 0
+    assert body(ids()).shape == (3, 2)
+    METHODS.validate_python({"kind": "head"}).apply(body)
+    assert all(name.startswith("head.") for name in trained(body))
+    METHODS.validate_python({"kind": "freeze", "blocks": 1}).apply(body)
+    assert not any(name.startswith(("embed.", "layers.0.")) for name in trained(body))
+    assert any(name.startswith("layers.1.") for name in trained(body))
 
 
 # --- LoRA ------------------------------------------------------------------------------------------

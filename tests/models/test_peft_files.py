@@ -6,10 +6,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from llmtool.core.contracts import Classes
+from llmtool.core.contracts import Classes, Tokens
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.models import adapters, lora, peft_files, pretrained
 from llmtool.models.adapters import LoRAConfig
+from llmtool.models.encoder import EncoderConfig
 from tests.models.test_adapters import ARCHITECTURES, QUERIES, ids, mlp, rows, stir, trained, transformer
 from tests.models.test_lora import ARCHITECTURE, METHOD, METHODS, theirs_of
 
@@ -179,6 +180,42 @@ def test_a_new_head_travels_with_the_adapter_and_peft_reads_it(tmp_path):
     theirs.config = None  # PEFT would read a configuration of transformers there
     theirs = peft.PeftModel.from_pretrained(theirs, tmp_path).eval()
     torch.testing.assert_close(theirs(rows()), model(rows()), atol=1e-5, rtol=0)
+
+
+def encoder(architecture, outputs=Classes(3), **keys):  # noqa: B008
+    torch.manual_seed(0)
+    config = EncoderConfig(architecture=architecture, depth=2, heads=4, width=32, context=16, **keys)
+    return config.build(Tokens(61), outputs).eval()
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "modernbert"])
+@torch.no_grad()
+def test_an_encoders_adapter_and_new_head_are_read_by_peft_and_back(architecture, tmp_path):
+    rows = ids().clamp(min=2)  # no padding, which transformers would see by its id
+    base = tmp_path / "base"
+    base.mkdir()
+    pretrained.save(encoder(architecture), base)
+    model = pretrained.load(base).eval()
+    adapters.replace_head(model, Classes(5), seed=1)
+    method = LoRAConfig(rank=2)
+    method.apply(model)
+    stir(model)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    peft_files.save_adapter(model, adapter, method, base=str(base))
+    loaded = pretrained.load(base)
+    peft_files.load_adapter(loaded, adapter)
+    assert torch.equal(loaded.eval()(rows), model(rows))
+    assert loaded.outputs == Classes(5)
+    classes = transformers.AutoModelForSequenceClassification
+    theirs = classes.from_pretrained(base, num_labels=5, ignore_mismatched_sizes=True)
+    theirs = peft.PeftModel.from_pretrained(theirs, adapter).eval()
+    torch.testing.assert_close(theirs(rows).logits, model(rows), atol=1e-5, rtol=0)
+    again = tmp_path / "again"
+    theirs.save_pretrained(again)
+    loaded = pretrained.load(base)
+    peft_files.load_adapter(loaded, again)
+    torch.testing.assert_close(loaded.eval()(rows), model(rows), atol=1e-6, rtol=0)
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ import safetensors.torch
 import torch
 from tokenizers import Tokenizer
 
+from llmtool.core.contracts import Classes
 from llmtool.stages import checkpoints, foreign
-from tests.conftest import Run, others_model
+from tests.conftest import Run, others_encoder, others_model, reviews
 
 FILE = """\
 data:
@@ -162,3 +163,102 @@ def test_an_adapter_that_peft_made_is_scored_and_described(project: Path, llmtoo
     (project / "base").rename(project / "gone")
     ended = llmtool("describe", "adapter", cwd=project)
     assert (ended.code, "is no directory here" in ended.error) == (2, True), ended.error
+
+
+# --- encoders ---
+
+LABELLED = """\
+seed: 1
+data:
+  source: {format: csv, path: reviews.csv}
+  split: {by: stratified, train: 0.7, validation: 0.15, test: 0.15}
+  encode: {as: text, text: review, target: sentiment, tokenizer: {kind: file, path: bert}, length: 24}
+finetune:
+  start: bert
+  method: {kind: full}
+  budget: {epochs: 12}
+  batch: 16
+  optimizer: {name: adamw, lr: 3e-3}
+  validate_every: 50
+evaluate: {baselines: {kind: simple}}
+"""
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    others_encoder(tmp_path / "bert")
+    (tmp_path / "reviews.csv").write_text(reviews())
+    (tmp_path / "a.yaml").write_text(LABELLED)
+    return tmp_path
+
+
+def test_an_encoder_of_others_learns_classes_and_transformers_reads_what_is_saved(
+    texts: Path, llmtool: Run
+) -> None:
+    import transformers
+
+    ended = llmtool("finetune", "a.yaml", "--json", cwd=texts)
+    assert ended.code == 0, ended.err
+    assert ended.json["head"] == "the head is new, the model had none: 2 classes (bad, good)"
+    change = ended.json["changes"]["new"]["accuracy"]
+    assert change["value"] > 0.2
+    assert change["low"] > 0  # the class stands in one word
+    best = texts / "runs/a/finetune/best"
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(best).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(best)
+    assert model.config.id2label == {0: "bad", 1: "good"}
+    rows = tokenizer(["the film was great", "a dull story"], padding=True, return_tensors="pt")
+    assert model(**rows).logits.argmax(1).tolist() == [1, 0]
+    start = checkpoints.from_checkpoint(str(best))
+    segments = rows["attention_mask"].to(torch.int32)
+    found = start.model.eval()(rows["input_ids"], segments)
+    torch.testing.assert_close(found, model(**rows).logits, atol=1e-5, rtol=0)
+    for command in ("evaluate", "describe"):
+        assert llmtool(command, "a.yaml", cwd=texts).code == 0
+    assert llmtool("describe", "bert", cwd=texts).code == 0
+
+
+@pytest.mark.parametrize("method", ["{kind: head}", "{kind: lora, rank: 2, merge: true}"])
+def test_head_and_adapter_go_on_from_each_other(method: str, texts: Path, llmtool: Run) -> None:
+    short = ["--set", "finetune.budget={epochs: 2}", "--set", f"finetune.method={method}"]
+    ended = llmtool("finetune", "a.yaml", *short, cwd=texts)
+    assert ended.code == 0, ended.err
+    ended = llmtool("evaluate", "a.yaml", *short, "--json", cwd=texts)
+    assert ended.code == 0, ended.err
+    merged = texts / "runs/a/finetune/merged"
+    start = str(merged.relative_to(texts)) if merged.is_dir() else "runs/a/finetune"
+    more = ["--set", f"finetune.start={start}", "--set", "run=runs/b", "--set", "finetune.budget={epochs: 2}"]
+    ended = llmtool("finetune", "a.yaml", *more, "--json", cwd=texts)
+    assert ended.code == 0, ended.err
+    assert ended.json["head"] is None  # the same classes: it stays
+
+
+def test_a_classifier_of_others_is_scored_as_it_is(texts: Path, llmtool: Run) -> None:
+    others_encoder(texts / "sentiment", head=Classes(2))
+    ended = llmtool("evaluate", "a.yaml", "--set", "evaluate.of=sentiment", "--json", cwd=texts)
+    assert ended.code == 0, ended.err
+    assert set(ended.json["metrics"]) == {"validation", "test"}
+    ended = llmtool("evaluate", "a.yaml", "--set", "evaluate.of=bert", cwd=texts)
+    assert ended.code == 2
+    assert "bert has no head for a task yet" in ended.error
+
+
+def test_what_does_not_fit_an_encoder_is_refused_in_words(texts: Path, llmtool: Run) -> None:
+    others_encoder(texts / "small", rows=12)
+    tokenizer = "data.encode.tokenizer={kind: file, path: small}"
+    ended = llmtool("finetune", "a.yaml", "--set", "finetune.start=small", "--set", tokenizer, cwd=texts)
+    assert ended.code == 2
+    assert "the data's tokenizer has 22 tokens and small knows 12" in ended.error
+    ended = llmtool("finetune", "a.yaml", "--set", "data.encode.length=64", "--set", "run=runs/b", cwd=texts)
+    assert ended.code == 2
+    assert "texts have up to 64 tokens, the model takes 32 at most" in ended.error
+    others_model(texts / "base")
+    more = ["--set", "finetune.start=base", "--set", "data.encode.tokenizer={kind: file, path: base}"]
+    more += ["--set", "run=runs/c"]
+    ended = llmtool("finetune", "a.yaml", *more, cwd=texts)
+    assert ended.code == 2
+    assert "a language model gives no classes or values of texts; start from an encoder" in ended.error
+    weights = texts / "bert/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    ended = llmtool("finetune", "a.yaml", "--set", "run=runs/d", cwd=texts)
+    assert (ended.code, "not a whole safetensors file" in ended.error) == (1, True), ended.error

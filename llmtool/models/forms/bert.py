@@ -57,4 +57,5 @@ BERT = BertForm(
     fixed=FIXED,
     names=NAMES,
     heads={"head.dense": "bert.pooler.dense", "head.output": "classifier"},
+    whole=("pooler", "classifier"),
 )

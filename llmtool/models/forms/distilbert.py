@@ -47,5 +47,6 @@ DISTILBERT = DistilBertForm(
         **{f"layers.{{}}.{ours}": f"transformer.layer.{{}}.{theirs}" for ours, theirs in BLOCK.items()},
     },
     heads={"head.dense": "pre_classifier", "head.output": "classifier"},
+    whole=("pre_classifier", "classifier"),
     activation="activation",
 )

@@ -14,15 +14,14 @@ from typing import Any
 
 from torch import nn
 
-from llmtool.core.contracts import Classes, Tokens, Values
+from llmtool.core.contracts import Tokens
 from llmtool.core.errors import ConfigError
 from llmtool.models.encoder import Encoder, EncoderConfig
 from llmtool.models.forms.form import Form, Stored, refuse_foreign, refuse_other_values, whole_number
+from llmtool.models.forms.heads import labels_of, labels_written, outputs_of
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 POOLING = "llmtool_pooling"  # of heads on a mean, which only ModernBERT has a key of its own for
-LABELS = "id2label"
-KINDS = ("single_label_classification", "regression")
 
 
 @dataclass(kw_only=True)
@@ -32,7 +31,7 @@ class EncoderForm(Form):
     sizes: Hugging Face's key -> ours, for what a configuration must say. options: the same for what it may
     leave out or have as null, and then our default holds. fixed: key -> the values that our modules do.
     names: module of ours -> where it lies, those of a block with {} for its number; heads: the same of the
-    head. pools: whether there is a key of theirs for pooling by mean.
+    head; whole: their modules that the head is made of. pools: whether they have a key for pooling by mean.
     """
 
     model_type: str
@@ -43,6 +42,7 @@ class EncoderForm(Form):
     fixed: dict[str, tuple[Any, ...]]
     names: dict[str, str]
     heads: dict[str, str]
+    whole: tuple[str, ...]
     activation: str = "hidden_act"
     pools: bool = False
     unused = re.compile(
@@ -81,8 +81,8 @@ class EncoderForm(Form):
         named = data.get("architectures") or [""]
         has_head = named[0] == self.architectures[0] or data.get(POOLING) is not None
         vocabulary = Tokens(whole_number(data, "vocab_size", path))
-        model = Encoder(config, vocabulary, _outputs(data, path) if has_head else None)
-        model.labels = _labels(data) if has_head else None
+        model = Encoder(config, vocabulary, outputs_of(data, path) if has_head else None)
+        model.labels = labels_of(data) if has_head else None
         return model
 
     def write(self, model: nn.Module) -> dict[str, Any]:
@@ -98,33 +98,37 @@ class EncoderForm(Form):
         form |= {key: values[0] for key, values in self.fixed.items() if values[0] is not None}
         form[self.activation] = next(name for name, ours in ACTIVATIONS.items() if ours == config.activation)
         form |= {"pad_token_id": config.padding, "dtype": "float32", **self.more_written(config)}
-        if config.pooling == "mean" and not self.pools:  # no class of theirs has such a head
+        if self._head_is_ours(model):
             form |= {POOLING: "mean", "architectures": [self.architectures[1]]}
-        count = model.head.output.out_features
-        labels = model.labels or [f"LABEL_{number}" for number in range(count)]
-        form[LABELS] = {str(number): label for number, label in enumerate(labels)}
-        form["label2id"] = {label: number for number, label in enumerate(labels)}
-        form["problem_type"] = KINDS[isinstance(model.outputs, Values)]
-        return form
+        if model.outputs is None:
+            return form | {"architectures": [self.architectures[1]]}
+        return form | labels_written(model.labels, model.head.output.out_features, model.outputs)
 
     def stored(self, model: nn.Module) -> dict[str, Stored]:
         """The name map, by module."""
         assert isinstance(model, Encoder)
-        ours = model.config.pooling == "mean" and not self.pools
-        result = {}
-        for name in model.state_dict():
-            module, _, leaf = name.rpartition(".")
-            if module.startswith("head."):
-                if model.outputs is not None:
-                    result[name] = Stored(name if ours else f"{self.heads[module]}.{leaf}")
-                continue
-            parts = module.split(".")
-            if parts[0] == "layers":
-                place = self.names[".".join(["layers.{}", *parts[2:]])].format(parts[1])
-            else:
-                place = self.names[module]
-            result[name] = Stored(f"{self.prefix}{place}.{leaf}")
-        return result
+        names = [name for name in model.state_dict() if model.outputs or not name.startswith("head.")]
+        parts = [name.rpartition(".") for name in names]
+        places = [f"{self.module_name(model, module)}.{leaf}" for module, _, leaf in parts]
+        return {name: Stored(place) for name, place in zip(names, places, strict=True)}
+
+    def module_name(self, model: nn.Module, name: str) -> str:
+        """Of a module that has weights."""
+        if name.startswith("head."):
+            return name if self._head_is_ours(model) else self.heads[name]
+        parts = name.split(".")
+        if parts[0] != "layers":
+            return self.prefix + self.names[name]
+        return self.prefix + self.names[".".join(["layers.{}", *parts[2:]])].format(parts[1])
+
+    def head_modules(self, model: nn.Module) -> list[str]:
+        """The modules beside the body."""
+        return ["head"] if self._head_is_ours(model) else list(self.whole)
+
+    def _head_is_ours(self, model: nn.Module) -> bool:
+        """Whether transformers has no class with such a head."""
+        assert isinstance(model, Encoder)
+        return model.config.pooling == "mean" and not self.pools
 
     def more(self, data: dict[str, Any], path: Path) -> dict[str, Any]:
         """Keys of ours that no table can give."""
@@ -136,25 +140,3 @@ class EncoderForm(Form):
 
 
 _NEWER = {"gamma": "weight", "beta": "bias"}
-
-
-def _outputs(data: dict[str, Any], path: Path) -> Classes | Values:
-    """What the head gives. As transformers takes it, one number is a value; of more, problem_type says."""
-    labels, count = data.get(LABELS), data.get("num_labels")
-    if count is None:
-        count = len(labels) if isinstance(labels, dict) and labels else 2
-    count = whole_number({"num_labels": count}, "num_labels", path)
-    kind = data.get("problem_type") or KINDS[count == 1]
-    if kind not in KINDS:
-        raise ConfigError(
-            f"{path}: problem_type: {str(kind)[:100]!r} is not supported (only {', '.join(KINDS)})"
-        )
-    return Values(count) if kind == KINDS[1] else Classes(count)
-
-
-def _labels(data: dict[str, Any]) -> list[str] | None:
-    """The names of the outputs, in order; None where they are not told."""
-    labels = data.get(LABELS)
-    if not isinstance(labels, dict) or set(labels) != {str(number) for number in range(len(labels))}:
-        return None
-    return [str(labels[str(number)]) for number in range(len(labels))]

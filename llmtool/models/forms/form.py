@@ -60,6 +60,14 @@ class Form:
         """What config.json says of `model`; model_type and architectures are added by the caller."""
         raise NotImplementedError
 
+    def module_name(self, model: nn.Module, name: str) -> str:
+        """What transformers calls the module that we call `name`: adapters say which layers they are of."""
+        return name
+
+    def head_modules(self, model: nn.Module) -> list[str]:
+        """What an adapter stores whole where the output layer is new, by transformers' names."""
+        return [str(model.head_name)]
+
     def stored(self, model: nn.Module) -> dict[str, Stored]:
         """The name map: tensor of the model's state_dict -> where it lies in the file.
 

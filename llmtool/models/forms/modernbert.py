@@ -103,6 +103,7 @@ MODERNBERT = ModernBertForm(
         **{f"layers.{{}}.{ours}": f"layers.{{}}.{theirs}" for ours, theirs in BLOCK.items()},
     },
     heads={"head.dense": "head.dense", "head.norm": "head.norm", "head.output": "classifier"},
+    whole=("head", "classifier"),
     activation="hidden_activation",
     pools=True,
 )

@@ -44,4 +44,5 @@ ROBERTA = RobertaForm(
     fixed=FIXED,
     names=NAMES,
     heads={"head.dense": "classifier.dense", "head.output": "classifier.out_proj"},
+    whole=("classifier",),
 )
