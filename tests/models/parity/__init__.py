@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from tests.models.parity.decoders import DECODERS
 from tests.models.parity.pair import Family, Pair, pair
+from tests.models.parity.vision import VISION
 
-FAMILIES: tuple[Family, ...] = (*DECODERS,)
+FAMILIES: tuple[Family, ...] = (*DECODERS, *VISION)
 LIMIT = 1e-5
 
 __all__ = ["FAMILIES", "LIMIT", "Family", "Pair", "pair"]

@@ -27,7 +27,7 @@ class Family:
     """One row of the table.
 
     config: keyword arguments of AutoConfig.for_model, model_type among them. auto: the Auto class of
-    transformers that builds and loads it. cases: name -> largest |difference|.
+    transformers (or the class itself) that builds and loads it. cases: name -> largest |difference|.
     """
 
     name: str
@@ -43,9 +43,13 @@ def pair(family: Family, directory: Path) -> Pair:
 
     torch.manual_seed(3)
     config = transformers.AutoConfig.for_model(**family.config)
-    theirs = getattr(transformers, family.auto).from_config(config).eval()
+    auto = getattr(transformers, family.auto)
+    theirs = (auto.from_config if family.auto.startswith("Auto") else auto)(config).eval()
     for parameter in theirs.parameters():  # none at a value where an error would not show
         parameter.add_(torch.randn_like(parameter) * 0.1)
+    for name, buffer in theirs.named_buffers():
+        if name.endswith((".running_mean", ".running_var")):
+            buffer.add_(torch.rand_like(buffer))
     theirs.save_pretrained(directory)
     return Pair(theirs, pretrained.load(directory).eval(), directory)
 
