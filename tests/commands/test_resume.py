@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import Run
 
+Start = Callable[..., "subprocess.Popen[str]"]
 STEPS = {
     "table": ["--set", "train.budget.steps=900", "--set", "train.checkpoint_every=30"],
     "text": ["--set", "train.budget.steps=400", "--set", "train.checkpoint_every=20"],
@@ -151,3 +152,26 @@ def test_finetune_resumes_too(copy: Path, llmtool: Run) -> None:
         again = json.loads((copy / "runs" / project / "finetune/result.json").read_text())
         for name in ("before", "after", "metrics", "best", "head"):
             assert again[name] == result[name]
+
+
+def test_an_adapter_on_four_bits_is_killed(copy: Path, llmtool: Run, start: Start) -> None:
+    """By SIGKILL; and what a library says of packages it would like to have is kept from our users."""
+    method = "{kind: lora, rank: 2, quantise: nf4, lora_plus_ratio: 4}"
+    run, more = copy / "runs/text", ["--set", f"finetune.method={method}", "--set", "finetune.log_every=5"]
+    more += ["--set", "finetune.budget={steps: 60}", "--set", "finetune.checkpoint_every=20"]
+    more += ["--set", "finetune.validate_every=30"]
+    shutil.rmtree(run / "finetune")
+    running = start("finetune", "text.yaml", *more, cwd=copy)
+    while running.poll() is None and not (run / "finetune/last").exists():
+        time.sleep(0.002)
+    running.kill()
+    _, said = running.communicate()
+    assert running.returncode == -9
+    assert "kept in four bits" in said
+    assert "kernels" not in said
+    ended = llmtool("finetune", "text.yaml", *more, cwd=copy)
+    assert ended.code == 0, ended.err
+    assert "goes on from step" in ended.err
+    resumed = bits(run, "finetune")
+    assert llmtool("finetune", "text.yaml", *more, "--force", cwd=copy).code == 0
+    assert bits(run, "finetune") == resumed

@@ -1,0 +1,158 @@
+"""Adapting a start: every method resumes without a changed bit, and is scored later as it was in training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmtool import experiment
+from llmtool.core import config
+from llmtool.data.store import Dataset
+from llmtool.experiment import Experiment
+from llmtool.models.quantised import NF4Linear
+from llmtool.stages import assemble, checkpoints, score
+from llmtool.stages.assemble import Assembled
+from llmtool.stages.fit import fit
+from tests.conftest import TABLE, TEXT
+
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"kind": "full"},
+    "freeze": {"kind": "freeze", "blocks": 1},
+    "head": {"kind": "head"},
+    "lora": {"kind": "lora", "rank": 2, "dropout": 0.2},
+    "rank stabilised": {"kind": "lora", "rank": 2, "scaling": "rank_stabilised"},
+    "dora": {"kind": "lora", "rank": 2, "dora": True, "dropout": 0.2},
+    "pissa": {"kind": "lora", "rank": 2, "init": "pissa"},
+    "lora plus": {"kind": "lora", "rank": 2, "lora_plus_ratio": 16.0},
+    "qlora": {"kind": "lora", "rank": 2, "quantise": "nf4"},
+    "double qlora with dora": {
+        "kind": "lora", "rank": 2, "quantise": "nf4", "double_quantise": True, "dora": True
+    },
+}  # fmt: skip
+
+
+class Killed(Exception):
+    """A process that is gone between one line of metrics and the next."""
+
+
+class Watch:
+    def __init__(self, kill_at: int | None = None) -> None:
+        self.kill_at = kill_at
+
+    def row(self, row: dict[str, Any]) -> None:
+        if row["step"] == self.kill_at:
+            raise Killed
+
+    def note(self, text: str) -> None:
+        pass
+
+
+def experiment_of(project: str, method: dict[str, Any]) -> Experiment:
+    document = config.parse({"table": TABLE, "text": TEXT}[project], "a.yaml").data
+    document["finetune"] |= {
+        "method": method,
+        "budget": {"steps": 11},
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "log_every": 1,
+        "checkpoint_every": 4,
+        "validate_every": 11,
+    }
+    return Experiment.model_validate(document | {"run": f"runs/{project}", "device": "cpu"})
+
+
+def assembled_of(made: Experiment, project: str) -> Assembled:
+    """As `llmtool finetune` does it."""
+    assert made.finetune is not None
+    start = checkpoints.from_checkpoint(made.finetune.start)
+    assemble.quantise(made, start, made.finetune.method)
+    assembled, _ = assemble.from_start(made, Dataset.open(f"runs/{project}/prepare"), start)
+    assemble.adapt(assembled, start, made.finetune.method)
+    return assembled
+
+
+def run(made: Experiment, project: str, place: Path, watch: Watch, resume: bool = False) -> Assembled:
+    assembled = assembled_of(made, project)
+    assert made.finetune is not None
+    fit(assembled, made.finetune, place, progress=watch, resume=resume)
+    return assembled
+
+
+def bits(place: Path) -> dict[str, bytes]:
+    last = (place / "last").resolve()
+    return {str(path.relative_to(last)): path.read_bytes() for path in sorted(last.rglob("*.safetensors"))}
+
+
+@pytest.mark.parametrize(
+    ("project", "method"),
+    [("text", method) for method in METHODS] + [("table", method) for method in ("dora", "pissa", "qlora")],
+)
+def test_every_method_resumes_without_a_changed_bit(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: str, method: str
+) -> None:
+    monkeypatch.chdir(finished)
+    made = experiment_of(project, METHODS[method])
+    run(made, project, tmp_path / "straight", Watch())
+    with pytest.raises(Killed):
+        run(made, project, tmp_path / "killed", Watch(kill_at=7))
+    torch.rand(3)  # the stream of the process is another one
+    run(made, project, tmp_path / "killed", Watch(), resume=True)
+    straight, resumed = bits(tmp_path / "straight"), bits(tmp_path / "killed")
+    assert len(straight) == 2
+    assert straight == resumed
+    rows = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("straight", "killed")
+    ]
+    losses = [[row["loss"] for row in them if "loss" in row] for them in rows]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("project", ["table", "text"])
+@pytest.mark.parametrize("name", ["dora", "pissa", "double qlora with dora"])
+def test_a_saved_adapter_scores_as_it_did_in_training(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: str, name: str
+) -> None:
+    monkeypatch.chdir(finished)
+    made = experiment_of(project, METHODS[name])
+    assembled = run(made, project, tmp_path, Watch())
+    figure = assembled.task.metric
+    wanted = score.score(assembled, ["validation"])["validation"].metrics()[figure]
+    start = checkpoints.from_checkpoint(str(tmp_path / "last"))
+    loaded = assemble.as_scored(made, assembled.dataset, start)
+    found = score.score(loaded, ["validation"])["validation"].metrics()
+    assert found[figure] == pytest.approx(wanted, abs=1e-5)
+    merged = assemble.save_merged(assembled, tmp_path)
+    start = checkpoints.from_checkpoint(str(merged))
+    loaded = assemble.as_scored(made, assembled.dataset, start)
+    assert not start.is_adapter
+    found = score.score(loaded, ["validation"])["validation"].metrics()
+    assert found[figure] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_base_in_four_bits_is_another_model(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same adapter beside the whole base has another fingerprint: it computes something else."""
+    monkeypatch.chdir(finished)
+    made = experiment_of("text", METHODS["qlora"])
+    assembled = run(made, "text", tmp_path, Watch())
+    last = (tmp_path / "last").resolve()
+    card = json.loads((last / checkpoints.CARD_FILE).read_text())
+    assert card["base"]["quantise"] == "nf4"
+    before = checkpoints.fingerprint(last)
+    del card["base"]["quantise"], card["base"]["double"]
+    (last / checkpoints.CARD_FILE).write_text(json.dumps(card))
+    assert checkpoints.fingerprint(last) != before
+    assert any(isinstance(module, NF4Linear) for module in assembled.model.modules())
+
+
+def test_the_experiment_says_its_own_method_back() -> None:
+    """experiment.yaml of a run can be run again, with every default written out."""
+    for method in METHODS.values():
+        made = experiment_of("text", method)
+        again = config.parse(experiment.resolved(made), "b.yaml").data
+        assert Experiment.model_validate(again) == made
