@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--keras", help="a Python with tensorflow-cpu, to run beside")
     options = parser.parse_args()
     if options.device == "cuda":
-        jobs: list[tuple[str, list[str]]] = [("gpu", [])]
+        jobs: list[tuple[str, list[str]]] = [("gpu", []), ("lora", ["--device", "cuda"])]
     else:
         jobs = [
             ("overhead", []),
@@ -33,6 +33,7 @@ def main() -> None:
             ("shakespeare", ["--nanogpt", options.nanogpt] if options.nanogpt else []),
             ("article", ["--python", options.keras] if options.keras else []),
             ("prepare_speed", []),
+            ("lora", []),
         ]
         if tables := _tables():
             jobs.append(("tables", tables))
