@@ -39,7 +39,11 @@ def prepare(loaded: Loaded, hash_file: HashFile) -> Key:
     that it is accepted now.
     """
     data = loaded.experiment.data
-    if (like := data.encode.like) is not None and not (Path(like) / CARD).is_file():
+    if (
+        (like := data.encode.like) is not None
+        and data.encode.as_ != "chat"
+        and not (Path(like) / CARD).is_file()
+    ):
         inner = Path(like) / "prepare"
         hint = f"; did you mean {inner}?" if (inner / CARD).is_file() else ""
         raise ConfigError(f"data.encode.like: {like}: no prepared dataset here (no {CARD} in it){hint}")
@@ -66,7 +70,7 @@ def describe(loaded: Loaded, card: dict[str, Any] | None, start: Path | None) ->
         notes = files.hash_bytes(files.json_bytes(card.get("notes")))
         inputs = {"dataset": card["fingerprint"], "notes of the dataset": notes}
     else:
-        reads += [f"data.encode.{name}" for name in ("as_", "like", "tokenizer")]
+        reads += [f"data.encode.{name}" for name in ("as_", "like", "tokenizer", "template")]
         inputs = {str(path): files.hash_file(path) for path in experiment.data.encode.files()}
     machine = _machine(experiment.device, experiment.precision)
     return _key(loaded.slice(*reads) | machine, inputs)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from llmtool.commands import Options, keys, session
 from llmtool.core import console, files
 from llmtool.core.run import hashes_of
+from llmtool.data.audit import CLOSE, OPEN
 from llmtool.data.store import Dataset
 
 
@@ -30,6 +33,8 @@ def show(dataset: Dataset, directory: Path) -> None:
     rows = [["read", f"{ledger['read']:,}"]]
     for split, meta in card["splits"].items():
         tokens = f", {meta['tokens']:,} tokens" if "tokens" in meta else ""
+        if "trained" in meta:
+            tokens += f", of which {100 * meta['trained'] / max(1, meta['tokens']):.3g} % are learned"
         rows.append([f"kept for {split}", f"{ledger['kept'][split]:,}{tokens}"])
     rows += [[f"dropped: {reason}", f"{count:,}"] for reason, count in ledger["dropped"].items()]
     rows += [[f"quarantined: {reason}", f"{count:,}"] for reason, count in ledger["quarantined"].items()]
@@ -40,6 +45,19 @@ def show(dataset: Dataset, directory: Path) -> None:
     listed = ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")
     learned = f"{targets['kind'].replace('_', ' ')} {listed}".strip()
     console.say(f"a model sees {card['inputs']['kind']} ({size}) and learns {learned}")
+    for one in ledger.get("mask", []):
+        show_mask(one["row"], one["pieces"])
     for note in card["notes"]:
         console.say(f"note: {note}")
     console.say(f"dataset: {directory}")
+
+
+def show_mask(row: str, pieces: list[Any]) -> None:
+    """A conversation in which what is learned is marked: in colour, and without colour too."""
+    shown = Text(f"{console.clean(row)}, learned is what stands between {OPEN} and {CLOSE}:\n", style="bold")
+    for text, learned in pieces:
+        words = console.clean(text)
+        shown.append(
+            f"{OPEN}{words}{CLOSE}" if learned else words, style="green" if learned else "not bold dim"
+        )
+    console.show(shown)

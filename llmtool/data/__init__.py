@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from llmtool.core import files
 from llmtool.core.config import Section
 from llmtool.core.files import HashFile
+from llmtool.data.chat import ChatEncode
 from llmtool.data.cleaning import (
     DropDuplicates,
     DropMissing,
@@ -22,8 +23,9 @@ from llmtool.data.cleaning import (
     Types,
 )
 from llmtool.data.features import FeaturesEncode
+from llmtool.data.json_sources import JsonlSource, JsonSource
 from llmtool.data.labelled import TextEncode
-from llmtool.data.sources import CsvSource, JsonlSource, ParquetSource, TextSource, TsvSource
+from llmtool.data.sources import CsvSource, ParquetSource, TextSource, TsvSource
 from llmtool.data.splitting import (
     ColumnSplit,
     FilesSplit,
@@ -37,7 +39,8 @@ from llmtool.data.splitting import (
 from llmtool.data.tokens import TokensEncode
 
 SourceConfig = Annotated[
-    CsvSource | TsvSource | JsonlSource | TextSource | ParquetSource, Field(discriminator="format")
+    CsvSource | TsvSource | JsonlSource | JsonSource | TextSource | ParquetSource,
+    Field(discriminator="format"),
 ]
 CleanStep = Annotated[
     DropMissing | Require | DropDuplicates | Types | Range | Filter | Normalize | Replace | Length,
@@ -54,7 +57,7 @@ SplitConfig = Annotated[
     | FilesSplit,
     Field(discriminator="by"),
 ]
-EncodeConfig = Annotated[FeaturesEncode | TokensEncode | TextEncode, Field(discriminator="as_")]
+EncodeConfig = Annotated[FeaturesEncode | TokensEncode | TextEncode | ChatEncode, Field(discriminator="as_")]
 
 
 class DataConfig(Section):

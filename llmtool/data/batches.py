@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +16,8 @@ import torch
 from llmtool.core import seeds
 from llmtool.core.contracts import IGNORE, Batch
 from llmtool.core.errors import DataError
+from llmtool.data.packing import ChatBatches
+from llmtool.data.layout import Order, Windows, lay_out, place_of
 from llmtool.data.store import Dataset, Split
 
 AHEAD = 2**20  # bytes of rows fetched at once
@@ -52,6 +53,8 @@ def open_batches(dataset: Dataset, split: str, seed: int, context: int | None = 
     if is_labelled(found):
         return TextBatches(found, seed)
     assert context is not None, "a tokens dataset needs a context"
+    if dataset.card["encoding"] == "chat":
+        return ChatBatches(found, context, seed, packing=dataset.card["encoder"]["packing"])
     return TokenBatches(found, context, seed)
 
 
@@ -63,13 +66,14 @@ def is_labelled(split: Split) -> bool:
 def unit_edges(split: Split) -> np.ndarray:
     """(u + 1,) int64 positions in the token stream; unit i is the tokens edges[i] to edges[i + 1].
 
-    What is drawn to say how sure a text's figures are: its documents, or, where they are fewer than 20 (and
-    have no targets), about a hundred stretches of equal length that never cross a document's end.
+    What is drawn to say how sure a text's figures are: its documents (of chats: conversations), or, where
+    they are fewer than 20 (and have no targets), about a hundred stretches of equal length that never cross a
+    document's end.
     Neighbouring tokens depend on each other, which longer stretches contain (the block bootstrap,
     https://doi.org/10.1214/aos/1176347265).
     """
     ends = np.asarray(split.arrays["documents"], np.int64)
-    if len(ends) >= FEW or is_labelled(split):
+    if not in_stretches(split):
         return np.concatenate([[0], ends])
     length = max(SHORTEST, -(-int(ends[-1]) // STRETCHES)) if len(ends) else SHORTEST
     edges = [np.zeros(1, np.int64)]
@@ -79,6 +83,11 @@ def unit_edges(split: Split) -> np.ndarray:
         edges.append(np.linspace(begin, end, parts + 1)[1:].round().astype(np.int64))
         begin = end
     return np.concatenate(edges)
+
+
+def in_stretches(split: Split) -> bool:
+    """Whether its units are stretches of one length, of a text that has few documents."""
+    return len(split.arrays["documents"]) < FEW and not is_labelled(split) and "trained" not in split.arrays
 
 
 class FeatureBatches:
@@ -92,7 +101,7 @@ class FeatureBatches:
 
     def __init__(self, split: Split, seed: int) -> None:
         self.rows = split.rows
-        self._split, self._order = split, _Order(split.rows, seed)
+        self._split, self._order = split, Order(split.rows, seed)
         self._inputs = np.asarray(split.arrays["inputs"])
         self._targets = np.asarray(split.arrays["targets"])
         self._ahead = min(split.rows, AHEAD // max(1, self._inputs[:1].nbytes))  # rows
@@ -145,7 +154,7 @@ class TokenBatches:
         # One window fewer than would fit leaves room to shift the grid by up to a whole window.
         self.rows = 0 if pairs < context else max(1, pairs // context - 1)
         self._room = pairs - self.rows * context
-        self._order = _Order(self.rows, seed)
+        self._order = Order(self.rows, seed)
         self._offsets: dict[int, int] = {}
         self._packed = len(self._ends) > 1
         if self.rows:
@@ -170,7 +179,7 @@ class TokenBatches:
         names = []
         for first in self._starts(start, count):
             document = int(np.searchsorted(self._ends, first, side="right"))
-            begins = _place(self._split, document)
+            begins = place_of(self._split, document)
             where = f"document {document + 1}" + (f", which begins at {begins}" if begins else "")
             names.append(f"tokens {first}..{first + self._context} of {self._split.name} ({where})")
         return names
@@ -181,7 +190,7 @@ class TokenBatches:
         Windows never cross documents; short ones share a row, kept apart by their segments. What is left of a
         row is padding: token 0, segment 0, target IGNORE.
         """
-        rows: list[list[tuple[int, int]]] = []
+        rows: list[Windows] = []
         for row in self._packed_rows():
             rows.append(row)
             if len(rows) == size:
@@ -228,9 +237,9 @@ class TokenBatches:
             borders[rows, self._ends[np.repeat(first, counts) + within] - starts[rows]] = True
         return borders
 
-    def _packed_rows(self) -> Iterator[list[tuple[int, int]]]:
+    def _packed_rows(self) -> Iterator[Windows]:
         """Rows of windows (start, length in targets), in the stream's order, filled while the next fits."""
-        row: list[tuple[int, int]] = []
+        row: Windows = []
         free = self._context
         begin = 0
         for end in map(int, self._ends):
@@ -245,23 +254,8 @@ class TokenBatches:
         if row:
             yield row
 
-    def _lay_out(self, rows: list[list[tuple[int, int]]]) -> Batch:
-        shape = (len(rows), self._context)
-        units = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
-        inputs = np.zeros(shape, dtype=np.int64)
-        targets = np.full(shape, IGNORE, dtype=np.int64)
-        segments = np.zeros(shape, dtype=np.int32)
-        for i, row in enumerate(rows):
-            at = 0
-            starts = [start for start, _ in row]
-            units[i, : len(row)] = np.searchsorted(self._edges, starts, side="right") - 1
-            for number, (start, length) in enumerate(row, start=1):
-                inputs[i, at : at + length] = self._tokens[start : start + length]
-                targets[i, at : at + length] = self._tokens[start + 1 : start + length + 1]
-                segments[i, at : at + length] = number
-                at += length
-        found = torch.from_numpy(segments) if self._packed else None
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), found, torch.from_numpy(units))
+    def _lay_out(self, rows: list[Windows]) -> Batch:
+        return lay_out(self._tokens, rows, self._context, self._edges, packed=self._packed)
 
 
 class TextBatches:
@@ -314,33 +308,7 @@ class TextBatches:
         return Batch(torch.from_numpy(inputs), torch.from_numpy(self._targets[rows]), segments)
 
 
-class _Order:
-    """The permutation of each epoch; the last ones used are kept."""
-
-    def __init__(self, rows: int, seed: int) -> None:
-        self._rows, self._seed = rows, seed
-        self._kept: dict[int, np.ndarray] = {}
-
-    def rows(self, start: int, count: int) -> list[tuple[int, np.ndarray]]:
-        """(epoch, row numbers) for each epoch that rows start to start + count of the endless order touch."""
-        assert min(start, count) >= 0, f"rows {start} to {start + count} are no rows of training"
-        parts = []
-        while True:
-            epoch, at = divmod(start, self._rows)
-            taken = min(count, self._rows - at)
-            parts.append((epoch, self._permutation(epoch)[at : at + taken]))
-            start, count = start + taken, count - taken
-            if count == 0:
-                return parts
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if epoch not in self._kept:
-            order = seeds.generator(self._seed, "order", epoch).permutation(self._rows)
-            self._kept = {**dict(list(self._kept.items())[-1:]), epoch: order}
-        return self._kept[epoch]
-
-
-class _AlikeOrder(_Order):
+class _AlikeOrder(Order):
     """The same with rows of like length together."""
 
     def __init__(self, lengths: np.ndarray, seed: int) -> None:
@@ -363,16 +331,6 @@ class _AlikeOrder(_Order):
 def _named_rows(split: Split, rows: np.ndarray) -> list[str]:
     names = []
     for row in map(int, rows):
-        place, name = _place(split, row), f"row {row + 1} of {split.name}"
+        place, name = place_of(split, row), f"row {row + 1} of {split.name}"
         names.append(f"{place} ({name})" if place else name)
     return names
-
-
-def _place(split: Split, row: int) -> str:
-    """`adult.csv:1234` when the split knows where its rows came from, else ""."""
-    origin = split.arrays.get("origin")
-    if origin is None or row >= len(origin):
-        return ""
-    file, line = map(int, origin[row])
-    name = Path(split.sources[file]).name if file < len(split.sources) else f"file {file + 1}"
-    return f"{name}:{line}"

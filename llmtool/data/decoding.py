@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llmtool.core.contracts import Features
-from llmtool.data.batches import Batches, FeatureBatches, TextBatches, unit_edges
+from llmtool.data.batches import Batches, ChatBatches, FeatureBatches, TextBatches, unit_edges
 from llmtool.data.columns import column_from_state
 from llmtool.data.store import Dataset
 from llmtool.data.tokenizers import FittedTokenizer
@@ -42,7 +42,13 @@ def decoded_batch(
     if isinstance(batches, FeatureBatches | TextBatches):
         return decoded_rows(dataset, split, batches.chosen(start, count))
     tokenizer = FittedTokenizer.from_state(dataset.card["encoder"]["tokenizer"], dataset.directory)
-    return [{"text": tokenizer.decode(ids)} for ids in batches.batch(start, count).inputs.tolist()]
+    found = batches.batch(start, count)
+    if isinstance(batches, ChatBatches):  # without the padding, which ends each row
+        lengths = batches.lengths(start, count)
+        return [
+            {"text": tokenizer.decode(ids[:n])} for ids, n in zip(found.inputs.tolist(), lengths, strict=True)
+        ]
+    return [{"text": tokenizer.decode(ids)} for ids in found.inputs.tolist()]
 
 
 def decoded_rows(dataset: Dataset, split: str, rows: np.ndarray) -> list[dict[str, Any]]:

@@ -8,10 +8,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from llmtool.core.errors import DataError
+
 if TYPE_CHECKING:
     import pandas as pd
 
     from llmtool.data.sources import Chunk
+
+TOO_LONG = "longer than data.encode.length"  # the reason of a writer for a row that is dropped, not bad
+
+
+class RowError(DataError):
+    """Data that is refused for one row; file: its number in the source, which the stage turns into a name."""
+
+    def __init__(self, file: int, line: int, message: str) -> None:
+        super().__init__(message)
+        self.file, self.line = file, line
+
 
 Chunks = Callable[[], Iterator["Chunk"]]  # each call reads the rows again from the start
 

@@ -7,7 +7,7 @@ mended: only the user knows whether a column is known before the target is.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,7 +85,7 @@ class Sample:
         if mask.any() and self.characters < SAMPLE_CHARACTERS:
             self.parts.append((chunk.frame.loc[mask], codes[mask], chunk.file[mask], chunk.line[mask]))
             if self.text is not None:
-                self.characters += sum(map(len, _texts(self.parts[-1][0], self.text)))
+                self.characters += sum(map(len, texts(self.parts[-1][0], self.text)))
 
     @property
     def rows(self) -> int:
@@ -166,18 +166,18 @@ def of_table(
     return found
 
 
-def of_text(sample: Sample, columns: str | list[str]) -> list[Finding]:
-    """Documents of validation and test that nearly stand in train."""
-    texts = [text for frame, *_ in sample.parts for text in _texts(frame, columns)]
+def of_text(sample: Sample, read: Callable[[Any], list[str]]) -> list[Finding]:
+    """Documents of validation and test that nearly stand in train. read: the texts of a frame's rows."""
+    found = [text for frame, *_ in sample.parts for text in read(frame)]
     code = np.concatenate([codes for _, codes, _, _ in sample.parts])
     places = [f"{sample.paths[f]}:{line}" for _, _, files, lines in sample.parts
               for f, line in zip(files.tolist(), lines.tolist(), strict=True)]  # fmt: skip
     return _pairs(
-        "document", near_documents(texts, code), code, places, "are nearly the same as one of train"
+        "document", near_documents(found, code), code, places, "are nearly the same as one of train"
     )
 
 
-def _texts(frame: Any, columns: str | list[str]) -> list[str]:
+def texts(frame: Any, columns: str | list[str]) -> list[str]:
     """The text of each row; "" where it is none, which the encoder refuses."""
     return [text if isinstance(text, str) else "" for text in texts_of(frame, columns)]
 

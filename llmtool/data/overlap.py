@@ -23,8 +23,9 @@ _INVERSE = np.uint64(pow(int(_BASE), -1, 2**64))
 def overlap(dataset: Dataset, split: str) -> dict[str, Any]:
     """How many documents (or stretches, data.batches.unit_edges) of a split share a run of tokens with train.
 
-    Returns run (its tokens), units, shared (units with at least one such run), share, runs_shared (share of
-    all runs), note, and examples: the first shared run of up to five units, as [unit, first token, end].
+    Of conversations only runs of what is learned count. Returns run (its tokens), units, shared (units with
+    at least one such run), share, runs_shared (share of all runs), note, and examples: the first shared run
+    of up to five units, as [unit, first token, end].
     """
     inputs = dataset.inputs
     assert isinstance(inputs, Tokens), "overlap is of texts"
@@ -34,6 +35,9 @@ def overlap(dataset: Dataset, split: str) -> dict[str, Any]:
     hashes = _runs(np.asarray(scored.arrays["tokens"]), run)
     unit = np.searchsorted(edges, np.arange(len(hashes)), side="right") - 1
     inside = np.arange(len(hashes)) + run <= edges[unit + 1] if len(hashes) else np.zeros(0, bool)
+    if "trained" in scored.arrays and len(hashes):  # system prompts and headings stand in every conversation
+        answers = np.cumsum(np.concatenate([[0], np.asarray(scored.arrays["trained"]) > 0]))
+        inside &= answers[run:] - answers[:-run] == run
     keys = np.unique(hashes[inside])
     found = np.zeros(len(keys), bool)
     for start in range(0, min(len(train), MOST), CHUNK):

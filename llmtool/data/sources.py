@@ -1,4 +1,4 @@
-"""Where rows come from: CSV, TSV, JSON lines, text and Parquet; files, folders or globs; read in chunks."""
+"""Where rows come from: CSV, TSV, text and Parquet (JSON beside it); files, folders, globs; in chunks."""
 
 from __future__ import annotations
 
@@ -223,7 +223,9 @@ def frame(columns: list[str], rows: list[Any], index: np.ndarray) -> pd.DataFram
     return pd.DataFrame(data, index=index, dtype=object, columns=pd.Index(columns, dtype=object))
 
 
-class _TextSource(Source):
+class DecodedSource(Source):
+    """A source of text in some encoding."""
+
     encoding: str = Field(
         default="utf-8", description="of the bytes: utf-8 (a mark is fine), latin-1, utf-16, ..."
     )
@@ -243,7 +245,7 @@ class _TextSource(Source):
 # --- tables -----------------------------------------------------------------------------------------------
 
 
-class CsvSource(_TextSource):
+class CsvSource(DecodedSource):
     """Tables of delimited text. Every cell is text; the words NA, None and null stay what they are."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".csv",)
@@ -347,30 +349,6 @@ def _difference(expected: list[str], found: list[str]) -> str:
     return "; ".join(parts) or "the same names in another order"
 
 
-class JsonlSource(_TextSource):
-    """One JSON object a line. A key that a line lacks is missing there; a nested value becomes JSON text."""
-
-    suffixes: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson")
-
-    format: Literal["jsonl"]
-
-    def _records(self, path: Path, layout: Layout) -> Iterator[Record | BadRow]:
-        known = set(layout.columns)
-        for number, text, whole in readers.lines(path, self.encoding, readers.LINE_LIMIT, thin=layout.thin):
-            if not text.strip():
-                continue
-            problem = readers.flaw(text, self.encoding) if whole else _too_long("line")
-            row = problem or readers.json_row(text)
-            if isinstance(row, str):
-                yield BadRow(str(path), number, row, text)
-                continue
-            for name in row.keys() - known:
-                known.add(name)
-            if len(known) > len(layout.columns):
-                layout.columns += [name for name in row if name not in set(layout.columns)]
-            yield number, row
-
-
 class ParquetSource(Source):
     """Apache Parquet (`pip install llmtool[data]`). Dates become ISO text, decimals numbers, lists JSON."""
 
@@ -436,7 +414,7 @@ def _cell(value: Any) -> Any:
 # --- text -------------------------------------------------------------------------------------------------
 
 
-class TextSource(_TextSource):
+class TextSource(DecodedSource):
     """Plain text in one column, `text`. Line ends become \\n."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".txt", ".text", ".md")
@@ -461,7 +439,7 @@ class TextSource(_TextSource):
             if self.documents == "blank":
                 found = self._paragraphs(found)
         for number, text, whole in found:
-            problem = readers.flaw(text, self.encoding) if whole else _too_long(self.documents)
+            problem = readers.flaw(text, self.encoding) if whole else too_long(self.documents)
             if problem:
                 yield BadRow(str(path), number, problem, text)
             elif self.documents == "file" or text.strip():  # blank lines are no documents
@@ -493,5 +471,7 @@ class TextSource(_TextSource):
             yield start, "\n".join(held), whole
 
 
-def _too_long(what: str) -> str:
-    return f"a {'paragraph' if what == 'blank' else 'line'} of more than {readers.LINE_LIMIT:,} characters"
+def too_long(what: str) -> str:
+    """The reason for a row that is cut off; what: a line, an object, or the kind of a text's documents."""
+    name = {"blank": "a paragraph", "object": "an object"}.get(what, "a line")
+    return f"{name} of more than {readers.LINE_LIMIT:,} characters"

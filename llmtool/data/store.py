@@ -25,7 +25,7 @@ FORMAT = 1
 CARD = "card.json"
 MAX_CARD_BYTES = 256_000_000
 MOST_SOURCES = 20  # files that are links of their own; more of them are one
-_TYPES = ("<f4", "<f8", "<i8", "<u2", "<u4")
+_TYPES = ("<f4", "<f8", "<i8", "<u2", "<u4", "|u1")
 _BUFFER = 1 << 20
 
 
@@ -49,6 +49,10 @@ class ArrayWriter:
         with files.disk_errors(self.path, len(view)):
             self._file.write(view)
         self.rows += len(data)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):  # of an encoding that an error has ended
+            self._file.close()
 
     def close(self) -> dict[str, Any]:
         """The array's entry in the card."""
@@ -291,7 +295,8 @@ def _array_is_sound(array: dict[str, Any]) -> bool:
 
 
 def _first(arrays: dict[str, np.ndarray], limit: int, rows: int) -> tuple[dict[str, np.ndarray], int]:
-    """The beginning of a split's arrays: `limit` rows, or `limit` tokens with their documents."""
+    """The beginning of a split's arrays: `limit` rows, or `limit` tokens with their documents; of
+    conversations those that lie in it whole, one at least."""
     if "documents" not in arrays or "targets" in arrays:
         parts = {key: array[:limit] for key, array in arrays.items() if key != "tokens"}
         if "tokens" in arrays:  # of labelled texts, one a row
@@ -300,7 +305,11 @@ def _first(arrays: dict[str, np.ndarray], limit: int, rows: int) -> tuple[dict[s
             ]
         return parts, min(limit, rows)
     count = min(int(np.searchsorted(arrays["documents"], limit)) + 1, len(arrays["documents"]))
-    parts = {key: array[: limit if key == "tokens" else count] for key, array in arrays.items()}
+    if "trained" in arrays and count:
+        count = max(1, int(np.searchsorted(arrays["documents"], limit, side="right")))
+        limit = int(arrays["documents"][count - 1])
+    stream = ("tokens", "trained")
+    parts = {key: array[: limit if key in stream else count] for key, array in arrays.items()}
     return parts | {"documents": np.minimum(parts["documents"], limit)}, rows
 
 

@@ -404,8 +404,11 @@ def _stream(split: Split) -> Stream:
 
 
 def _by_unit(split: Split, nats: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """(3, u) sums over the units that a model's evidence has; a document's first token is never scored."""
+    """(3, u) sums over the units that a model's evidence has; a document's first token is never scored, nor
+    what nobody learns of a conversation."""
     scored = np.ones(len(nats))
+    if "trained" in split.arrays:
+        scored *= np.asarray(split.arrays["trained"]) > 0
     scored[np.concatenate([[0], np.asarray(split.arrays["documents"][:-1], np.int64)])] = 0
     starts = unit_edges(split)[:-1]
     return np.stack([np.add.reduceat(part * scored, starts) for part in (nats, np.ones(len(nats)), right)])

@@ -24,7 +24,7 @@ from llmtool.models.encoder import Encoder
 from llmtool.stages.checkpoints import CARD_FILE, Start, fingerprint, lineage, made_from
 from llmtool.tasks import TaskConfig, default_task
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 @dataclass
@@ -208,9 +208,20 @@ def _assembled(
     precision.apply()
     set_determinism(experiment.deterministic)
     task = task_config.build({**dataset.card, "targets": targets})
+    _stop_where_it_learns_to(model, dataset.card["encoder"].get("stop"))
     return Assembled(
         model.to(device), task_config, task, dataset, targets, experiment.seed, device, precision, before
     )
+
+
+def _stop_where_it_learns_to(model: nn.Module, stop: list[int] | None) -> None:
+    """Have the saved model's config.json name the tokens that end a turn of its chats, so that others' tools
+    stop there too: a base model's end token is another one than its new template's."""
+    if stop:
+        carried = vars(model).setdefault("carried", {})
+        known = carried.get("eos_token_id", [])
+        both = dict.fromkeys([*stop, *(known if isinstance(known, list) else [known])])
+        carried["eos_token_id"] = [token for token in both if token is not None]
 
 
 def refuse_unknown_figures(experiment: Experiment, dataset: Dataset) -> None:
@@ -251,12 +262,26 @@ def _refuse_other_tokenizer(dataset: Dataset, start: Start) -> None:
             f"the data was prepared with another tokenizer than {start.directory} learned with; "
             f"set data.encode.{use}"
         )
+    mine, its = (card["encoder"].get("template") for card in (dataset.card, start.card))
+    if mine and its and mine["hash"] != its["hash"]:
+        raise ConfigError(
+            f"the data was rendered with the chat template {mine['name']} ({mine['hash']}), and "
+            f"{start.directory} speaks another, {its['name']} ({its['hash']}): set "
+            f"data.encode.{_same_template(start)}"
+        )
     vocabulary, most = dataset.card["inputs"]["vocabulary"], start.card["inputs"]["vocabulary"]
     if vocabulary > most:
         raise ConfigError(
             f"the data's tokenizer has {vocabulary:,} tokens and {start.directory} knows {most:,}: "
             "it is not the tokenizer of this model"
         )
+
+
+def _same_template(start: Start) -> str:
+    """How data is prepared with the template of the start."""
+    if start.dataset is not None:
+        return f"like: {start.directory}"
+    return f"tokenizer: {{kind: file, path: {start.directory}}} and template: auto"
 
 
 def _of_inputs(encoder: dict[str, Any]) -> dict[str, Any]:

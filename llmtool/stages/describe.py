@@ -17,7 +17,8 @@ from torch import nn
 from llmtool.core.config import Section
 from llmtool.core.console import bytes_, count
 from llmtool.core.contracts import Features, InputSpec, OutputSpec, Tokens
-from llmtool.data.store import Dataset
+from llmtool.data.chat import card_of
+from llmtool.data.store import Dataset, input_spec
 from llmtool.models import ModelConfig
 from llmtool.models.accounting import Accounting, Component, OptimizerName, account
 
@@ -87,20 +88,23 @@ class Subject:
 
 def expected_inputs(encode: Any) -> tuple[InputSpec | None, str]:
     """What an `encode:` section will give, before `prepare`, and a note where that is a guess or unknown."""
+    if encode.like is not None and encode.as_ == "chat":
+        return input_spec(card_of(encode.like)["inputs"]), ""
     if encode.like is not None:
         return Dataset.open(encode.like).inputs, ""
     if encode.as_ == "text":
         return None, "the classes, and with them the size of the head, are known after `llmtool prepare`"
-    if encode.as_ != "tokens":
+    if encode.gives is not Tokens:
         return None, "the number of features, and with it every size, is known after `llmtool prepare`"
     tokenizer = encode.tokenizer
+    added = len(encode.added_tokens()) if encode.as_ == "chat" else 0
     if tokenizer.kind == "characters":
         return Tokens(CHARACTERS), f"a vocabulary of {CHARACTERS} characters, until `llmtool prepare`"
     if tokenizer.kind == "bpe":
         return Tokens(
-            tokenizer.vocabulary
+            tokenizer.vocabulary + added
         ), "the vocabulary is the configured one; a short text may give less"
-    return Tokens(tokenizer.fit(lambda: iter(())).vocabulary), ""  # bytes and files read no text
+    return Tokens(tokenizer.fit(lambda: iter(())).vocabulary + added), ""  # bytes and files read no text
 
 
 def describe(subject: Subject) -> dict[str, Any]:
@@ -198,10 +202,10 @@ def _memory(figures: Accounting, subject: Subject) -> dict[str, Any]:
 
 def _data(card: dict[str, Any], figures: Accounting | None) -> dict[str, Any]:
     splits = {
-        name: {key: meta[key] for key in ("rows", "tokens", "documents") if key in meta}
+        name: {key: meta[key] for key in ("rows", "tokens", "documents", "trained") if key in meta}
         for name, meta in card["splits"].items()
     }
-    unit = "tokens" if card["encoding"] == "tokens" else "rows"
+    unit = "tokens" if card["inputs"]["kind"] == "tokens" else "rows"
     available = splits.get("train", {}).get(unit, 0)
     result = {"encoding": card["encoding"], "splits": splits, "unit": unit, "available": available}
     result |= {"targets": _targets(card["targets"]), "notes": list(card.get("notes", []))}

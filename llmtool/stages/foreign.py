@@ -10,7 +10,7 @@ from llmtool.core import files
 from llmtool.core.contracts import Classes, NextToken, Tokens, Values
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.core.files import HashFile
-from llmtool.data import tokenizers
+from llmtool.data import templates, tokenizers
 from llmtool.data.tokenizers import FileTokenizer
 from llmtool.models import peft_files, pretrained
 from llmtool.models.encoder import Encoder
@@ -22,7 +22,7 @@ READ = (
     "generation_config.json",
     tokenizers.FILE,
     tokenizers.CONFIG,
-    "chat_template.jinja",
+    templates.FILE,
     "*.safetensors",
     "*.safetensors.index.json",
 )
@@ -61,7 +61,7 @@ def task_and_card(directory: Path) -> tuple[dict[str, Any] | None, dict[str, Any
         "encoding": "tokens",
         "inputs": {"kind": "tokens", "vocabulary": inputs.vocabulary},
         "targets": {"kind": "next_token", "vocabulary": outputs.vocabulary},
-        "encoder": {"as": "tokens", "tokenizer": _tokenizer(directory)},
+        "encoder": {"as": "tokens", "tokenizer": _tokenizer(directory), **_template(directory)},
     }
     return {"kind": "language"}, card
 
@@ -91,6 +91,14 @@ def _tokenizer(directory: Path) -> dict[str, Any] | None:
         return FileTokenizer(kind="file", path=str(directory)).fit(lambda: iter(())).state()
     except DataError as error:
         raise ConfigError(str(error)) from None
+
+
+def _template(directory: Path) -> dict[str, Any]:
+    """The chat template beside the model, if there is one, as an encoder's state has it."""
+    found = templates.own(directory)
+    if found is None:
+        return {}
+    return {"template": {"name": f"of {directory}", "hash": templates.hash_of(found[1]), "text": found[1]}}
 
 
 def fingerprint(directory: Path, hash_file: HashFile | None = None) -> str:

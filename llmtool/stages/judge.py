@@ -11,7 +11,7 @@ import numpy as np
 from llmtool.core import console
 from llmtool.core.contracts import Tally, Tokens
 from llmtool.data import decoding, overlap
-from llmtool.data.batches import FEW, is_labelled, unit_edges
+from llmtool.data.batches import in_stretches, is_labelled, unit_edges
 from llmtool.data.store import Dataset, Split
 from llmtool.evaluation import EvaluateConfig, baselines, compare, examples, slices
 from llmtool.evaluation.baselines import Baseline
@@ -116,10 +116,7 @@ def _no_against(tallies: Mapping[str, Tally], simple: Sequence[Baseline], figure
 
 def _stretches(dataset: Dataset, split: str) -> bool:
     """Whether the units of this split are stretches of one length, of a text that has few documents."""
-    found = dataset.split(split)
-    if not isinstance(dataset.inputs, Tokens) or is_labelled(found):
-        return False
-    return len(found.arrays["documents"]) < FEW
+    return isinstance(dataset.inputs, Tokens) and in_stretches(dataset.split(split))
 
 
 def _overlap(dataset: Dataset, splits: Sequence[str]) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +15,10 @@ import numpy as np
 
 from llmtool.core import files
 from llmtool.core.errors import DataError
-from llmtool.data import DataConfig, leakage
+from llmtool.data import DataConfig, audit, leakage
+from llmtool.data.chat import ChatEncode, ChatEncoder
 from llmtool.data.cleaning import Masks, clean, contents
-from llmtool.data.encoding import Encoder
+from llmtool.data.encoding import TOO_LONG, Encoder, RowError
 from llmtool.data.features import FeatureEncoder
 from llmtool.data.labelled import TextEncode
 from llmtool.data.readers import BadRow
@@ -23,6 +26,7 @@ from llmtool.data.sources import SPLITS, Chunk, Source
 from llmtool.data.splitting import DROPPED, Assigned, RowTable, labels
 from llmtool.data.store import CARD, make_card
 from llmtool.data.targets import NOT_IN_TRAIN
+from llmtool.data.templates import FILE as TEMPLATE_FILE
 from llmtool.data.tokens import TokensEncode
 
 if TYPE_CHECKING:
@@ -70,10 +74,14 @@ def prepare(
     reading = _Reading(data, rows, columns, code, before, progress)
     encoder.fit(lambda: reading.rows("fitting", code == 0))
     names = [str(path) for path in data.source.files()]
-    sample = leakage.Sample.of(code, len(columns), names, seed, getattr(data.encode, "text", None))
+    text = encoder.columns(columns)[:1] if isinstance(encoder, ChatEncoder) else None
+    text = text or getattr(data.encode, "text", None)
+    sample = leakage.Sample.of(code, len(columns), names, seed, text)
     kept, splits = _write(encoder, reading, scan, directory, sample)
     _refuse_bad(data, scan)
     ledger = _ledger(scan, assigned, kept)
+    if isinstance(encoder, ChatEncoder):
+        ledger |= audit.account(encoder, names, directory)
     found = _leaks(data, encoder, sample, directory)
     notes = [*assigned.notes, *encoder.notes, *found]
     card = make_card(
@@ -88,7 +96,7 @@ def prepare(
 
 def _written(directory: Path) -> list[Path]:
     """The files of an encoded dataset."""
-    patterns = [*(f"{split}.*.bin" for split in SPLITS), "tokenizer*.json"]
+    patterns = [*(f"{split}.*.bin" for split in SPLITS), "tokenizer*.json", TEMPLATE_FILE, audit.FILE]
     return [path for pattern in patterns for path in sorted(directory.glob(pattern)) if not path.is_dir()]
 
 
@@ -108,8 +116,8 @@ def _stamps(data: DataConfig) -> list[tuple[str, int, int]]:
 
 
 def _columns(data: DataConfig, rows: _Rows) -> list[str]:
-    """All columns of the source. JSON lines may bring new ones anywhere: they are read to the end."""
-    if data.source.format != "jsonl":
+    """All columns of the source. JSON objects may bring new ones anywhere: they are read to the end."""
+    if data.source.format not in ("jsonl", "json"):
         return list(next(data.source.read(rows=1)).frame.columns)
     columns: list[str] = []
     for chunk in rows:
@@ -393,10 +401,12 @@ def _write(
             mask = codes == code
             if mask.any():
                 part = chunk.take(mask)
-                reasons = writers[code].add(part)
+                with _named(sample.paths):
+                    reasons = writers[code].add(part)
                 kept[SPLITS[code]] += int(mask.sum()) - len(reasons)
                 _refuse(scan, part, reasons, sample.paths)
-    splits = {SPLITS[code]: writer.close() for code, writer in writers.items()}
+    with _named(sample.paths):
+        splits = {SPLITS[code]: writer.close() for code, writer in writers.items()}
     for name in splits:
         if not kept[name]:
             left = _counts_of(scan, scan.fates[0])
@@ -404,8 +414,18 @@ def _write(
     return kept, splits
 
 
+@contextmanager
+def _named(paths: list[str]) -> Iterator[None]:
+    """Puts file and line of the row for which an encoder refuses the data in front of its error."""
+    try:
+        yield
+    except RowError as error:
+        raise DataError(f"{paths[error.file]}, line {error.line}: {error}") from None
+
+
 def _refuse(scan: _Scan, chunk: Chunk, reasons: dict[int, str], paths: list[str]) -> None:
-    """Account for rows the encoder cannot take: cells it cannot read are bad, an unknown class is not."""
+    """Account for rows the encoder cannot take: cells it cannot read are bad; an unknown class, or a
+    conversation that is too long, is not."""
     if not reasons:
         return
     import pandas as pd
@@ -414,7 +434,7 @@ def _refuse(scan: _Scan, chunk: Chunk, reasons: dict[int, str], paths: list[str]
     for row, (ordinal, reason) in zip(
         chunk.frame.index.get_indexer(pd.Index(list(reasons))), reasons.items(), strict=True
     ):
-        kind = "dropped" if reason == NOT_IN_TRAIN else "quarantined"
+        kind = "dropped" if reason in (NOT_IN_TRAIN, TOO_LONG) else "quarantined"
         fates[row] = scan.fates[0][ordinal] = scan.fate(kind, reason)
     _quarantine(scan, chunk, fates, paths)
 
@@ -429,8 +449,10 @@ def _leaks(data: DataConfig, encoder: Encoder, sample: leakage.Sample, directory
         kind = encoder.targets["kind"]
         found = leakage.of_table(sample.table(), inputs, encoder.target_names, kind, data.split.by)
     else:
-        assert isinstance(data.encode, TokensEncode | TextEncode)
-        found = leakage.of_text(sample, data.encode.text)
+        assert isinstance(data.encode, TokensEncode | TextEncode | ChatEncode)
+        columns = getattr(data.encode, "text", "")
+        read = encoder.texts if isinstance(encoder, ChatEncoder) else partial(leakage.texts, columns=columns)
+        found = leakage.of_text(sample, read)
     document = {"rows": sample.rows, "findings": [asdict(one) for one in found]}
     files.write_json(directory / LEAKAGE, files.plain(document))
     warnings = [one for one in found if one.warning]

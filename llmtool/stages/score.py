@@ -14,6 +14,9 @@ from llmtool.core.contracts import NextToken, Tally, Tokens
 from llmtool.core.environment import code_version
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.data.batches import unit_edges
+from llmtool.data.chat import ChatEncoder
+from llmtool.data.conversations import BadConversation
+from llmtool.data.rendering import Renderer
 from llmtool.data.store import Dataset, Split
 from llmtool.data.tokenizers import FittedTokenizer
 from llmtool.evaluation import EvaluateConfig, SamplesConfig, kept, requirements
@@ -184,12 +187,17 @@ def samples(assembled: Assembled, config: SamplesConfig) -> list[dict[str, Any]]
     if not isinstance(assembled.task_config.outputs(assembled.dataset.card["targets"]), NextToken):
         raise ConfigError("evaluate.samples: is for language models; this model writes no text")
     dataset = assembled.dataset
-    tokenizer = FittedTokenizer.from_state(dataset.card["encoder"]["tokenizer"], dataset.directory)
+    state = dataset.card["encoder"]
+    writer: Renderer | FittedTokenizer
+    if dataset.card["encoding"] == "chat":
+        writer = ChatEncoder.from_state(state, dataset.directory).fitted
+    else:
+        writer = FittedTokenizer.from_state(state["tokenizer"], dataset.directory)
     found: list[dict[str, Any]] = []
     for at, prompt in enumerate(config.prompts):
         for copy in range(config.count):
             try:
-                written = _text(assembled, config, tokenizer, prompt, (at, copy))
+                written = _text(assembled, config, writer, prompt, (at, copy))
                 found.append({"prompt": prompt, "text": written, "missing": ""})
             except FloatingPointError as error:
                 found.append({"prompt": prompt, "text": prompt, "missing": str(error)})
@@ -199,12 +207,13 @@ def samples(assembled: Assembled, config: SamplesConfig) -> list[dict[str, Any]]
 def _text(
     assembled: Assembled,
     config: SamplesConfig,
-    tokenizer: FittedTokenizer,
+    writer: Renderer | FittedTokenizer,
     prompt: str,
     number: tuple[int, int],
 ) -> str:
-    """The prompt and its continuation, without the end-of-text token."""
-    ids = tokenizer.ids(tokenizer.encode([prompt]))[0].tolist()
+    """The prompt (of a chat model: as the template puts a user's turn) and its continuation, without the
+    token that ends it."""
+    ids, stop, tokenizer = _begun(writer, prompt)
     with assembled.precision.autocast(assembled.device):
         ids = generate(
             cast(Transformer, assembled.model),
@@ -213,11 +222,22 @@ def _text(
             temperature=config.temperature,
             top_k=config.top_k,
             seed=seeds.derive(assembled.seed, "sample", *number),
-            stop=() if tokenizer.end is None else (tokenizer.end,),
+            stop=stop,
         )
-    if tokenizer.end is not None and ids[-1] == tokenizer.end:
-        ids = ids[:-1]
-    return tokenizer.decode(ids)
+    return tokenizer.decode(ids[:-1] if ids[-1] in stop else ids)
+
+
+def _begun(
+    writer: Renderer | FittedTokenizer, prompt: str
+) -> tuple[list[int], tuple[int, ...], FittedTokenizer]:
+    """The ids that a model goes on from, those that end what it writes, and the tokenizer."""
+    if isinstance(writer, FittedTokenizer):
+        stop = () if writer.end is None else (writer.end,)
+        return writer.ids(writer.encode([prompt]))[0].tolist(), stop, writer
+    try:
+        return writer.prompt([{"role": "user", "content": prompt}]), writer.stop, writer.tokenizer
+    except BadConversation as error:
+        raise ConfigError(f"evaluate.samples: {error}") from None
 
 
 def first_token(dataset: Dataset, seed: int) -> int:

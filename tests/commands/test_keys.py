@@ -56,7 +56,7 @@ READERS: dict[str, set[str]] = {
     "evaluate": {"evaluate"},
 }
 # Before there is a dataset, describe guesses from these.
-GUESSED = ("data.encode.as", "data.encode.like", "data.encode.tokenizer")
+GUESSED = ("data.encode.as", "data.encode.like", "data.encode.tokenizer", "data.encode.template")
 
 
 class Beside(dict[str, Any]):
@@ -72,7 +72,10 @@ OTHERS: dict[str, Any] = {
     "_Fractions.train": Beside(train=0.7, validation=0.2, test=0.1),
     "_Fractions.validation": Beside(train=0.7, validation=0.2, test=0.1),
     "_Fractions.test": Beside(train=0.7, validation=0.1, test=0.2),
-    "_TextSource.encoding": "latin-1",
+    "DecodedSource.encoding": "latin-1",
+    "ChatEncode.template": "my.jinja",
+    "ChatEncode.columns": {"messages": "x"},
+    "ChatEncode.long": Beside(long="cut", length=64),
     "Filter.drop": Beside(keep=None, drop=["x"]),
     "Filter.matches": Beside(keep=None, matches="x"),
     "Normalize.lower": Beside(lower=False, strip=True),
@@ -147,7 +150,9 @@ FRACTIONS = [{"by": by} for by in ("stratified", "hash", "order")]
 FRACTIONS += [{"by": by, "on": "a"} for by in ("grouped", "time")]
 # Section -> its other forms, so that each member of each union is met.
 FORMS: dict[str, list[dict[str, Any]]] = {
-    "data.source": [{"format": name, "path": f"a.{name}"} for name in ("tsv", "jsonl", "parquet", "text")],
+    "data.source": [
+        {"format": name, "path": f"a.{name}"} for name in ("tsv", "jsonl", "json", "parquet", "text")
+    ],
     "data.split": [*FRACTIONS, {"by": "column", "on": "a"}],
     "data.encode": [
         {"as": "features", "like": "old"},
@@ -157,6 +162,8 @@ FORMS: dict[str, list[dict[str, Any]]] = {
         {"as": "tokens", "tokenizer": {"kind": "file", "path": "tok.json"}},
         {"as": "tokens", "tokenizer": {"kind": "bpe"}},
         {"as": "tokens", "like": "old"},
+        {"as": "chat", "tokenizer": {"kind": "bytes"}, "template": "chatml"},
+        {"as": "chat", "like": "old"},
         {"as": "text", "target": "y"},
         {"as": "text", "like": "old"},
     ],
@@ -313,7 +320,8 @@ CARD_DATA = {"fingerprint": "d", "notes": [], "splits": {}, "sources": []}
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory with all the files that the documents name; no GPU."""
-    names = [f"{stem}.{kind}" for stem in ("a", "b") for kind in ("csv", "tsv", "jsonl", "parquet", "text")]
+    kinds = ("csv", "tsv", "jsonl", "json", "parquet", "text")
+    names = [*(f"{stem}.{kind}" for stem in ("a", "b") for kind in kinds), "my.jinja"]
     for name in [*names, "a.txt", "other.csv", "tok.json", "old/tokenizer.json", "oldx/tokenizer.json"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)

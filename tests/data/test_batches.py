@@ -9,8 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmtool.core.contracts import IGNORE, Batch
-from llmtool.core.errors import DataError
-from llmtool.data.batches import FeatureBatches, TextBatches, TokenBatches, open_batches, unit_edges
+from llmtool.core.errors import ConfigError, DataError
+from llmtool.data.batches import (
+    ChatBatches,
+    FeatureBatches,
+    TextBatches,
+    TokenBatches,
+    open_batches,
+    unit_edges,
+)
 from llmtool.data.store import ArrayWriter, Dataset, Split, make_card
 
 
@@ -316,3 +323,89 @@ def test_texts_of_like_length_come_together_in_another_order_each_epoch() -> Non
     assert sum(sizes) < 1.1 * sum(lengths)  # by chance alone it is 1.9
     assert np.std(sizes[:64]) > 1000  # short and long batches are mixed
     assert batches.where(0, 1) == [f"a.csv:{epochs[0][0] + 2} (row {epochs[0][0] + 1} of train)"]
+
+
+# --- conversations ---
+
+
+def chats(lengths: list[int], context: int, packing: bool = True, seed: int = 0) -> ChatBatches:
+    """Token i of the stream is i + 1000; every third is learned, and the last of each conversation."""
+    ends = np.cumsum(lengths).astype(np.int64)
+    total = int(ends[-1])
+    trained = np.arange(total) % 3 == 0
+    trained[ends - 1] = True
+    origin = np.stack([np.zeros(len(ends), np.int64), np.arange(len(ends)) + 1], axis=1)
+    tokens = np.arange(1000, 1000 + total).astype(np.uint16)
+    arrays = {"tokens": tokens, "documents": ends, "origin": origin, "trained": trained.astype(np.uint8)}
+    return ChatBatches(Split("train", len(ends), arrays, {}, ["data/chats.json"]), context, seed, packing)
+
+
+def targets_of(batches: ChatBatches, found: Batch) -> dict[int, int]:
+    """Token -> the target that stands at it, of the tokens that are no padding."""
+    segments = found.inputs > 0
+    return dict(zip(found.inputs[segments].tolist(), found.targets[segments].tolist(), strict=True))
+
+
+SIZES = st.lists(st.integers(2, 30), min_size=1, max_size=25)
+
+
+@given(SIZES, st.integers(29, 60), st.booleans())
+@settings(deadline=None)
+def test_every_conversation_stands_whole_in_one_row_of_an_epoch(
+    sizes: list[int], context: int, packing: bool
+) -> None:
+    batches = chats(sizes, context, packing)
+    ends = np.cumsum(sizes)
+    for found in (batches.batch(3 * batches.rows, batches.rows), next(batches.in_order(1000))):
+        assert found.inputs.shape[1] == batches.tokens_per_row <= context
+        seen = targets_of(batches, found)
+        inputs = [token for token in range(1000, 1000 + int(ends[-1])) if token - 999 not in ends]
+        assert sorted(seen) == inputs  # all but the last token of each, once
+        for token, target in seen.items():
+            following = token - 999  # its place in the stream
+            learned = following % 3 == 0 or following + 1 in ends
+            assert target == (token + 1 if learned else IGNORE)
+        assert (found.targets[found.inputs == 0] == IGNORE).all()
+        if packing:
+            assert found.segments is not None
+            assert torch.equal(found.segments > 0, found.inputs > 0)
+            for row, segments in zip(found.inputs.tolist(), found.segments.tolist(), strict=True):
+                for number in range(1, max(segments) + 1):
+                    part = [token for token, segment in zip(row, segments, strict=True) if segment == number]
+                    assert part == list(range(part[0], part[0] + len(part)))
+        else:
+            assert found.segments is None
+            assert len(found) == len(sizes)
+
+
+def test_rows_of_conversations_are_permuted_and_pure() -> None:
+    batches = chats([9] * 40, 20)
+    assert batches.rows == 20
+    whole = batches.batch(5, 50)
+    parts = [batches.batch(at, 10) for at in (45, 5, 35, 15, 25)]
+    assert torch.equal(torch.cat([parts[1].inputs, parts[3].inputs]), whole.inputs[:20])
+    assert not torch.equal(batches.batch(0, 20).inputs, batches.batch(20, 20).inputs)
+    assert batches.batch(0, 20).inputs.sort(0).values.equal(batches.batch(20, 20).inputs.sort(0).values)
+
+
+def test_units_are_conversations_however_few_there_are() -> None:
+    batches = chats([9, 5, 30], 41)
+    found = list(batches.in_order(2))
+    assert [part.units.tolist() for part in found if part.units is not None] == [[[0, 1, 2]]]
+    assert unit_edges(batches._split).tolist() == [0, 9, 14, 44]
+    alone = list(chats([9, 5, 30], 41, packing=False).in_order(2))
+    assert [part.units.tolist() for part in alone if part.units is not None] == [[[0], [1]], [[2]]]
+
+
+def test_rows_of_conversations_are_named() -> None:
+    batches = chats([9, 9, 9], 40)
+    assert batches.where(0, 1) == ["chats.json:1, chats.json:2, chats.json:3 (row 1 of train)"]
+    assert batches.lengths(0, 1) == [24]
+
+
+def test_a_conversation_beyond_the_context_is_an_error_that_names_it() -> None:
+    with pytest.raises(
+        ConfigError, match=r"data.encode.length: a conversation of train has 30 tokens .chats.json:2.*28"
+    ):
+        chats([9, 30], 28)
+    chats([9, 29], 28)  # its last token is a target only

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import readers
-from llmtool.data.sources import Chunk, CsvSource, JsonlSource, ParquetSource, Source, TextSource, TsvSource
+from llmtool.data.json_sources import JsonlSource, JsonSource
+from llmtool.data.sources import Chunk, CsvSource, ParquetSource, Source, TextSource, TsvSource
 
 
 def read(source: Source, rows: int = 8192) -> tuple[list[list], list[tuple[int, str]], list[Chunk]]:
@@ -430,3 +431,68 @@ def test_tsv_is_tab_separated(tmp_path: Path) -> None:
     path = put(tmp_path / "a.tsv", "a,b\tc\n1,2\t3\n")
     source = TsvSource.model_validate({"format": "tsv", "path": str(path)})
     assert read(source)[0] == [["1,2", "3"]]
+
+
+# --- a JSON array -----------------------------------------------------------------------------------------
+
+
+def json_array(path: Path) -> JsonSource:
+    return JsonSource.model_validate({"format": "json", "path": str(path)})
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 18])
+def test_an_array_is_read_by_element_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(readers, "BLOCK", block)
+    data = '\n[\n  {"a": "x, ]}\\" [", "b": [1, {"c": "ü"}]},\n\n  {"a":\n 2},{"b": null},\n 7,\n {"a": }]\n'
+    values, bad, chunks = read(json_array(put(tmp_path / "a.json", data)))
+    assert values == [['x, ]}" [', '[1, {"c": "ü"}]'], [2, None], [None, None]]
+    assert chunks[0].line.tolist() == [3, 5, 6]
+    assert bad == [(7, "not a JSON object"), (8, "not JSON: Expecting value at character 7")]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ('{"a": 1}\n{"a": 2}\n', "say `format: jsonl`"),
+        ("   \n", "no JSON array"),
+        ('[{"a": 1},\n{"a": "open}]', r"line 2: the array ends in the middle.*1 row of it could be read"),
+        ('[{"a": 1}', "ends in the middle"),
+        ('[{"a": 1}] {"a": 2}', "after the end of the array"),
+        ('[{"a": 1}}, {"a": 2}]', "after the end of the array"),
+    ],
+)
+def test_what_is_no_array(tmp_path: Path, data: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(json_array(put(tmp_path / "a.json", data)))
+
+
+def test_an_array_in_lines_is_named(tmp_path: Path) -> None:
+    source = JsonlSource.model_validate(
+        {"format": "jsonl", "path": str(put(tmp_path / "a.jsonl", "[\n{}\n]"))}
+    )
+    with pytest.raises(DataError, match="format: json"):
+        read(source)
+
+
+def test_an_object_that_is_too_long_costs_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "LINE_LIMIT", 1000)
+    monkeypatch.setattr(readers, "BLOCK", 100)
+    long = json.dumps({"a": ["word"] * 500})
+    values, bad, _ = read(json_array(put(tmp_path / "a.json", f'[{{"a": 1}},\n{long},\n{{"a": 2}}]')))
+    assert values == [[1], [2]]
+    assert bad == [(2, "an object of more than 1,000 characters")]
+
+
+@given(st.lists(st.dictionaries(st.text('ab[]{},\\"\n ', max_size=3), st.text('ab[]{},\\"\n é', max_size=9))))
+@settings(max_examples=60, deadline=None)
+def test_any_array_comes_back(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]]) -> None:
+    path = put(tmp_path_factory.mktemp("array") / "a.json", json.dumps([{"k": "v"}, *rows], indent=1))
+    values, bad, chunks = read(json_array(path))
+    columns = list(chunks[0].frame.columns)
+    assert not bad
+    assert [{n: v for n, v in zip(columns, row, strict=True) if v is not None} for row in values] == [
+        {"k": "v"},
+        *rows,
+    ]

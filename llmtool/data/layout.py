@@ -1,0 +1,84 @@
+"""What batches of every kind of data share: the order of rows, their places in the source, their layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from llmtool.core import seeds
+from llmtool.core.contracts import IGNORE, Batch
+from llmtool.data.store import Split
+
+Windows = list[tuple[int, int]]  # of one row: where each begins in the stream, and its length in targets
+
+
+class Order:
+    """The permutation of each epoch; the last ones used are kept."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self._rows, self._seed = rows, seed
+        self._kept: dict[int, np.ndarray] = {}
+
+    def rows(self, start: int, count: int) -> list[tuple[int, np.ndarray]]:
+        """(epoch, row numbers) for each epoch that rows start to start + count of the endless order touch."""
+        assert min(start, count) >= 0, f"rows {start} to {start + count} are no rows of training"
+        parts = []
+        while True:
+            epoch, at = divmod(start, self._rows)
+            taken = min(count, self._rows - at)
+            parts.append((epoch, self._permutation(epoch)[at : at + taken]))
+            start, count = start + taken, count - taken
+            if count == 0:
+                return parts
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if epoch not in self._kept:
+            order = seeds.generator(self._seed, "order", epoch).permutation(self._rows)
+            self._kept = {**dict(list(self._kept.items())[-1:]), epoch: order}
+        return self._kept[epoch]
+
+
+def place_of(split: Split, row: int) -> str:
+    """`adult.csv:1234` when the split knows where its rows came from, else ""."""
+    origin = split.arrays.get("origin")
+    if origin is None or row >= len(origin):
+        return ""
+    file, line = map(int, origin[row])
+    name = Path(split.sources[file]).name if file < len(split.sources) else f"file {file + 1}"
+    return f"{name}:{line}"
+
+
+def lay_out(
+    tokens: np.ndarray,
+    rows: list[Windows],
+    width: int,
+    edges: np.ndarray,
+    packed: bool,
+    trained: np.ndarray | None = None,
+) -> Batch:
+    """Rows of windows as a batch; what is left of a row is padding: token 0, segment 0, target IGNORE.
+
+    edges: of the stream's units, for `units`. packed: whether rows can hold several documents, which segments
+    keep apart. trained: (n,) of each token of the stream whether it is a target; None: all are.
+    """
+    shape = (len(rows), width)
+    units = np.full((len(rows), max(map(len, rows))), -1, dtype=np.int64)
+    inputs = np.zeros(shape, dtype=np.int64)
+    targets = np.full(shape, IGNORE, dtype=np.int64)
+    segments = np.zeros(shape, dtype=np.int32)
+    for i, row in enumerate(rows):
+        at = 0
+        units[i, : len(row)] = np.searchsorted(edges, [start for start, _ in row], side="right") - 1
+        for number, (start, length) in enumerate(row, start=1):
+            following = tokens[start + 1 : start + length + 1]
+            if trained is not None:
+                learned = trained[start + 1 : start + length + 1] > 0
+                following = np.where(learned, following.astype(np.int64), IGNORE)
+            inputs[i, at : at + length] = tokens[start : start + length]
+            targets[i, at : at + length] = following
+            segments[i, at : at + length] = number
+            at += length
+    found = torch.from_numpy(segments) if packed else None
+    return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), found, torch.from_numpy(units))
