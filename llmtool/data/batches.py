@@ -16,8 +16,8 @@ import torch
 from llmtool.core import seeds
 from llmtool.core.contracts import IGNORE, Batch
 from llmtool.core.errors import DataError
-from llmtool.data.packing import ChatBatches
 from llmtool.data.layout import Order, Windows, lay_out, place_of
+from llmtool.data.packing import ChatBatches
 from llmtool.data.store import Dataset, Split
 
 AHEAD = 2**20  # bytes of rows fetched at once
