@@ -124,7 +124,7 @@ def attend(
     if soft_cap is not None:
         return _attend_capped(query, key, value, mask, dropout, scale, soft_cap)
     shared = query.shape[1] != key.shape[1]
-    causal = mask is None and query.shape[2] == key.shape[2]
+    causal = mask is None and bool(query.shape[2] == key.shape[2])  # torch.export gives no plain bool
     result = F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=shared
     )

@@ -36,8 +36,36 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 CARRIED = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def save(model: nn.Module, directory: Path) -> None:
-    """Write config.json and model.safetensors into `directory`; a shared output layer is written once."""
+def save(
+    model: nn.Module,
+    directory: Path,
+    dtype: torch.dtype = torch.float32,
+    shard_bytes: int | None = None,
+) -> None:
+    """Write config.json and the weights into `directory`; a shared output layer is written once.
+
+    dtype: of the floating-point weights; LlmtoolError where one is too large for it. shard_bytes: weights
+    above this go into several files with an index, None: one file whatever its size.
+    """
+    tensors = {name: as_dtype(name, tensor, dtype) for name, tensor in file_tensors(model).items()}
+    precision = {} if dtype == torch.float32 else {"dtype": str(dtype).removeprefix("torch.")}
+    files.write_json(directory / CONFIG_FILE, file_config(model) | precision)
+    if (recipe := vars(model).get("preprocessing")) is not None:
+        files.write_json(directory / preprocessing.FILE, recipe)
+    shards = _shards(tensors, shard_bytes)
+    for file, names in shards.items():
+        part = {name: tensors[name] for name in names}
+        files.write_bytes(directory / file, safetensors.torch.save(part, {"format": "pt"}))
+    if len(shards) > 1:
+        places = {name: file for file, names in shards.items() for name in names}
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        files.write_json(
+            directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        )
+
+
+def file_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the model's file under the file's names, in the model's own precision."""
     assert not any(".lora_A." in name or name.endswith(".packed") for name in model.state_dict()), (
         "merge an adapter, or save it with peft_files.save_adapter"
     )
@@ -55,11 +83,45 @@ def save(model: nn.Module, directory: Path) -> None:
         for name, them in parts.items()
     }
     tensors |= form.filler(model)
+    return tensors
+
+
+def file_config(model: nn.Module) -> dict[str, Any]:
+    """What the model's config.json says, but for the precision of the file."""
+    form = form_of(model)
     config = {"model_type": form.model_type, "architectures": [form.architectures[0]], **form.write(model)}
-    files.write_json(directory / CONFIG_FILE, config | vars(model).get("carried", {}))
-    files.write_bytes(directory / WEIGHTS_FILE, safetensors.torch.save(tensors, {"format": "pt"}))
-    if (recipe := vars(model).get("preprocessing")) is not None:
-        files.write_json(directory / preprocessing.FILE, recipe)
+    return config | vars(model).get("carried", {})
+
+
+def as_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in another precision, whole numbers as they are; LlmtoolError where it would be infinite."""
+    if not tensor.is_floating_point():
+        return tensor
+    result = tensor.to(dtype)
+    if bool(torch.isfinite(tensor).all()) and not bool(torch.isfinite(result).all()):
+        largest = float(tensor.abs().max())
+        kind = str(dtype).removeprefix("torch.")
+        raise LlmtoolError(f"{name} has values up to {largest:.3g}, too large for {kind}; bfloat16 holds them")
+    return result
+
+
+def _shards(tensors: Mapping[str, Tensor], most: int | None) -> dict[str, list[str]]:
+    """File -> the tensors in it, in their order, each file at most so many bytes but for a larger tensor."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        if most is not None and groups[-1] and size + tensor.nbytes > most:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += tensor.nbytes
+    if len(groups) == 1:
+        return {WEIGHTS_FILE: groups[0]}
+    stem = WEIGHTS_FILE.removesuffix(".safetensors")
+    return {
+        f"{stem}-{number:05}-of-{len(groups):05}.safetensors": names
+        for number, names in enumerate(groups, 1)
+    }
 
 
 def load(directory: Path) -> nn.Module:
