@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from llmtool import __version__
-from llmtool.commands import Options, ReportOptions
+from llmtool.commands import ExportOptions, Options, ReportOptions
 from llmtool.core.errors import Cancelled, ConfigError, Interrupted, LlmtoolError, Terminated
 
 app = typer.Typer(
@@ -162,6 +162,47 @@ def report(
     _run("report", ReportOptions(runs, html, tensorboard), json, debug)
 
 
+@app.command()
+def export(
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG.YAML | DIR",
+            help="The experiment; or a run, a checkpoint or a Hugging Face model directory.",
+            show_default=False,
+        ),
+    ],
+    to: Annotated[
+        str, typer.Option("--to", metavar="safetensors|onnx|gguf", help="The format.", show_default=False)
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Where it goes; default: RUN/export/FORMAT.", show_default=False
+        ),
+    ] = None,
+    of: Annotated[
+        str | None,
+        typer.Option(
+            "--of",
+            metavar="CHECKPOINT",
+            help="Which model; default: the run's finetune/best, else its train/best.",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option("--dtype", metavar="fp32|bf16|fp16|q8_0", help="Of the weights; q8_0: of gguf only."),
+    ] = "fp32",
+    set_: Set = None,
+    json: Json = False,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Write the model for other programs: safetensors for transformers, ONNX, or GGUF for llama.cpp."""
+    _run("export", ExportOptions(path, to, set_ or [], out, of, dtype, force), json, debug)
+
+
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if show:
@@ -171,7 +212,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def _run(
     command: str,
-    options: Options | ReportOptions,
+    options: Options | ReportOptions | ExportOptions,
     as_json: bool,
     debug: bool,
     rehearse: bool = False,

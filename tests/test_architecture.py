@@ -18,7 +18,7 @@ RUNGS = {
 # Imported where they are used: optional packages, scikit-learn with scipy, whose import takes 2 seconds, and
 # pandas (0.3 s), which commands that read no rows do without.
 LAZY = {"pyarrow", "zstandard", "sklearn", "scipy", "threadpoolctl", "pandas", "tensorboard"}
-LAZY |= {"huggingface_hub", "bitsandbytes", "transformers", "onnx", "onnxscript", "gguf"}
+LAZY |= {"onnxruntime", "huggingface_hub", "bitsandbytes", "transformers", "onnx", "onnxscript", "gguf"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -43,3 +43,16 @@ class ReportOptions:
     runs: list[str]
     html: str | None = None
     tensorboard: str | None = None
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the command line of `llmtool export` says. config: a file or a directory."""
+
+    config: str
+    to: str
+    overrides: list[str] = field(default_factory=list)
+    out: str | None = None
+    of: str | None = None
+    dtype: str = "fp32"
+    force: bool = False

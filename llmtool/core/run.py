@@ -238,7 +238,7 @@ class Run:
         files.write_json(self.directory / RECORD, {"format": FORMAT, "status": "running", "key": self.key})
 
     def _write(self, error: BaseException | None = None) -> None:
-        self.result = _document(self.stage, error, self._started, time.monotonic() - self._clock, self.key)
+        self.result = document(self.stage, error, self._started, time.monotonic() - self._clock, self.key)
         self.result |= self._finished or {}
         if self._begun:
             record = {"format": FORMAT, "status": self.result["status"], "key": self.key}
@@ -299,15 +299,16 @@ def failed_result(root: str | Path, stage: str, error: BaseException, **fields: 
         lock = _acquire(directory.parent)
         try:
             files.make_directories(directory)
-            document = _document(stage, error, datetime.now(UTC), 0.0, None)
-            files.write_json(directory / RESULT, document | fields)
+            said = document(stage, error, datetime.now(UTC), 0.0, None)
+            files.write_json(directory / RESULT, said | fields)
         finally:
             _let_go(lock)
 
 
-def _document(
+def document(
     stage: str, error: BaseException | None, started: datetime, seconds: float, key: dict[str, Any] | None
 ) -> dict[str, Any]:
+    """What every result.json says; key: that of the work, None where it did not come to that."""
     status, code = outcome(error)
     return {
         "format": FORMAT,

@@ -1,8 +1,8 @@
 """A tokenizer.json as llama.cpp knows tokenizers: tokens with their kinds, and merges or scores.
 
 llama.cpp has two that decoders use. "gpt2": bytes merged in the order of a list, after a text was split by a
-pattern that has a name there. "llama": characters merged by the score of what they make (SentencePiece's BPE),
-other characters as bytes. What is neither is refused: a file that cuts texts otherwise would be worse than none.
+pattern that has a name there. "llama": characters merged by the score of what they make (SentencePiece's
+BPE), other characters as bytes. What is neither is refused: a file that cuts texts otherwise is no help.
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -91,13 +91,14 @@ def read(directory: Path, size: int, ends: list[int], template: str | None) -> V
 
 def _refused(path: Path, what: str) -> ConfigError:
     return ConfigError(
-        f"--to gguf: {path}: llama.cpp has no form of this tokenizer ({what}); it has byte-level BPE with the "
-        "patterns of GPT-2, Llama 3, Qwen 2 or SmolLM, and SentencePiece's BPE with bytes"
+        f"--to gguf: {path}: llama.cpp has no form of this tokenizer ({what}); it has byte-level BPE with "
+        "the patterns of GPT-2, Llama 3, Qwen 2 or SmolLM, and SentencePiece's BPE with bytes"
     )
 
 
 def _pairs(model: dict[str, Any]) -> list[tuple[str, str]]:
-    return [tuple(pair.split(" ", 1)) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+    split = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"]]
+    return [(first, second) for first, second in split]
 
 
 def _parts(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
@@ -126,7 +127,7 @@ def _pattern(form: dict[str, Any], path: Path) -> str:
     if kinds == ["Digits"] and before[0].get("individual_digits") and splits:
         return "smollm"
     if kinds == ["Split"] and not splits and before[0].get("behavior") == "Isolated":
-        pattern = (before[0].get("pattern") or {}).get("Regex")
+        pattern = str((before[0].get("pattern") or {}).get("Regex"))
         name = PATTERNS.get(pattern)
         if name is not None:
             return "llama-bpe" if name == "dbrx" and model.get("ignore_merges") else name
@@ -176,7 +177,10 @@ def _otherwise(pairs: list[tuple[str, str]], ids: dict[str, int], kinds: list[in
         for at in range(1, len(token)):
             pair = (token[:at], token[at:])
             if pair[0] in ids and pair[1] in ids and pair not in listed:
-                return f"llama.cpp also makes {token!r} of {pair[0]!r} and {pair[1]!r}: some texts may be cut otherwise"
+                return (
+                    f"llama.cpp also makes {token!r} of {pair[0]!r} and {pair[1]!r}: "
+                    "some texts may be cut otherwise"
+                )
     groups = [token for token, _ in groupby(first + second for first, second in pairs)]
     if len(set(groups)) < len(groups):
         return "its merges are not in the order of what they make: llama.cpp may cut some texts otherwise"

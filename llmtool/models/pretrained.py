@@ -59,9 +59,8 @@ def save(
     if len(shards) > 1:
         places = {name: file for file, names in shards.items() for name in names}
         total = sum(tensor.nbytes for tensor in tensors.values())
-        files.write_json(
-            directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-        )
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        files.write_json(directory / INDEX_FILE, index)
 
 
 def file_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -101,7 +100,9 @@ def as_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if bool(torch.isfinite(tensor).all()) and not bool(torch.isfinite(result).all()):
         largest = float(tensor.abs().max())
         kind = str(dtype).removeprefix("torch.")
-        raise LlmtoolError(f"{name} has values up to {largest:.3g}, too large for {kind}; bfloat16 holds them")
+        raise LlmtoolError(
+            f"{name} has values up to {largest:.3g}, too large for {kind}; bfloat16 holds them"
+        )
     return result
 
 
@@ -119,8 +120,7 @@ def _shards(tensors: Mapping[str, Tensor], most: int | None) -> dict[str, list[s
         return {WEIGHTS_FILE: groups[0]}
     stem = WEIGHTS_FILE.removesuffix(".safetensors")
     return {
-        f"{stem}-{number:05}-of-{len(groups):05}.safetensors": names
-        for number, names in enumerate(groups, 1)
+        f"{stem}-{number:05}-of-{len(groups):05}.safetensors": names for number, names in enumerate(groups, 1)
     }
 
 

@@ -1,0 +1,165 @@
+"""llmtool export: a trained model for other programs, as safetensors, ONNX or GGUF."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from llmtool import experiment
+from llmtool.commands import ExportOptions
+from llmtool.core import checkpoint, console, files, lineage
+from llmtool.core.config import suggest
+from llmtool.core.environment import code_version
+from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.core.freshness import compare
+from llmtool.core.run import RESULT, document
+from llmtool.stages import checkpoints
+from llmtool.stages import export as stage
+from llmtool.stages import lineage as made
+from llmtool.stages.export import FORMATS, Export
+
+
+def run(options: ExportOptions) -> dict[str, Any]:
+    """Run the command; returns the content of result.json, which lies beside what was written."""
+    to: Any = options.to
+    if to not in FORMATS:
+        raise ConfigError(
+            f"--to {to}: no such format{suggest(to, list(FORMATS))} (choices: {', '.join(FORMATS)})"
+        )
+    stage.refuse_dtype(to, options.dtype)
+    began, clock = datetime.now(UTC), time.monotonic()
+    source, out = _places(options)
+    weights = checkpoints.verify(source)
+    config = {"export": {"to": to, "dtype": options.dtype}}
+    key = {"config": config, "inputs": {"weights": weights}, "code": code_version()}
+    there = _stands(out)
+    if there and not options.force:
+        if not (changes := compare(there["key"], key)):
+            console.say(f"export: nothing has changed; {out} stands (--force writes it again)")
+            return there
+        for change in changes[:5]:
+            console.note(f"export: {change}")
+    aside = _refuse_other_content(out, ours=there is not None, force=options.force)
+    start = checkpoints.from_checkpoint(str(source))
+    result: dict[str, Any] = {}
+
+    def write(directory: Path) -> None:
+        export = stage.write(start, directory, to, options.dtype)
+        result.update(_result(export, start, directory, out, document("export", None, began, 0.0, key)))
+        result["seconds"] = round(time.monotonic() - clock, 3)
+        files.write_json(directory / RESULT, result)
+        _say(export, source, out, result)
+
+    _place(out, aside, write)
+    console.say(f"export: {out}")
+    return result
+
+
+def _places(options: ExportOptions) -> tuple[Path, Path]:
+    """The checkpoint that is written, and the directory that it goes to."""
+    root: Path | None = None
+    path = options.config
+    if Path(path).is_dir() or path.startswith("hf://"):
+        if options.overrides:
+            raise ConfigError("--set changes a configuration file; a directory is exported as it is")
+        root, source = _of_directory(path)
+    else:
+        loaded = experiment.load(path, options.overrides)
+        root = Path(loaded.experiment.run)
+        found = made.models(root)
+        source = str(found["finetune"] if "finetune" in found else found["train"]) if found else ""
+        if not source and not options.of:
+            verb = "finetune" if loaded.experiment.finetune and not loaded.experiment.train else "train"
+            raise ConfigError(
+                f"{root} has no trained model yet: run `llmtool {verb} {path}` first, "
+                "or name a model with --of"
+            )
+    source = str(checkpoints.find_checkpoint(options.of or source))
+    if options.out is None and root is None:
+        raise ConfigError(f"{path} is no run's directory: say with --out where the export goes")
+    out = Path(options.out) if options.out is not None else Path(str(root)) / "export" / options.to
+    if out.name in ("", ".."):
+        raise ConfigError(f"--out {out}: give the export a directory of its own")
+    return Path(source), out
+
+
+def _of_directory(path: str) -> tuple[Path | None, str]:
+    """The run that a directory belongs to, None where it is none, and the model that is meant."""
+    if path.startswith("hf://") or checkpoints.is_checkpoint(Path(path)):
+        return None, path
+    root, of = made.root_of(path)
+    found = made.models(root)
+    if of is not None and of not in found:
+        raise ConfigError(f"{path}: no model here")
+    if not found:
+        raise ConfigError(f"{path}: no trained model here yet")
+    return root, str(found[of] if of else found["finetune"] if "finetune" in found else found["train"])
+
+
+def _stands(out: Path) -> dict[str, Any] | None:
+    """The result of the export that lies there whole; None where there is none."""
+    try:
+        found = files.read_json(out / RESULT)
+        checkpoint.verify(out)
+    except LlmtoolError:
+        return None
+    ours = isinstance(found, dict) and found.get("command") == "export" and isinstance(found.get("key"), dict)
+    return found if ours else None
+
+
+def _refuse_other_content(out: Path, ours: bool, force: bool) -> Path | None:
+    """Where what lies at `out`, and is no export of ours, is moved; ConfigError unless that is asked for."""
+    if ours or not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+        return None
+    if not force:
+        raise ConfigError(
+            f"{out} holds something else than a whole export; name another --out, "
+            "or have it moved aside with --force"
+        )
+    aside = out.with_name(f"{out.name}.before")
+    if os.path.lexists(aside):
+        raise ConfigError(f"{out} cannot be moved aside: {aside} is there already")
+    return aside
+
+
+def _place(out: Path, aside: Path | None, write: Callable[[Path], None]) -> None:
+    """Write beside `out`, then put it there: what was there stays until the new one is whole."""
+    new = out.with_name(f"{out.name}.new")
+    files.make_directories(out.parent)
+    files.remove_tree(new)  # of a session that was killed
+    checkpoint.save(new.parent, new.name, write)
+    if aside is not None:
+        with files.disk_errors(out):
+            files.fs.rename(out, aside)
+        console.note(f"export: what lay there is in {aside} now")
+    files.replace_directory(new, out)
+
+
+def _result(
+    export: Export, start: checkpoints.Start, directory: Path, out: Path, result: dict[str, Any]
+) -> dict[str, Any]:
+    """The document: what was written, of which weights."""
+    names = sorted(path.name for path in directory.iterdir())
+    content = files.hash_bytes(files.json_bytes({name: files.hash_file(directory / name) for name in names}))
+    chain = lineage.extend("export", str(out), content, start.lineage)
+    return {
+        **result,
+        "path": str(out),
+        "of": str(start.directory),
+        "files": {name: (directory / name).stat().st_size for name in names},
+        "lineage": lineage.document(chain),
+        **export.about,
+    }
+
+
+def _say(export: Export, source: Path, out: Path, result: dict[str, Any]) -> None:
+    sizes = [[name, f"{size:,}"] for name, size in result["files"].items()]
+    console.table([f"{result['key']['config']['export']['to']} of {source}", "bytes"], sizes)
+    for line in filter(None, export.said):
+        console.say(line)
+    for note in export.notes:
+        console.note(f"export: {note}")

@@ -1,0 +1,144 @@
+"""A checkpoint written for others: a Hugging Face directory, an ONNX graph, or a GGUF file for llama.cpp."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from llmtool.core import files
+from llmtool.core.contracts import Tokens
+from llmtool.core.errors import ConfigError
+from llmtool.data import gguf_vocabulary, tokenizers
+from llmtool.models import gguf, onnx, pretrained
+from llmtool.stages.checkpoints import CARD_FILE, Start
+
+Format = Literal["safetensors", "onnx", "gguf"]
+FORMATS: tuple[Format, ...] = ("safetensors", "onnx", "gguf")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+KINDS = {"safetensors": tuple(DTYPES), "onnx": ("fp32",), "gguf": (*DTYPES, "q8_0")}
+SHARD_BYTES = 5_000_000_000  # of one file of weights, as Hugging Face's own libraries cut them
+TEMPLATE = "chat_template.jinja"
+# what goes along as it is, where it lies beside the weights
+BESIDE = (tokenizers.FILE, tokenizers.CONFIG, TEMPLATE, "special_tokens_map.json")
+
+
+@dataclass
+class Export:
+    """What was written. about: for result.json. said: a line each for a person."""
+
+    about: dict[str, Any]
+    said: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def refuse_dtype(to: Format, dtype: str) -> None:
+    """ConfigError for a precision that the format is not written in."""
+    if dtype not in KINDS[to]:
+        raise ConfigError(f"--dtype {dtype}: --to {to} is written in {' or '.join(KINDS[to])}")
+
+
+def write(start: Start, directory: Path, to: Format, dtype: str) -> Export:
+    """Write the model of a checkpoint, an adapter merged into its base, into a new directory.
+
+    ConfigError where the format has no form of the model, LlmtoolError where a check fails.
+    """
+    refuse_dtype(to, dtype)
+    if to == "onnx":
+        return _onnx(start, directory)
+    return _safetensors(start, directory, dtype) if to == "safetensors" else _gguf(start, directory, dtype)
+
+
+def _safetensors(start: Start, directory: Path, dtype: str) -> Export:
+    """Hugging Face's layout; with our card too where the checkpoint has one, so that it is one of ours."""
+    model: Any = start.model
+    ends, template = ends_of(start), template_of(start.directory)
+    if isinstance(model.inputs, Tokens) and ends:
+        carried = {**vars(model).get("carried", {}), "eos_token_id": ends if len(ends) > 1 else ends[0]}
+        if (begin := (start.card["encoder"].get("tokenizer") or {}).get("begin")) is not None:
+            carried.setdefault("bos_token_id", begin)
+        vars(model)["carried"] = carried
+        files.write_json(directory / pretrained.GENERATION_FILE, carried)
+    pretrained.save(model, directory, DTYPES[dtype], SHARD_BYTES)
+    for name in BESIDE:
+        if (path := start.directory / name).is_file():
+            files.write_bytes(directory / name, path.read_bytes())
+    card = start.directory / CARD_FILE
+    if card.is_file():
+        about = files.read_json(card)
+        files.write_json(directory / CARD_FILE, {**about, "base": None})
+    name = pretrained.file_config(model)["architectures"][0]
+    said = [f"transformers loads it as {name}"] if isinstance(model.inputs, Tokens) else []
+    return Export({"architecture": name, "ends": ends, "template": template and hash_of(template)}, said)
+
+
+def _onnx(start: Start, directory: Path) -> Export:
+    path = directory / onnx.FILE
+    about = onnx.export(start.model, path)
+    checked = onnx.check(start.model, path)
+    if checked is None:
+        notes, said = ["onnxruntime is not installed: the file was not run beside the model"], []
+    else:
+        most = max(found["difference"] for found in checked)
+        shapes = " and ".join("x".join(map(str, found["inputs"])) for found in checked)
+        notes, said = [], [f"onnxruntime gives the same on inputs {shapes}: at most {most:.1g} apart"]
+    shape = ", ".join(map(str, about["shape"]))
+    said.append(f"input {about['input']} ({shape}) {about['type']}: {about['says']}")
+    return Export({"graph": about, "checked": checked}, said, notes)
+
+
+def _gguf(start: Start, directory: Path, dtype: str) -> Export:
+    model: Any = start.model
+    gguf.layout_of(model)
+    if not (start.directory / tokenizers.FILE).is_file():
+        raise ConfigError(f"--to gguf: {start.directory}: no {tokenizers.FILE}, and the file holds it too")
+    template = template_of(start.directory)
+    words = gguf_vocabulary.read(start.directory, model.inputs.vocabulary, ends_of(start), template)
+    more = {"llmtool.weights": start.hash}
+    if template is not None:
+        more["llmtool.chat_template"] = hash_of(template)
+    kind: Any = dtype
+    types = gguf.write(model, directory / gguf.FILE, words, kind, name_of(start.directory), more)
+    counts = {name: list(types.values()).count(name) for name in sorted(set(types.values()))}
+    context = gguf.context_of(model)
+    notes = list(words.notes)
+    if context < model.context:
+        notes.append(f"llama.cpp has no window here: the file says {context} tokens of {model.context}")
+    said = [f"{len(types)} tensors ({', '.join(f'{count} {name}' for name, count in counts.items())})"]
+    about = {"architecture": gguf.layout_of(model).name, "tensors": counts, "context": context}
+    about |= {"tokenizer": f"{words.kind}, {words.pre}", "template": template and hash_of(template)}
+    return Export(about, said, notes)
+
+
+def name_of(directory: Path) -> str:
+    """What a person calls the model: its directory, or the run that it is a checkpoint of."""
+    place = directory.resolve()
+    return place.parents[2].name if place.parent.name == "checkpoints" else place.name
+
+
+def ends_of(start: Start) -> list[int]:
+    """The ids that end a text: those the model came with, then its data's."""
+    carried = vars(start.model).get("carried", {}).get("eos_token_id")
+    ends = carried if isinstance(carried, list) else [carried]
+    tokenizer = start.card["encoder"].get("tokenizer") or {}
+    return [end for end in dict.fromkeys([*ends, tokenizer.get("end")]) if end is not None]
+
+
+def template_of(directory: Path) -> str | None:
+    """The chat template beside a model: a file of its own, or in tokenizer_config.json."""
+    if (directory / TEMPLATE).is_file():
+        return (directory / TEMPLATE).read_text(encoding="utf-8")
+    if not (directory / tokenizers.CONFIG).is_file():
+        return None
+    found = pretrained.read_json(directory / tokenizers.CONFIG).get("chat_template")
+    if isinstance(found, list):  # several, with names
+        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+def hash_of(template: str) -> str:
+    """What names a template."""
+    return files.hash_bytes(template.encode("utf-8", "surrogatepass"))
