@@ -10,8 +10,8 @@ import torch
 
 from llmtool.core import files
 from llmtool.core.contracts import Tokens
-from llmtool.core.errors import ConfigError
-from llmtool.data import gguf_vocabulary, tokenizers
+from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.data import gguf_vocabulary, templates, tokenizers
 from llmtool.models import gguf, onnx, pretrained
 from llmtool.stages.checkpoints import CARD_FILE, Start
 
@@ -20,9 +20,8 @@ FORMATS: tuple[Format, ...] = ("safetensors", "onnx", "gguf")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = {"safetensors": tuple(DTYPES), "onnx": ("fp32",), "gguf": (*DTYPES, "q8_0")}
 SHARD_BYTES = 5_000_000_000  # of one file of weights, as Hugging Face's own libraries cut them
-TEMPLATE = "chat_template.jinja"
 # what goes along as it is, where it lies beside the weights
-BESIDE = (tokenizers.FILE, tokenizers.CONFIG, TEMPLATE, "special_tokens_map.json")
+BESIDE = (tokenizers.FILE, tokenizers.CONFIG, templates.FILE, "special_tokens_map.json")
 
 
 @dataclass
@@ -54,7 +53,7 @@ def write(start: Start, directory: Path, to: Format, dtype: str) -> Export:
 def _safetensors(start: Start, directory: Path, dtype: str) -> Export:
     """Hugging Face's layout; with our card too where the checkpoint has one, so that it is one of ours."""
     model: Any = start.model
-    ends, template = ends_of(start), template_of(start.directory)
+    ends = ends_of(start)
     if isinstance(model.inputs, Tokens) and ends:
         carried = {**vars(model).get("carried", {}), "eos_token_id": ends if len(ends) > 1 else ends[0]}
         if (begin := (start.card["encoder"].get("tokenizer") or {}).get("begin")) is not None:
@@ -71,7 +70,7 @@ def _safetensors(start: Start, directory: Path, dtype: str) -> Export:
         files.write_json(directory / CARD_FILE, {**about, "base": None})
     name = pretrained.file_config(model)["architectures"][0]
     said = [f"transformers loads it as {name}"] if isinstance(model.inputs, Tokens) else []
-    return Export({"architecture": name, "ends": ends, "template": template and hash_of(template)}, said)
+    return Export({"architecture": name, "ends": ends, "template": _template(start)[1]}, said)
 
 
 def _onnx(start: Start, directory: Path) -> Export:
@@ -94,11 +93,11 @@ def _gguf(start: Start, directory: Path, dtype: str) -> Export:
     gguf.layout_of(model)
     if not (start.directory / tokenizers.FILE).is_file():
         raise ConfigError(f"--to gguf: {start.directory}: no {tokenizers.FILE}, and the file holds it too")
-    template = template_of(start.directory)
+    template, template_hash = _template(start)
     words = gguf_vocabulary.read(start.directory, model.inputs.vocabulary, ends_of(start), template)
     more = {"llmtool.weights": start.hash}
-    if template is not None:
-        more["llmtool.chat_template"] = hash_of(template)
+    if template_hash is not None:
+        more["llmtool.chat_template"] = template_hash
     kind: Any = dtype
     types = gguf.write(model, directory / gguf.FILE, words, kind, name_of(start.directory), more)
     counts = {name: list(types.values()).count(name) for name in sorted(set(types.values()))}
@@ -108,7 +107,7 @@ def _gguf(start: Start, directory: Path, dtype: str) -> Export:
         notes.append(f"llama.cpp has no window here: the file says {context} tokens of {model.context}")
     said = [f"{len(types)} tensors ({', '.join(f'{count} {name}' for name, count in counts.items())})"]
     about = {"architecture": gguf.layout_of(model).name, "tensors": counts, "context": context}
-    about |= {"tokenizer": f"{words.kind}, {words.pre}", "template": template and hash_of(template)}
+    about |= {"tokenizer": f"{words.kind}, {words.pre}", "template": template_hash}
     return Export(about, said, notes)
 
 
@@ -119,26 +118,24 @@ def name_of(directory: Path) -> str:
 
 
 def ends_of(start: Start) -> list[int]:
-    """The ids that end a text: those the model came with, then its data's."""
+    """The ids that end a text: where it learned to stop, then those it came with, then its tokenizer's."""
     carried = vars(start.model).get("carried", {}).get("eos_token_id")
     ends = carried if isinstance(carried, list) else [carried]
+    stop = start.card["encoder"].get("stop") or []
     tokenizer = start.card["encoder"].get("tokenizer") or {}
-    return [end for end in dict.fromkeys([*ends, tokenizer.get("end")]) if end is not None]
+    return [end for end in dict.fromkeys([*stop, *ends, tokenizer.get("end")]) if end is not None]
 
 
-def template_of(directory: Path) -> str | None:
-    """The chat template beside a model: a file of its own, or in tokenizer_config.json."""
-    if (directory / TEMPLATE).is_file():
-        return (directory / TEMPLATE).read_text(encoding="utf-8")
-    if not (directory / tokenizers.CONFIG).is_file():
-        return None
-    found = pretrained.read_json(directory / tokenizers.CONFIG).get("chat_template")
-    if isinstance(found, list):  # several, with names
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
-
-
-def hash_of(template: str) -> str:
-    """What names a template."""
-    return files.hash_bytes(template.encode("utf-8", "surrogatepass"))
+def _template(start: Start) -> tuple[str | None, str | None]:
+    """The chat template beside the model and its hash; LlmtoolError where it learned with another one."""
+    found = templates.own(start.directory)
+    if found is None:
+        return None, None
+    learned = start.card["encoder"].get("template")
+    name = templates.hash_of(found[1])
+    if learned is not None and learned["hash"] != name:
+        raise LlmtoolError(
+            f"{start.directory}: the chat template beside it ({name}) is not the one that it learned with "
+            f"({learned['hash']})"
+        )
+    return found[1], name

@@ -118,6 +118,11 @@ def pretrained_ids(directory: Path, text: str) -> list[int]:
     return Tokenizer.from_file(str(directory / "tokenizer.json")).encode(text).ids
 
 
+def _allowed(case: str) -> float:
+    """llama.cpp takes GELU from a table of fp16 numbers on a CPU."""
+    return 5e-3 if case.startswith(("gemma", "gpt2")) else 5e-5
+
+
 def main() -> None:
     """Run all cases; RESULT is written, and the exit code is 1 where one is wrong."""
     result: dict[str, Any] = {"llama.cpp": f"xllamacpp {xllamacpp.__version__}", "cases": {}}
@@ -133,7 +138,8 @@ def main() -> None:
             result["text"] = {kind: text_of(checkpoint, kind, place) for kind in ("fp32", "fp16", "q8_0")}
             print(result["text"])
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    wrong = [case for case, found in result["cases"].items() if found["fp32"] > 1e-3]
+    wrong = [case for case, found in result["cases"].items() if not found["fp32"] < _allowed(case)]
+    wrong += [kind for kind, found in result.get("text", {}).items() if not found["same text"]]
     print("all as expected" if not wrong else f"wrong: {wrong}", flush=True)
     os._exit(1 if wrong else 0)  # llama.cpp's servers do not end by themselves
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from llmtool.core.contracts import NextToken, Tokens
+from llmtool.data import templates
 from llmtool.data.tokenizers import FILE, BytesTokenizer
 from llmtool.models import pretrained
 from llmtool.models.generation import generate
@@ -130,7 +131,7 @@ def test_gguf_says_what_it_was_made_of(others: Path, tmp_path: Path, llmtool: Ru
     fields = package.GGUFReader(tmp_path / "out/model.gguf").fields
     keys = {name: field.contents() for name, field in fields.items()}
     assert keys["llmtool.weights"] == ended.json["fingerprints"]["weights"]
-    assert keys["llmtool.chat_template"] == ended.json["template"] == stage.hash_of(TEMPLATE)
+    assert keys["llmtool.chat_template"] == ended.json["template"] == templates.hash_of(TEMPLATE)
     assert keys["tokenizer.chat_template"] == TEMPLATE
     assert (keys["tokenizer.ggml.eos_token_id"], keys["tokenizer.ggml.eot_token_id"]) == (256, 258)
     assert keys["general.name"] == "base"
