@@ -164,6 +164,12 @@ def skeleton(directory: Path) -> nn.Module:
     return model
 
 
+def carry(model: nn.Module, **ids: int | None) -> None:
+    """Ids that config.json is to hand on (bos_token_id ...), unless the model came with others."""
+    carried = vars(model).setdefault("carried", {})
+    vars(model)["carried"] = {key: value for key, value in ids.items() if value is not None} | carried
+
+
 class NoValues(TorchFunctionMode):
     """Leaves out what only sets values: on the meta device there are none, and trying to draw normal ones
     imports torch's compiler (1 s)."""

@@ -208,17 +208,21 @@ def _assembled(
     precision.apply()
     set_determinism(experiment.deterministic)
     task = task_config.build({**dataset.card, "targets": targets})
-    _stop_where_it_learns_to(model, dataset.card["encoder"].get("stop"))
+    if targets["kind"] == "next_token":
+        _say_where_texts_end(model, dataset.card["encoder"])
     return Assembled(
         model.to(device), task_config, task, dataset, targets, experiment.seed, device, precision, before
     )
 
 
-def _stop_where_it_learns_to(model: nn.Module, stop: list[int] | None) -> None:
-    """Have the saved model's config.json name the tokens that end a turn of its chats, so that others' tools
-    stop there too: a base model's end token is another one than its new template's."""
-    if stop:
-        carried = vars(model).setdefault("carried", {})
+def _say_where_texts_end(model: nn.Module, encoder: dict[str, Any]) -> None:
+    """Have the saved model's config.json name the tokens that begin and end a text, unless it came with others,
+    and those that end a turn of its chats, so that others' tools stop there too: a base model's end token is
+    another one than its new template's."""
+    tokenizer = encoder.get("tokenizer", {})
+    pretrained.carry(model, bos_token_id=tokenizer.get("begin"), eos_token_id=tokenizer.get("end"))
+    if stop := encoder.get("stop"):
+        carried = vars(model)["carried"]
         known = carried.get("eos_token_id", [])
         both = dict.fromkeys([*stop, *(known if isinstance(known, list) else [known])])
         carried["eos_token_id"] = [token for token in both if token is not None]

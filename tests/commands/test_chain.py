@@ -450,3 +450,5 @@ def test_a_checkpoint_is_a_hugging_face_model_directory(finished: Path) -> None:
     ours = checkpoints.from_checkpoint(str(directory)).model.eval()
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
+    assert tokenizer.eos_token_id is not None
+    assert theirs.generation_config.eos_token_id == tokenizer.eos_token_id

@@ -265,6 +265,14 @@ def test_the_ends_of_a_text_are_handed_on(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == [2, 7]
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert theirs.generation_config.eos_token_id == [2, 7]
+    for model, known in ((transformer(), {}), (pretrained.load(tmp_path), {"eos_token_id": [2, 7]})):
+        pretrained.carry(model, bos_token_id=None, eos_token_id=9, pad_token_id=3)
+        pretrained.save(model, tmp_path)
+        written = json.loads((tmp_path / "config.json").read_text())
+        assert {key: written[key] for key in ("eos_token_id", "pad_token_id")} == {
+            "eos_token_id": 9,
+            "pad_token_id": 3,
+        } | known
 
 
 # --- refusals ------------------------------------------------------------------------------------------
