@@ -74,9 +74,9 @@ class DecoderAttention(nn.Module):
 
 
 class DecoderFeedForward(nn.Module):
-    """SwiGLU: a linear layer gated by another, then a third back to the width, on each token alone."""
+    """A linear layer gated by another (SwiGLU, GeGLU), then one back to the width, on each token alone."""
 
-    # https://arxiv.org/abs/2002.05202; Gemma's gate is GELU
+    # https://arxiv.org/abs/2002.05202; Gemma's is GeGLU
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

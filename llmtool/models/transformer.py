@@ -184,7 +184,7 @@ class TransformerConfig(Section):
         plain |= {"layer_types": [self._layer_type(index) for index in range(self.depth)], "unrotated": []}
         for key, value in plain.items():
             if key not in known and getattr(self, key) != value:
-                raise ValueError(f"{name} has no {key} ({_who(key)})")
+                raise ValueError(f"{name} has no {key} (that is for {_who(key)})")
 
     def _refuse_rotary(self) -> None:
         turned = self.rotary_width

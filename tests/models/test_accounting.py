@@ -45,9 +45,12 @@ def really_saved(model, rows, tokens, precision, packed):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen3", "gemma2", "phi3", "olmo2"])
 def test_activations_are_those_of_a_real_run(architecture, dropout, packed, precision):
-    model = transformer(architecture, dropout=dropout, key_value_heads=4 if architecture == "gpt2" else 2)
+    keys = {"window": 5, "attention_soft_cap": 2.0, "logit_soft_cap": 3.0} if architecture == "gemma2" else {}
+    keys |= {"rotary_share": 0.5} if architecture == "phi3" else {}
+    keys |= {"key_value_heads": 4 if architecture == "gpt2" else 2}
+    model = transformer(architecture, dropout=dropout, **keys)
     assert saved_bytes(model, 3, 16, precision, packed=packed) == really_saved(
         model, 3, 16, precision, packed
     )

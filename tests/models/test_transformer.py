@@ -48,7 +48,7 @@ def test_what_is_left_out_is_filled_in():
         ({"layers": 3}, "layers"),
         (
             {"window": 8},
-            "llama has no window \\(mistral, qwen2, qwen3, gemma2, gemma3_text, phi3, smollm3\\)",
+            "llama has no window \\(that is for mistral, qwen2, qwen3, gemma2, gemma3_text, phi3, smollm3\\)",
         ),
         ({"architecture": "gpt2", "window": 8}, "gpt2 has no window"),
         (
@@ -59,7 +59,10 @@ def test_what_is_left_out_is_filled_in():
         ({"architecture": "qwen2", "layer_types": ["sliding_attention"] * 4}, "which needs a window"),
         ({"architecture": "qwen2", "layer_types": ["full_attention"]}, "1 entries for a depth of 4"),
         ({"architecture": "qwen2", "head_width": 16}, "qwen2's head_width is width / heads"),
-        ({"architecture": "qwen3", "logit_soft_cap": 30.0}, "no logit_soft_cap \\(gemma2, gemma3_text\\)"),
+        (
+            {"architecture": "qwen3", "logit_soft_cap": 30.0},
+            "no logit_soft_cap \\(that is for gemma2, gemma3_text\\)",
+        ),
         ({"architecture": "phi3", "rotary_share": 0.1}, "the head width 3 must be even"),
         ({"architecture": "phi3", "rope_scaling": {"kind": "linear", "factor": 2.0}}, "is longrope"),
         (
