@@ -216,9 +216,9 @@ def _assembled(
 
 
 def _say_where_texts_end(model: nn.Module, encoder: dict[str, Any]) -> None:
-    """Have the saved model's config.json name the tokens that begin and end a text, unless it came with others,
-    and those that end a turn of its chats, so that others' tools stop there too: a base model's end token is
-    another one than its new template's."""
+    """Have the saved model's config.json name the tokens that begin and end a text, unless it came with
+    others, and those that end a turn of its chats, so that others' tools stop there too: a base model's end
+    token is another one than its new template's."""
     tokenizer = encoder.get("tokenizer", {})
     pretrained.carry(model, bos_token_id=tokenizer.get("begin"), eos_token_id=tokenizer.get("end"))
     if stop := encoder.get("stop"):
