@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 
 from llmtool.core import files
-from llmtool.core.contracts import Features, InputSpec, Tokens
+from llmtool.core.contracts import Features, Images, InputSpec, Tokens
 from llmtool.core.errors import DataError
 from llmtool.core.lineage import Chain, extend
 
@@ -178,6 +178,8 @@ def input_spec(spec: Mapping[str, Any]) -> InputSpec:
     """The contract that a card's "inputs" stand for."""
     if spec["kind"] == "features":
         return Features(spec["width"])
+    if spec["kind"] == "images":
+        return Images(spec["channels"], spec["height"], spec["width"])
     return Tokens(spec["vocabulary"], spec.get("length"))
 
 

@@ -14,12 +14,17 @@ from llmtool.core.config import Section, suggest
 from llmtool.core.contracts import Classes, OutputSpec, Values
 from llmtool.core.errors import ConfigError
 from llmtool.core.seeds import derive
+from llmtool.models.convnet import ConvNet
+from llmtool.models.convnext import ConvNeXt
 from llmtool.models.encoder import Encoder
 from llmtool.models.lora import LoRALinear, fill_uniform, updates
 from llmtool.models.mlp import MLP
 from llmtool.models.quantised import linear_layers, quantise, replace
 from llmtool.models.transformer import Transformer
+from llmtool.models.vit import ViT
 
+Headed = MLP | Encoder | ViT | ConvNet | ConvNeXt  # models with a head for classes or values, or room for one
+Family = Headed | Transformer
 MAX_RANK = 4096
 ONLY_LORA = {
     "quantise": "a weight of four bits is not trained",
@@ -199,6 +204,11 @@ def target_names(model: nn.Module, targets: str | list[str]) -> list[str]:
     """Full names of the layers meant by `targets`; "all-linear" is all but the output layer, as in PEFT."""
     assert not any(updates(model)), "updates are there already"
     linear = list(linear_layers(model))
+    if not linear:
+        raise ConfigError(
+            "finetune.method.kind: lora updates linear layers, and but for its output layer this model has "
+            "none; full, freeze and head are for any model"
+        )
     if targets == "all-linear":
         return linear
     chosen: set[str] = set()
@@ -235,12 +245,16 @@ def replace_head(model: nn.Module, outputs: OutputSpec, seed: int) -> None:
         raise ConfigError(
             "a model of tokens keeps its vocabulary: set data.encode.like to the data it learned from"
         )
-    assert isinstance(model, MLP | Encoder)
+    assert isinstance(model, Headed)
     if not isinstance(outputs, Classes | Values):
         raise ConfigError(f"model.family {model.config.family} gives classes or values, not the next token")
     generator = torch.Generator().manual_seed(derive(seed, "head"))
     if isinstance(model, MLP):
         model.head = _new_linear(model.head, outputs.n, generator)
+    elif isinstance(model, ViT | ConvNet | ConvNeXt):
+        device = next(model.parameters()).device
+        model.head = _new_linear(nn.Linear(model.features, 1, device=device), outputs.n, generator)
+        model.labels = None
     else:
         if model.outputs is None:  # else the hidden layer before the outputs stays
             model.head.dense = _new_linear(model.head.dense, model.config.width, generator)
@@ -269,8 +283,8 @@ def untie(model: nn.Module) -> None:
         model.untie()
 
 
-def _parts(model: nn.Module) -> MLP | Encoder | Transformer:
-    assert isinstance(model, MLP | Encoder | Transformer)
+def _parts(model: nn.Module) -> Family:
+    assert isinstance(model, Family)
     return model
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from llmtool.core import files
 from llmtool.core.contracts import Classes
 from llmtool.core.errors import ConfigError, LlmtoolError
-from llmtool.models.adapters import LoRAConfig, head_is_new, matching, replace_head, untie
+from llmtool.models.adapters import Headed, LoRAConfig, head_is_new, matching, replace_head, untie
 from llmtool.models.encoder import Encoder
 from llmtool.models.forms import form_of
 from llmtool.models.layers import Conv1D
@@ -110,7 +110,7 @@ def load_adapter(model: nn.Module, directory: Path) -> None:
     form = read_json(path)
     method, whole = _method_from(_in_our_names(form, model), path), _whole_from(form, model, path)
     weights = directory / ADAPTER_WEIGHTS
-    if whole and isinstance(model, MLP | Encoder):
+    if whole and isinstance(model, Headed):
         layer = "head.output" if isinstance(model, Encoder) else "head"
         n = _stored_rows(weights, f"{PREFIX}{_theirs(model, layer)}.weight")
         if model.outputs != type(model.outputs or Classes(n))(n) or not head_is_new(model):
@@ -166,6 +166,11 @@ def _stored_in_out(update: LoRALinear) -> bool:
     return base.transposed if isinstance(base, NF4Linear) else isinstance(base, Conv1D)
 
 
+def _renamed(model: nn.Module) -> bool:
+    """Whether modules have names of ours, which transformers does not know."""
+    return not isinstance(model, MLP | Transformer)
+
+
 def _theirs(model: nn.Module, name: str) -> str:
     """What transformers, and so PEFT, calls a module of ours."""
     return form_of(model).module_name(model, name)
@@ -184,7 +189,7 @@ def _whole_tensors(model: nn.Module, whole: list[str]) -> dict[str, nn.Parameter
 def _in_our_names(form: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     """The same form with our names of the targets, where transformers has others."""
     targets = form.get("target_modules")
-    if not isinstance(model, Encoder) or not isinstance(targets, list):
+    if not _renamed(model) or not isinstance(targets, list):
         return form
     theirs = {_theirs(model, name): name for name in dict(updates(model)) or linear_layers(model)}
     ours = [theirs[full] for target in targets for full in matching(theirs, target)]
@@ -198,7 +203,7 @@ def _task_type(model: nn.Module) -> str | None:
 
 
 def _targets_for_peft(model: nn.Module, method: LoRAConfig, names: list[str]) -> list[str]:
-    if isinstance(model, Encoder):  # in full: the end of a name may be that of a layer in the head too
+    if _renamed(model):  # in full: the end of a name may be that of a layer in the head too
         return [_theirs(model, name) for name in names]
     if isinstance(method.targets, list):
         return method.targets
@@ -236,7 +241,7 @@ def _whole_from(form: dict[str, Any], model: nn.Module, path: Path) -> list[str]
     """Full names of the modules that are stored whole: the output layer, or the table of ids."""
     named = form.get("modules_to_save") or []
     ends = [str(model.head_name)]
-    if isinstance(model, Encoder) and isinstance(named, list):
+    if _renamed(model) and isinstance(named, list):
         parts = set(form_of(model).head_modules(model))
         named = ends if set(named) - {"score"} == parts else named  # PEFT lists it, whatever the model has
     if isinstance(model, Transformer):

@@ -20,7 +20,6 @@ from llmtool.data.store import Dataset, without_places
 from llmtool.evaluation import requirements
 from llmtool.experiment import Experiment
 from llmtool.models import adapters, lora, peft_files, pretrained
-from llmtool.models.encoder import Encoder
 from llmtool.stages.checkpoints import CARD_FILE, Start, fingerprint, lineage, made_from
 from llmtool.tasks import TaskConfig, default_task
 
@@ -201,8 +200,8 @@ def _assembled(
     before: tuple[Chain, ...],
 ) -> Assembled:
     _refuse_long_texts(dataset, model)
-    if isinstance(model, Encoder):
-        model.labels = [str(name) for name in targets["names"]]
+    if "labels" in vars(model):  # of families whose files name the classes
+        vars(model)["labels"] = [str(name) for name in targets["names"]]
     device = resolve_device(experiment.device)
     precision = resolve_precision(experiment.precision, device)
     precision.apply()
@@ -240,6 +239,11 @@ def refuse_unknown_figures(experiment: Experiment, dataset: Dataset) -> None:
 
 def refuse_other_encoding(dataset: Dataset, start: Start) -> None:
     """ConfigError unless the dataset's rows mean to this model what its own training rows meant."""
+    if start.card["inputs"]["kind"] == "images":
+        raise ConfigError(
+            f"{start.directory} takes pictures, and no data.encode of this version gives them; it can be "
+            "described (`llmtool describe`), but neither trained nor scored"
+        )
     if dataset.card["inputs"]["kind"] != start.card["inputs"]["kind"]:
         raise ConfigError(
             f"{start.directory} takes {start.card['encoding']}; "

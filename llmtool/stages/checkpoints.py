@@ -22,7 +22,6 @@ from llmtool.core.files import HashFile
 from llmtool.core.lineage import Chain, extend, read
 from llmtool.data.store import without_places
 from llmtool.models import hub, lora, peft_files, pretrained, quantised
-from llmtool.models.encoder import Encoder
 from llmtool.stages import foreign
 from llmtool.tasks import TaskConfig
 
@@ -180,8 +179,8 @@ def from_checkpoint(path: str, hash_file: HashFile | None = None) -> Start:
         if about.base is not None:
             if about.base.get("quantise"):  # as it was trained, so that it scores as it did
                 quantised.quantise(model, bool(about.base["double"]), torch.device("cpu"))
-            if isinstance(model, Encoder) and model.outputs is None and task is not None:
-                model.outputs = task.outputs(about.card["targets"])  # whose head is the adapter's
+            if vars(model)["outputs"] is None and task is not None:
+                vars(model)["outputs"] = task.outputs(about.card["targets"])  # whose head is the adapter's
             peft_files.load_adapter(model, directory)
             lora.merge(model)
     except (ValueError, KeyError, TypeError) as error:

@@ -16,10 +16,10 @@ from torch import nn
 
 from llmtool.core.config import Section
 from llmtool.core.console import bytes_, count
-from llmtool.core.contracts import Features, InputSpec, OutputSpec, Tokens
+from llmtool.core.contracts import InputSpec, OutputSpec, Tokens
 from llmtool.data.chat import card_of
 from llmtool.data.store import Dataset, input_spec
-from llmtool.models import ModelConfig
+from llmtool.models import ModelConfig, preprocessing
 from llmtool.models.accounting import Accounting, Component, OptimizerName, account
 
 CHARACTERS = 100  # letters, digits and signs of an English text; the estimate before the text has been read
@@ -66,7 +66,12 @@ GUIDE = [
         "problem": "a class or a number for each text",
         "choice": "encoder: finetune a pretrained one; compare with TF-IDF and logistic regression",
     },
-    {"problem": "pictures; sound", "choice": "no family of this version takes them"},
+    {
+        "problem": "a class or a number for each picture",
+        "choice": "vit, convnet, convnext: checkpoints are read, described and saved; pictures as data come "
+        "with a later version",
+    },
+    {"problem": "sound", "choice": "no family of this version takes it"},
 ]
 
 
@@ -133,7 +138,7 @@ def describe(subject: Subject) -> dict[str, Any]:
         "name": subject.name,
         "family": getattr(subject.config, "family", ""),
         "config": subject.config.model_dump(mode="json", by_alias=True),
-        "inputs": None if model is None else _spec(model.inputs),
+        "inputs": None if model is None else _spec(model.inputs) | _pixels(subject.card),
         "outputs": None if model is None else _spec(model.outputs),
         "needs_prepare": missing,
         "assumed": list(subject.assumed),
@@ -165,8 +170,20 @@ def _packed(card: dict[str, Any] | None) -> bool:
 def _spec(spec: InputSpec | OutputSpec | None) -> dict[str, Any]:
     if spec is None:
         return {"kind": "nothing"}
-    kinds = {"Features": "features", "Tokens": "tokens", "Classes": "classes", "Values": "values"}
-    return {"kind": kinds.get(type(spec).__name__, "next_token"), **asdict(spec)}
+    kinds = {"Features": "features", "Images": "images", "Tokens": "tokens", "Classes": "classes"}
+    kinds |= {"Values": "values", "NextToken": "next_token"}
+    return {"kind": kinds[type(spec).__name__], **asdict(spec)}
+
+
+def _pixels(card: dict[str, Any] | None) -> dict[str, Any]:
+    """Of pictures, what becomes of their pixels before the model sees them."""
+    if card is None or card["inputs"]["kind"] != "images":
+        return {}
+    how = card["encoder"].get("standardisation")
+    if how is None:
+        return {"pixels": f"standardised in a way that is not known (there is no {preprocessing.FILE})"}
+    mean, deviation = ([round(value, 4) for value in how[key]] for key in ("mean", "deviation"))
+    return {"pixels": f"(0 to 255) x {how['factor']:.6g} less {mean}, divided by {deviation}"}
 
 
 def _flops(figures: Accounting) -> dict[str, Any]:
@@ -242,7 +259,7 @@ def _families(subject: Subject) -> list[dict[str, Any]]:
     model: Any = subject.model
     inputs: type | None = None if model is None else type(model.inputs)
     if inputs is None and subject.card is not None:
-        inputs = Tokens if subject.card["inputs"]["kind"] == "tokens" else Features
+        inputs = type(input_spec(subject.card["inputs"]))
     accepted = (inputs,) if inputs else type(subject.config).accepts  # type: ignore[attr-defined]
     return [
         {
@@ -265,6 +282,9 @@ def _families(subject: Subject) -> list[dict[str, Any]]:
 def show(description: dict[str, Any]) -> Group:
     """The description as rich renderables, for a terminal or a plain log."""
     parts: list[RenderableType] = [Text(f"{description['name']}: {description['family']}", style="bold")]
+    if description["inputs"]:
+        gives = _words(description["outputs"])
+        parts.append(Text(f"takes {_words(description['inputs'])}; gives {gives}"))
     parts += [Text(f"assumed: {note}") for note in description["assumed"]]
     parts += [Text(f"not known yet: {note}") for note in description["needs_prepare"]]
     if description["structure"]:
@@ -424,6 +444,10 @@ def _card_tree(part: dict[str, Any], name: str, depth: int) -> list[str]:
 def _words(spec: dict[str, Any]) -> str:
     return {
         "features": lambda: f"rows of {spec['width']} numbers",
+        "images": lambda: (
+            f"pictures of {spec['height']} x {spec['width']} pixels in {spec['channels']} "
+            f"channel{'s' if spec['channels'] > 1 else ''}, {spec.get('pixels', 'standardised')}"
+        ),
         "tokens": lambda: f"tokens of a vocabulary of {spec['vocabulary']:,}",
         "classes": lambda: f"one of {spec['n']} classes",
         "values": lambda: f"{spec['n']} number{'s' if spec['n'] > 1 else ''}",

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from llmtool.core import files
-from llmtool.core.contracts import Classes, NextToken, Tokens, Values
+from llmtool.core.contracts import Classes, Images, NextToken, Tokens, Values
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.core.files import HashFile
 from llmtool.data import templates, tokenizers
 from llmtool.data.tokenizers import FileTokenizer
-from llmtool.models import peft_files, pretrained
+from llmtool.models import peft_files, preprocessing, pretrained
 from llmtool.models.encoder import Encoder
 
-# All that is read of such a directory; what else lies there (code, pickles, pictures) is not looked at.
+# All that is read of such a directory; what else lies there (code, pickles, drawings) is not looked at.
 READ = (
     pretrained.CONFIG_FILE,
     peft_files.ADAPTER_CONFIG,
     "generation_config.json",
+    preprocessing.FILE,
     tokenizers.FILE,
     tokenizers.CONFIG,
     templates.FILE,
@@ -53,9 +55,12 @@ def task_and_card(directory: Path) -> tuple[dict[str, Any] | None, dict[str, Any
     inputs, outputs = model.inputs, model.outputs
     if isinstance(model, Encoder):
         return _of_encoder(directory, model)
+    if isinstance(inputs, Images):
+        return _of_pictures(directory, model)
     if not isinstance(inputs, Tokens) or not isinstance(outputs, NextToken):
         raise ConfigError(
-            f"{directory}: only language models and encoders can be started from a directory of others'"
+            f"{directory}: only language models, encoders and models for pictures are read from a directory "
+            "of others'"
         )
     card = {
         "encoding": "tokens",
@@ -67,12 +72,30 @@ def task_and_card(directory: Path) -> tuple[dict[str, Any] | None, dict[str, Any
 
 
 def _of_encoder(directory: Path, model: Encoder) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """The same of an encoder, whose head may be missing. Its values are taken to be in their own units."""
+    """The same of an encoder, whose head may be missing."""
     card: dict[str, Any] = {
         "encoding": "text",
         "inputs": {"kind": "tokens", "vocabulary": model.inputs.vocabulary, "length": model.context},
         "encoder": {"as": "text", "tokenizer": _tokenizer(directory)},
     }
+    return _with_head(model, card)
+
+
+def _of_pictures(directory: Path, model: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The same of a model for pictures, whose pixels are standardised as the file beside it says."""
+    path = directory / preprocessing.FILE
+    found = preprocessing.read(path)
+    how = None if found is None else asdict(preprocessing.standardisation(found, path))
+    card: dict[str, Any] = {
+        "encoding": "images",
+        "inputs": {"kind": "images", **asdict(model.inputs)},
+        "encoder": {"as": "images", "standardisation": how},
+    }
+    return _with_head(model, card)
+
+
+def _with_head(model: Any, card: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Task and card with what comes out, if it has a head. Values are taken to be in their own units."""
     if model.outputs is None:
         return None, card | {"targets": {"kind": "nothing"}}
     assert isinstance(model.outputs, Classes | Values)

@@ -8,7 +8,7 @@ from torch import nn
 
 from llmtool.core.contracts import Classes, Images
 from llmtool.core.errors import ConfigError
-from llmtool.models import pretrained
+from llmtool.models import adapters, pretrained
 from llmtool.models.convnet import BatchNorm, ConvNetConfig, Padded
 
 SMALL = {"stem_width": 4, "widths": [8, 12], "depths": [1, 2]}
@@ -133,3 +133,25 @@ def test_the_size_of_pictures_is_looked_up_beside_the_weights(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 288}}')
     assert pretrained.skeleton(tmp_path).inputs == Images(3, 288, 288)
     assert pretrained.load(tmp_path)(pictures()).shape == (8, 3)
+
+
+# --- adapters ---
+
+
+def test_a_frozen_body_stays_as_it_is_in_training():
+    model = build()
+    adapters.replace_head(model, Classes(4), seed=1)
+    adapters.METHODS.validate_python({"kind": "head"}).apply(model)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.train()(pictures()).sum().backward()
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    adapters.METHODS.validate_python({"kind": "freeze", "blocks": 1}).apply(model)
+    model.train()(pictures())
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(state[name], tensor)}
+    assert {name.rpartition(".")[2] for name in moved} == {"running_mean", "running_var"}
+    assert all(name.startswith("stages.1.") for name in moved)
+
+
+def test_convolutions_get_no_low_rank_updates():
+    with pytest.raises(ConfigError, match="but for its output layer this model has none"):
+        adapters.LoRAConfig(rank=2).apply(build())

@@ -7,7 +7,7 @@ import torch
 
 from llmtool.core.contracts import Classes, Images
 from llmtool.core.errors import ConfigError
-from llmtool.models import pretrained
+from llmtool.models import adapters, lora, peft_files, pretrained
 from llmtool.models.convnext import ConvNeXtConfig
 
 SMALL = {"widths": [4, 8], "depths": [1, 2]}
@@ -61,3 +61,19 @@ def test_configuration_refused(keys, message, tmp_path):
     with pytest.raises(ConfigError) as error:
         pretrained.skeleton(tmp_path)
     assert message in str(error.value)
+
+
+@torch.no_grad()
+def test_the_linear_layers_of_its_blocks_get_low_rank_updates(tmp_path):
+    model, method = build().eval(), adapters.LoRAConfig(rank=2)
+    method.apply(model)
+    assert {name.rpartition(".")[2] for name, _ in lora.updates(model)} == {"widen", "narrow"}
+    for _, update in lora.updates(model):
+        update.lora_B.weight.normal_()
+    inputs = torch.randn(2, 3, 16, 16)
+    expected = model(inputs)
+    peft_files.save_adapter(model, tmp_path, method, base="base")
+    names = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert names[0] == "convnext.encoder.stages.0.layers.0.pwconv1"
+    lora.merge(model)
+    torch.testing.assert_close(model(inputs), expected)

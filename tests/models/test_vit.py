@@ -6,11 +6,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from llmtool.core.contracts import Classes, Images, Values
+from llmtool.core.contracts import Classes, Images, NextToken, Values
 from llmtool.core.errors import ConfigError, LlmtoolError
-from llmtool.models import pretrained
+from llmtool.models import adapters, lora, peft_files, pretrained
 from llmtool.models.layers import DropPath
-from llmtool.models.vit import ViTConfig
+from llmtool.models.vit import TwoHeads, ViT, ViTConfig
 
 SMALL = {"depth": 2, "heads": 2, "width": 16, "patch": 4}
 PICTURES = Images(3, 16, 16)
@@ -124,8 +124,6 @@ def test_names_of_classes_stay(saved):
 
 
 def test_two_heads_and_none_are_written_as_such(tmp_path):
-    from llmtool.models.vit import TwoHeads, ViT
-
     config = ViTConfig(**SMALL, architecture="deit")
     for outputs, teacher, named in (
         (Classes(3), True, "DeiTForImageClassificationWithTeacher"),
@@ -196,3 +194,85 @@ def test_unused_tensors_are_skipped_and_lost_ones_named(saved):
     safetensors.torch.save_file(tensors, path)
     with pytest.raises(LlmtoolError, match=r"lacks vit\.embeddings\.cls_token"):
         pretrained.load(saved)
+
+
+# --- adapters ---
+
+
+def trained(model):
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+@torch.no_grad()
+def test_a_new_head_for_other_classes_and_for_a_body_alone():
+    for model in (
+        build(),
+        ViT(ViTConfig(**SMALL, architecture="deit"), PICTURES, Classes(3), teacher=True).eval(),
+        ViT(ViTConfig(**SMALL, architecture="dinov2"), PICTURES, None).eval(),
+    ):
+        model.labels = ["a", "b", "c"]
+        before = model.hidden(pictures())
+        adapters.replace_head(model, Classes(5), seed=1)
+        assert model(pictures()).shape == (2, 5)
+        assert (model.outputs, model.labels, model.head_is_new) == (Classes(5), None, True)
+        assert torch.equal(model.hidden(pictures()), before)
+        weight = model.head.weight.clone()
+        adapters.replace_head(model, Classes(5), seed=1)
+        assert torch.equal(model.head.weight, weight)
+        with pytest.raises(ConfigError, match=r"model\.family vit gives classes or values"):
+            adapters.replace_head(model, NextToken(9), seed=1)
+
+
+def test_what_each_method_trains():
+    model = build()
+    adapters.METHODS.validate_python({"kind": "head"}).apply(model)
+    assert trained(model) == ["head.weight", "head.bias"]
+    adapters.METHODS.validate_python({"kind": "freeze", "blocks": 1}).apply(model)
+    assert {name.split(".")[0] for name in trained(model)} == {"layers", "norm", "head"}
+    assert not any(name.startswith("layers.0.") for name in trained(model))
+    adapters.LoRAConfig(rank=2).apply(model)
+    targets = {name.split(".lora_")[0] for name in trained(model)}
+    parts = ("attention.query", "attention.key", "attention.value", "attention.output")
+    parts += ("feed_forward.widen", "feed_forward.narrow")
+    assert targets == {f"layers.{block}.{part}" for block in (0, 1) for part in parts}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"architecture": "deit"},
+        {"architecture": "dinov2"},
+        {"architecture": "dinov2", "gated": True, "registers": 2},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+@torch.no_grad()
+def test_an_adapter_and_its_new_head_are_read_by_peft_and_back(keys, tmp_path):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    base, adapter, again = (tmp_path / name for name in ("base", "adapter", "again"))
+    for directory in (base, adapter):
+        directory.mkdir()
+    pretrained.save(build(**keys), base)
+    model, method = pretrained.load(base).eval(), adapters.LoRAConfig(rank=2)
+    adapters.replace_head(model, Classes(5), seed=1)
+    method.apply(model)
+    for name in trained(model):
+        parameter = model.get_parameter(name)
+        parameter.add_(torch.randn(parameter.shape) * 0.1)
+    peft_files.save_adapter(model, adapter, method, base=str(base))
+    loaded = pretrained.load(base)
+    peft_files.load_adapter(loaded, adapter)
+    assert torch.equal(loaded.eval()(pictures()), model(pictures()))
+    assert loaded.outputs == Classes(5)
+    classes = transformers.AutoModelForImageClassification
+    theirs = classes.from_pretrained(base, num_labels=5, ignore_mismatched_sizes=True)
+    theirs = peft.PeftModel.from_pretrained(theirs, adapter).eval()
+    torch.testing.assert_close(theirs(pixel_values=pictures()).logits, model(pictures()), atol=1e-5, rtol=0)
+    theirs.save_pretrained(again)
+    loaded = pretrained.load(base)
+    peft_files.load_adapter(loaded, again)
+    torch.testing.assert_close(loaded.eval()(pictures()), model(pictures()), atol=1e-6, rtol=0)
+    expected = model(pictures())
+    lora.merge(model)
+    torch.testing.assert_close(model(pictures()), expected, atol=1e-5, rtol=0)

@@ -262,3 +262,49 @@ def test_what_does_not_fit_an_encoder_is_refused_in_words(texts: Path, llmtool: 
     weights.write_bytes(weights.read_bytes()[:-9])
     ended = llmtool("finetune", "a.yaml", "--set", "run=runs/d", cwd=texts)
     assert (ended.code, "not a whole safetensors file" in ended.error) == (1, True), ended.error
+
+
+def pictures_model(directory: Path) -> Path:
+    """A small vision transformer of others, with the recipe of its pictures and names of its classes."""
+    transformers = pytest.importorskip("transformers")
+    names = {0: "cat", 1: "dog", 2: "hen"}
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8,
+        patch_size=4, id2label=names, label2id={name: at for at, name in names.items()},
+    )  # fmt: skip
+    transformers.ViTForImageClassification(config).save_pretrained(directory)
+    recipe = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], "size": 8}
+    (directory / "preprocessor_config.json").write_text(json.dumps(recipe))
+    return directory
+
+
+def test_a_model_for_pictures_is_described_and_kept_from_other_data(fresh: Path, llmtool: Run) -> None:
+    base = pictures_model(fresh / "base")
+    task, card = foreign.task_and_card(base)
+    assert task == {"kind": "classification"}
+    assert card["inputs"] == {"kind": "images", "channels": 3, "height": 8, "width": 8}
+    assert card["targets"] == {"kind": "classes", "names": ["cat", "dog", "hen"]}
+    assert card["encoder"]["standardisation"]["deviation"] == (0.25, 0.25, 0.25)
+    ended = llmtool("describe", "base", cwd=fresh)
+    assert ended.code == 0, ended.err
+    assert "takes pictures of 8 x 8 pixels in 3 channels" in ended.out
+    assert "gives one of 3 classes" in ended.out
+    before = foreign.fingerprint(base)
+    for command, key in (("finetune", "finetune.start=base"), ("evaluate", "evaluate.of=base")):
+        ended = llmtool(command, "table.yaml", "--set", key, cwd=fresh)
+        assert ended.code == 2
+        assert "base takes pictures, and no data.encode of this version gives them" in ended.error
+    (base / "preprocessor_config.json").write_text("{}")
+    assert foreign.fingerprint(base) != before
+    ended = llmtool("describe", "base", "--json", cwd=fresh)
+    assert ended.json["description"]["inputs"]["pixels"].startswith("(0 to 255) x 0.00392157 less [0.0]")
+
+
+def test_a_body_for_pictures_has_no_task_yet(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ConvNextConfig(hidden_sizes=[8, 8], depths=[1, 1], num_stages=2, image_size=32)
+    transformers.ConvNextModel(config).save_pretrained(tmp_path)
+    task, card = foreign.task_and_card(tmp_path)
+    assert task is None
+    assert card["targets"] == {"kind": "nothing"}
+    assert card["encoder"]["standardisation"] is None

@@ -34,6 +34,7 @@ DEIT = DeiTForm(
     sizes=VIT.sizes,
     options=VIT.options,
     fixed=VIT.fixed,
+    modules=VIT.modules,
     names=VIT.names
     | {"head.from_class": "cls_classifier", "head.from_distillation": "distillation_classifier"},
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from llmtool.models.forms.form import Stored, whole_number
-from llmtool.models.forms.vit import ATTENTION, FIXED, OPTIONS, SIZES, TOKENS, ViTForm
+from llmtool.models.forms.vit import ATTENTION, FIXED, OPTIONS, SIZES, TOKENS, ViTForm, in_memory
 from llmtool.models.vit import ViT
 
 BLOCK = {
@@ -63,6 +63,15 @@ class Dinov2Form(ViTForm):
         where = GATED[f"layers.{{}}.feed_forward.{part}"].format(parts[1])
         return Stored(f"{self.prefix}{where}.{parts[4]}", rows)
 
+    def module_name(self, model: nn.Module, name: str) -> str:
+        """In memory the gate is a layer of its own."""
+        assert isinstance(model, ViT)
+        parts = name.split(".")
+        if model.config.gated and parts[2:3] == ["feed_forward"]:
+            theirs = {"gate": "gate_proj", "widen": "up_proj", "narrow": "down_proj"}[parts[3]]
+            return f"{self.prefix}encoder.layer.{parts[1]}.mlp.{theirs}"
+        return super().module_name(model, name)
+
 
 class RegistersForm(Dinov2Form):
     """DINOv2 with register tokens."""
@@ -88,6 +97,7 @@ DINOV2 = Dinov2Form(
     | {"layerscale_value": "layer_scale", "drop_path_rate": "drop_path", "use_swiglu_ffn": "gated"},
     fixed=FIXED,
     names=TOKENS | ATTENTION | BLOCK,
+    modules=in_memory("encoder.layer.{}"),
 )
 DINOV2_WITH_REGISTERS = RegistersForm(
     model_type="dinov2_with_registers",
@@ -98,4 +108,5 @@ DINOV2_WITH_REGISTERS = RegistersForm(
     options=DINOV2.options | {"num_register_tokens": "registers"},
     fixed=FIXED,
     names=DINOV2.names,
+    modules=DINOV2.modules,
 )

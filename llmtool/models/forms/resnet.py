@@ -59,6 +59,10 @@ class OwnForm(ResNetForm):
         """Nothing: no class of others reads it."""
         return {}
 
+    def module_name(self, model: nn.Module, name: str) -> str:
+        """The same."""
+        return name
+
     def place(self, name: str, model: nn.Module) -> Stored:
         """Every name is ours."""
         return Stored(name)

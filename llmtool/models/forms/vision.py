@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,7 +32,8 @@ class VisionForm(Form):
     Face's key -> ours, for whole numbers that a configuration must say. options: the same for what it may
     leave out or have as null, and then our default holds. fixed: key -> the values that our modules
     implement. names: module of the body (or one parameter, by its whole name) -> where it lies, without the
-    prefix and with {} for each number; of the head, whole.
+    prefix and with {} for each number; of the head, whole. modules: the same of those that transformers calls
+    otherwise than its files do.
     """
 
     family: ClassVar[type[Section]]
@@ -44,6 +45,7 @@ class VisionForm(Form):
     options: dict[str, str]
     fixed: dict[str, tuple[Any, ...]]
     names: dict[str, str]
+    modules: dict[str, str] = field(default_factory=dict)
     unused = re.compile(r"(^|\.)(pooler\..*|mask_token|num_batches_tracked)$")
 
     def __post_init__(self) -> None:
@@ -99,6 +101,17 @@ class VisionForm(Form):
         """Where one tensor of ours lies."""
         found = placed(name, self.names)
         return Stored(found if name.startswith("head.") else f"{self.prefix}{found}")
+
+    def module_name(self, model: nn.Module, name: str) -> str:
+        """As transformers has it in memory."""
+        if name == str(model.head_name):
+            return placed(f"{name}.weight", self.names).rpartition(".")[0]
+        found = placed(f"{name}.weight", {**self.names, **self.modules}).rpartition(".")[0]
+        return f"{self.prefix}{found}"
+
+    def head_modules(self, model: nn.Module) -> list[str]:
+        """The output layer."""
+        return [self.module_name(model, str(model.head_name))]
 
     def more(self, data: dict[str, Any], path: Path) -> dict[str, Any]:
         """Keys of ours that no table can give."""

@@ -38,6 +38,13 @@ FEED_FORWARD = {
 }
 
 
+def in_memory(block: str) -> dict[str, str]:
+    """What transformers has called the linear layers of a block since its files got their names."""
+    parts = {f"attention.{ours}": f"attention.{ours[0]}_proj" for ours in ("query", "key", "value", "output")}
+    parts |= {"feed_forward.widen": "mlp.fc1", "feed_forward.narrow": "mlp.fc2"}
+    return {f"layers.{{}}.{ours}": f"{block}.{theirs}" for ours, theirs in parts.items()}
+
+
 class ViTForm(VisionForm):
     """A vision transformer; DeiT and DINOv2 are this with something more.
 
@@ -87,4 +94,5 @@ VIT = ViTForm(
     options=OPTIONS,
     fixed=FIXED,
     names=TOKENS | ATTENTION | FEED_FORWARD,
+    modules=in_memory("layers.{}"),
 )
