@@ -73,7 +73,8 @@ class Rotary(nn.Module):
         empty = torch.empty(context, head_width // 2)
         self.register_buffer("cosine", empty, persistent=False)
         self.register_buffer("sine", empty.clone(), persistent=False)
-        self.fill(empty.device)
+        if not empty.is_meta:  # where it has no values, computing them imports half of torch's compiler
+            self.fill(empty.device)
 
     def fill(self, device: torch.device) -> None:
         """Compute the tables (context, E/2) on `device`; a model built on the meta device needs it."""

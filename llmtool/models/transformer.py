@@ -43,7 +43,7 @@ class TransformerConfig(Section):
         default=4, gt=0, le=1024, description="attention heads in a block; they divide the width"
     )
     width: int = Field(default=128, gt=0, le=65_536, description="size of a token's vector")
-    context: int = Field(default=128, gt=0, le=262_144, description="the most tokens it sees at once")
+    context: int = Field(default=128, gt=0, le=1_048_576, description="the most tokens it sees at once")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="share of values set to zero in training")
     key_value_heads: int = Field(
         default=DERIVED,
@@ -80,7 +80,7 @@ class TransformerConfig(Section):
     window: int | None = Field(
         default=None,
         gt=0,
-        le=262_144,
+        le=1_048_576,
         description="how many of the newest tokens a block with sliding attention sees; default: no such",
     )
     layer_types: list[LayerType] = Field(

@@ -32,13 +32,15 @@ class Form:
     model_type: what config.json says. architectures: the names of classes that are read; the first is what
     we write. prefix: how all names of the body begin, which files of a body alone leave out. unused: tensors
     of the file (by the file's names) that we have no use for: computed ones, and heads that our module does
-    without. What it matches is skipped unless the name map asks for it.
+    without; what it matches is skipped unless the name map asks for it. copied_code: classes that auto_map
+    may name because the code beside the weights is that of transformers; it is not run either way.
     """
 
     model_type: str
     architectures: tuple[str, ...]
     prefix: str = ""
     unused: ClassVar[re.Pattern[str]] = NOTHING
+    copied_code: ClassVar[frozenset[str]] = frozenset()
 
     def renamed(self, key: str) -> str:
         """The name that files of today have for a tensor that an older one calls `key`."""
@@ -102,8 +104,13 @@ def number(data: Mapping[str, Any], key: str, path: Path, default: float | None 
 
 def refuse_foreign(data: Mapping[str, Any], form: Form, path: Path) -> None:
     """ConfigError for quantised weights, code beside the weights, and classes that the form does not read."""
-    for key in ("quantization_config", "auto_map"):
-        if data.get(key):
+    code = data.get("auto_map") or {}
+    own = isinstance(code, dict) and all(
+        key == "AutoTokenizer" or (isinstance(name, str) and name in form.copied_code)
+        for key, name in code.items()
+    )
+    for key, refused in (("quantization_config", data.get("quantization_config")), ("auto_map", not own)):
+        if refused:
             raise ConfigError(
                 f"{path}: {key} is not supported; only plain weights of known architectures are read"
             )

@@ -19,6 +19,8 @@ from llmtool.models.transformer import TransformerConfig
 class Phi3Form(RotaryForm):
     """The original context and the turned share stand beside the scaling."""
 
+    copied_code = frozenset({"configuration_phi3.Phi3Config", "modeling_phi3.Phi3ForCausalLM"})
+
     def rotary(self, data: dict[str, Any], path: Path) -> dict[str, Any]:
         """Keys of ours for rotary positions."""
         values = super().rotary(data, path)
