@@ -76,11 +76,9 @@ class ExactMatch(Suite):
 
     def answers(self, questions: list[tuple[Problem, str]], scorer: Scorer, tick: Tick) -> SuiteTally:
         """Each problem answered in writing."""
-        records = []
-        for problem, prompt in questions:
-            records.append(_record(problem, scorer.write(prompt, self.tokens, self.stop)))
-            tick(1)
-        return SuiteTally(self.kind, numbered(iter(records)))
+        written = scorer.write([prompt for _, prompt in questions], self.tokens, self.stop, tick)
+        records = (_record(problem, text) for (problem, _), text in zip(questions, written, strict=True))
+        return SuiteTally(self.kind, numbered(records))
 
 
 def _record(problem: Problem, written: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,8 +13,8 @@ import torch
 from llmtool.core.errors import ConfigError, MemoryLimitError
 from llmtool.data.prompts import PromptTokenizer
 from llmtool.evaluation.loop import eval_mode
+from llmtool.evaluation.writer import Order, Writer, ends
 from llmtool.models.causal import Transformer
-from llmtool.models.generation import generate
 
 TOKENS = {"cpu": 2**12, "cuda": 2**16}  # of one batch, padding included
 LOGIT_BYTES = {"cpu": 2**27, "cuda": 2**31}  # what the float32 logits of one batch may take up
@@ -103,9 +103,11 @@ class Scorer:
             done = end
         return found
 
-    def write(self, prompt: str, tokens: int, stop: Collection[str]) -> str:
-        """What the model writes after a prompt by greedy choice, up to the first text of `stop`, the token
-        that ends a text, or `tokens` tokens. A prompt that leaves no room for them loses its beginning.
+    def write(
+        self, prompts: Sequence[str], tokens: int, stop: Sequence[str], tick: Tick = _quiet
+    ) -> list[str]:
+        """What the model writes after each prompt by greedy choice, up to the first text of `stop`, a token
+        that ends texts, or `tokens` tokens. A prompt that leaves no room for them loses its beginning.
 
         ConfigError where the model's context has no room for a prompt beside so many tokens.
         """
@@ -114,21 +116,13 @@ class Scorer:
             raise ConfigError(
                 f"`tokens: {tokens}` leave no room for a prompt: the model's context is {self.model.context}"
             )
-        (ids,) = self.tokenizer.encode([prompt])
-        self.cut += len(ids) > room
-        ids = ids[-room:] or [self.tokenizer.prefix]
-        end = self.tokenizer.end
-
-        def over(written: Ids) -> bool:
-            text = self.tokenizer.decode(written)
-            return any(part in text for part in stop)
-
-        with self.autocast():
-            made = generate(
-                self.model, ids, tokens, temperature=0, stop=() if end is None else (end,), until=over
-            )[len(ids) :]
-        text = self.tokenizer.decode(made[:-1] if end is not None and made[-1:] == [end] else made)
-        return text[: min((at for part in stop if (at := text.find(part)) >= 0), default=len(text))]
+        found = self.tokenizer.encode(prompts)
+        self.cut += sum(len(ids) > room for ids in found)
+        cut = [ids[-room:] or [self.tokenizer.prefix] for ids in found]
+        ends_ = ends(self.model, self.tokenizer)
+        writer = Writer(self.model, self.tokenizer, ends_, self.device, self.autocast)
+        order = Order(tokens, stop=tuple(stop))
+        return [made.text for made in writer.write(cut, order, done=tick, alone=True)]
 
     def _batches(self, order: Sequence[int], rows: Sequence[tuple[Ids, int]]) -> Iterator[list[int]]:
         """Rows of about one length together, the longest first."""

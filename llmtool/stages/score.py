@@ -14,16 +14,15 @@ from llmtool.core.contracts import NextToken, Tally, Tokens
 from llmtool.core.environment import code_version
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.data.batches import unit_edges
-from llmtool.data.chat import ChatEncoder
 from llmtool.data.conversations import BadConversation
-from llmtool.data.rendering import Renderer
 from llmtool.data.store import Dataset, Split
-from llmtool.data.tokenizers import FittedTokenizer
 from llmtool.evaluation import EvaluateConfig, SamplesConfig, kept, requirements
 from llmtool.evaluation.loop import evaluate
+from llmtool.evaluation.writer import Order
 from llmtool.metrics.language import LanguageTally
-from llmtool.models.generation import generate
+from llmtool.models.generation import Sampling
 from llmtool.models.transformer import Transformer
+from llmtool.stages import speaking
 
 if TYPE_CHECKING:
     from llmtool.stages.assemble import Assembled
@@ -186,58 +185,29 @@ def samples(assembled: Assembled, config: SamplesConfig) -> list[dict[str, Any]]
     """
     if not isinstance(assembled.task_config.outputs(assembled.dataset.card["targets"]), NextToken):
         raise ConfigError("evaluate.samples: is for language models; this model writes no text")
-    dataset = assembled.dataset
-    state = dataset.card["encoder"]
-    writer: Renderer | FittedTokenizer
-    if dataset.card["encoding"] == "chat":
-        writer = ChatEncoder.from_state(state, dataset.directory).fitted
-    else:
-        writer = FittedTokenizer.from_state(state["tokenizer"], dataset.directory)
-    found: list[dict[str, Any]] = []
-    for at, prompt in enumerate(config.prompts):
-        for copy in range(config.count):
-            try:
-                written = _text(assembled, config, writer, prompt, (at, copy))
-                found.append({"prompt": prompt, "text": written, "missing": ""})
-            except FloatingPointError as error:
-                found.append({"prompt": prompt, "text": prompt, "missing": str(error)})
-    return found
-
-
-def _text(
-    assembled: Assembled,
-    config: SamplesConfig,
-    writer: Renderer | FittedTokenizer,
-    prompt: str,
-    number: tuple[int, int],
-) -> str:
-    """The prompt (of a chat model: as the template puts a user's turn) and its continuation, without the
-    token that ends it."""
-    ids, stop, tokenizer = _begun(writer, prompt)
-    with assembled.precision.autocast(assembled.device):
-        ids = generate(
-            cast(Transformer, assembled.model),
-            ids or [first_token(assembled.dataset, seeds.derive(assembled.seed, "document", *number))],
-            config.tokens,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            seed=seeds.derive(assembled.seed, "sample", *number),
-            stop=stop,
-        )
-    return tokenizer.decode(ids[:-1] if ids[-1] in stop else ids)
-
-
-def _begun(
-    writer: Renderer | FittedTokenizer, prompt: str
-) -> tuple[list[int], tuple[int, ...], FittedTokenizer]:
-    """The ids that a model goes on from, those that end what it writes, and the tokenizer."""
-    if isinstance(writer, FittedTokenizer):
-        stop = () if writer.end is None else (writer.end,)
-        return writer.ids(writer.encode([prompt]))[0].tolist(), stop, writer
+    dataset, model, precision = assembled.dataset, cast(Transformer, assembled.model), assembled.precision
+    speaker = speaking.of(dataset.card, dataset.directory, model)
+    numbers = [(at, copy) for at in range(len(config.prompts)) for copy in range(config.count)]
     try:
-        return writer.prompt([{"role": "user", "content": prompt}]), writer.stop, writer.tokenizer
+        given = [speaker.prompt(prompt) for prompt in config.prompts]
     except BadConversation as error:
         raise ConfigError(f"evaluate.samples: {error}") from None
+    prompts = [
+        given[at] or [first_token(dataset, seeds.derive(assembled.seed, "document", at, copy))]
+        for at, copy in numbers
+    ]
+    order = Order(config.tokens, Sampling(config.temperature, config.top_k))
+    chances = [seeds.derive(assembled.seed, "sample", *number) for number in numbers]
+    writer = speaker.writer(model, assembled.device, lambda: precision.autocast(assembled.device))
+    missing = ""
+    try:
+        written = [found.text for found in writer.write(prompts, order, chances)]
+    except FloatingPointError as error:
+        written, missing = [""] * len(numbers), str(error)
+    return [
+        {"prompt": config.prompts[at], "text": speaker.shown(ids) + text, "missing": missing}
+        for (at, _), ids, text in zip(numbers, prompts, written, strict=True)
+    ]
 
 
 def first_token(dataset: Dataset, seed: int) -> int:

@@ -88,7 +88,7 @@ def test_rolling_windows_predict_every_token_once(scorer: Scorer) -> None:
 
 
 def test_writing_is_greedy_and_ends_before_a_stop(scorer: Scorer) -> None:
-    written = scorer.write("abc", 9, [])
+    (written,) = scorer.write(["abc"], 9, [])
     ids = list(b"abc")
     for _ in range(9):
         ids.append(int(scorer.model.eval()(torch.tensor([ids]))[0, -1].argmax()))
@@ -96,9 +96,9 @@ def test_writing_is_greedy_and_ends_before_a_stop(scorer: Scorer) -> None:
             break
     assert written == bytes(i for i in ids[3:] if i < 256).decode("utf-8", "replace")
     stop = written[3:5]
-    assert scorer.write("abc", 9, ["nowhere", stop]) == written[: written.index(stop)]
+    assert scorer.write(["abc"], 9, ["nowhere", stop]) == [written[: written.index(stop)]]
     assert scorer.cut == 0
-    assert scorer.write("x" * 40, 9, []) == scorer.write("x" * 15, 9, [])
+    assert scorer.write(["x" * 40, "abc"], 9, []) == [*scorer.write(["x" * 15], 9, []), written]
     assert scorer.cut == 1
     with pytest.raises(ConfigError, match="leave no room for a prompt"):
-        scorer.write("a", 24, [])
+        scorer.write(["a"], 24, [])

@@ -45,9 +45,9 @@ class Fixed:
         values = np.array(self.nats[: len(pairs)])
         return values, values > -1
 
-    def write(self, prompt: str, tokens: int, stop: list[str]) -> str:
-        self.asked.append(prompt)
-        return next(self.texts)
+    def write(self, prompts: list[str], tokens: int, stop: list[str], tick: Any) -> list[str]:
+        self.asked += prompts
+        return [next(self.texts) for _ in prompts]
 
 
 HELLASWAG = {
