@@ -47,7 +47,9 @@ class TextStream:
         before = self._tokenizer.decode(self._ids[self._anchor : self._read])
         searched = max(0, len(self.text) - max(map(len, self._stop), default=0))
         self.text += whole[len(before) :]
-        self._anchor, self._read = self._read, len(self._ids)
+        if len(whole) > len(before):  # a control token has no text, and could not keep the next one's blank
+            self._anchor = self._read
+        self._read = len(self._ids)
         ends = [at for part in self._stop if (at := self.text.find(part, searched)) >= 0]
         if ends:
             self.text, self.stopped = self.text[: min(ends)], True
