@@ -164,7 +164,8 @@ class _Rehearsal:
             ),
         )
         method = config.method.kind if section == "finetune" else "full"
-        memory = forecast.refuse_memory(self.described, fit, section, method)
+        quantised = getattr(getattr(config, "method", None), "quantise", "none") != "none"
+        memory = forecast.refuse_memory(self.described, fit, section, method, quantised)
         self.forecast.setdefault("memory", {})[section] = memory
         return f"about {console.bytes_(memory['needed'])} for {fit.micro_batch:,} rows at once"
 

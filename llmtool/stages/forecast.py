@@ -22,6 +22,7 @@ BANDWIDTH = 5e9  # bytes a second that a CPU core moves, about
 STEP = 3.0  # seconds that a rehearsed step may take; a longer one is rehearsed with fewer rows
 SCORING = 1.5  # seconds that scoring a split may take
 HEAVY = 3e9  # bytes of weights and optimizer state beyond which writing checkpoints alone takes a minute
+LINEAR, NF4 = ("Linear", "Conv1D"), 0.5 + 4 / 64  # what is put into four bits, and bytes of a weight there
 KEPT = 2  # checkpoints beside the `keep` newest ones at one moment: the best one, and one being written
 
 
@@ -114,16 +115,18 @@ def too_heavy(description: dict[str, Any], rate: float) -> str:
 
 
 def refuse_memory(
-    description: dict[str, Any], fit: Fitting, section: str, method: str = "full"
+    description: dict[str, Any], fit: Fitting, section: str, method: str = "full", quantised: bool = False
 ) -> dict[str, Any]:
     """What training needs at once; MemoryLimitError where the device has less.
 
     method: of fine-tuning; where it trains only a part of the model, this is the least that it needs.
+    quantised: whether its linear layers are kept in four bits.
     """
     memory = description["memory"]
     each = memory["activations"] / memory["training"]["rows"] if method in ("full", "lora") else 0
     activations = round(each * fit.micro_batch)
-    fixed = memory["weights"] + (memory["gradients"] + memory["optimizer"] if method == "full" else 0)
+    weights = memory["weights"] - (four_bits_save(description["structure"]) if quantised else 0)
+    fixed = weights + (memory["gradients"] + memory["optimizer"] if method == "full" else 0)
     needed, there = fixed + activations, memory["device_bytes"]
     if there is not None and needed > 0.9 * there:
         fewer = int((0.9 * there - fixed) / each) if each else 0
@@ -138,6 +141,18 @@ def refuse_memory(
             f"{bytes_(there)}: {hint}"
         )
     return {"needed": needed, "activations": activations, "device_bytes": there, "rows": fit.micro_batch}
+
+
+def four_bits_save(structure: dict[str, Any]) -> int:
+    """Bytes that a model's weights have less with its linear layers, but the output layer, in four bits."""
+    head = structure["parts"][-1]["name"]  # the output layer comes last
+    return sum(_four_bits_save(part) for part in structure["parts"] if part["name"] != head)
+
+
+def _four_bits_save(part: dict[str, Any]) -> int:
+    if part["kind"] in LINEAR:
+        return int(part["parameters"] * (4 - NF4))
+    return sum(_four_bits_save(inner) for inner in part["parts"])
 
 
 def _divisor(batch: int, most: int) -> int:
