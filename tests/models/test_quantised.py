@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from llmtool.core.contracts import Classes, Features
 from llmtool.core.errors import ConfigError
 from llmtool.models import lora, peft_files, pretrained, quantised
 from llmtool.models.accounting import account
 from llmtool.models.adapters import LoRAConfig
 from llmtool.models.layers import Conv1D
+from llmtool.models.mlp import MLPConfig
 from llmtool.models.quantised import NF4Linear, linear_layers
 from tests.models.test_adapters import ids, mlp, rows, stir, transformer
 from tests.models.test_lora import losses, take
@@ -196,3 +198,33 @@ def test_seen_from_one_layer_to_the_next():
         optimizer.step()
         found.append(loss.item())
     assert found[-1] < 0.8 * found[0]
+
+
+@pytest.mark.cuda
+@DOUBLE
+def test_on_cuda_as_on_the_cpu(double):
+    torch.manual_seed(0)
+    linear = nn.Linear(96, 160)
+    here, there = NF4Linear(linear, double, CPU), NF4Linear(linear, double, torch.device("cuda"))
+    apart = (here.whole() - there.whole().cpu()).abs()
+    assert (apart > 1e-3).float().mean() < 0.01  # a number between two levels may go either way
+    x = torch.randn(7, 96, device="cuda", requires_grad=True)
+    with torch.autocast("cuda", torch.bfloat16):
+        there(x).float().sum().backward()
+    torch.testing.assert_close(x.grad, there.matrix().sum(dim=0).expand_as(x), atol=0.1, rtol=0.02)
+
+
+@pytest.mark.cuda
+def test_the_whole_model_is_never_on_the_device():
+    model = mlp_of(width=2048, layers=8)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    quantised.quantise(model, False, torch.device("cuda"))
+    model.to("cuda")
+    whole = 8 * 2048 * 2048 * 4
+    assert torch.cuda.max_memory_allocated() - before < whole / 2
+    assert torch.cuda.memory_allocated() - before < whole / 6
+
+
+def mlp_of(width, layers):
+    return MLPConfig(hidden=[width] * layers).build(Features(width), Classes(3))
