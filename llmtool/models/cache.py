@@ -82,7 +82,7 @@ class Sight:
         """`visible` for blocks that see the newest `size` tokens only, a token itself included."""
         # https://arxiv.org/abs/2004.05150
         keys = self.start + self.tokens
-        if keys <= size:
+        if keys <= size and not torch.compiler.is_exporting():  # an exported graph must not choose
             return self.visible
         query = torch.arange(self.start, keys, device=self.device).unsqueeze(1)
         distance = query - torch.arange(keys, device=self.device)  # (T, S)

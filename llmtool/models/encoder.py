@@ -196,11 +196,14 @@ class Encoder(nn.Module):
 
     def hidden(self, inputs: Tensor, segments: Tensor | None = None) -> Tensor:
         """(B, T) ids -> (B, T, D), a vector for each token. segments: (B, T); a token sees its own only."""
+        positions = None if segments is None else document_positions(segments)
+        return self.body(inputs, positions, None if segments is None else same_document(segments))
+
+    def body(self, inputs: Tensor, positions: Tensor | None, mask: Tensor | None) -> Tensor:
+        """(B, T) ids -> (B, T, D). positions: (B, T), None: 0 to T - 1. mask: (B, 1, T, T), what is seen."""
         length = inputs.shape[1]
         assert length <= self.context, "more tokens than the context"
-        positions = None if segments is None else document_positions(segments)
         x = self.embed(inputs, positions)
-        mask = None if segments is None else same_document(segments)
         if self.config.architecture != "modernbert":
             for block in self.layers:
                 x = block(x, mask)
@@ -224,7 +227,7 @@ class Encoder(nn.Module):
         real = segments != 0
         if self.config.pooling == "cls":
             first = real.to(torch.int8).argmax(dim=1)  # (B,)
-            return hidden[torch.arange(len(hidden), device=hidden.device), first]
+            return hidden[torch.arange(hidden.shape[0], device=hidden.device), first]
         weights = real.to(hidden.dtype).unsqueeze(2)  # (B, T, 1)
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 

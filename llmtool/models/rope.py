@@ -192,7 +192,13 @@ class ScaledRotary(Rotary):
     def at(self, sight: Sight, cache: Cache | None) -> tuple[Tensor, Tensor]:
         """Cosines and sines, (T, E/2), or (B, 1, T, E/2) where rows stand at different positions."""
         near = self(sight.tokens, sight.positions, sight.start)
-        if self.far is None or sight.start + sight.tokens <= self.original:
+        if self.far is None:
+            return near
+        if torch.compiler.is_exporting():  # a graph for texts of any length must not choose
+            far = self.far(sight.tokens, sight.positions, sight.start)
+            beyond = torch.arange(sight.tokens, device=sight.device)[-1:] >= self.original  # (1,)
+            return torch.where(beyond, far[0], near[0]), torch.where(beyond, far[1], near[1])
+        if sight.start + sight.tokens <= self.original:
             return near
         far = self.far(sight.tokens, sight.positions, sight.start)
         if cache is not None:

@@ -83,8 +83,9 @@ def _onnx(start: Start, directory: Path) -> Export:
         most = max(found["difference"] for found in checked)
         shapes = " and ".join("x".join(map(str, found["inputs"])) for found in checked)
         notes, said = [], [f"onnxruntime gives the same on inputs {shapes}: at most {most:.1g} apart"]
-    shape = ", ".join(map(str, about["shape"]))
-    said.append(f"input {about['input']} ({shape}) {about['type']}: {about['says']}")
+    for name, its in about["inputs"].items():
+        said.append(f"input {name} ({', '.join(map(str, its['shape']))}) {its['type']}: {its['says']}")
+    said.append(f"outputs {about['outputs']}")
     return Export({"graph": about, "checked": checked}, said, notes)
 
 

@@ -147,7 +147,7 @@ def test_onnx_gives_the_same(copy: Path, llmtool: Run, monkeypatch: pytest.Monke
     assert ended.err.count("\n") <= 3, ended.err  # nothing of the exporter's own
     assert len(ended.json["checked"]) == 2
     session = runtime.InferenceSession(copy / "runs/table/export/onnx/model.onnx")
-    rows = torch.randn(5, ended.json["graph"]["shape"][1])
+    rows = torch.randn(5, ended.json["graph"]["inputs"]["features"]["shape"][1])
     given = session.run(None, {"features": rows.numpy()})[0]
     np.testing.assert_allclose(given, logits(copy / "runs/table/finetune/best", rows), atol=1e-5)
 
