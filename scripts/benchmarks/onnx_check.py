@@ -1,6 +1,6 @@
 """Every family as ONNX, run by onnxruntime beside torch: the largest difference of an output, for each.
 
-    python scripts/benchmarks/onnx_check.py [NAME ...]     # some of the cases of tests/models/test_conformance.py
+    python scripts/benchmarks/onnx_check.py [NAME ...]    # cases of tests/models/test_conformance.py
 
 Inputs of two sizes, one of them past windows and stretched positions; a case takes 2 to 20 s.
 """

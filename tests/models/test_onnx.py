@@ -1,4 +1,4 @@
-"""ONNX files: any number of rows and tokens, on both sides of what a model treats otherwise when texts are long."""
+"""ONNX files: any number of rows and tokens, also past windows and stretched positions."""
 
 from __future__ import annotations
 
