@@ -17,8 +17,8 @@ transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT's own
 
-ARCHITECTURES = ["gpt2", "llama", "qwen3"]
-QUERIES = {"gpt2": "c_attn", "llama": "q_proj", "qwen3": "q_proj"}
+ARCHITECTURES = ["gpt2", "llama", "qwen3", "qwen2", "gemma2", "phi3"]
+QUERIES = dict.fromkeys(ARCHITECTURES, "q_proj") | {"gpt2": "c_attn", "phi3": "qkv_proj"}
 
 
 def transformer(architecture, seed=0, **keys):

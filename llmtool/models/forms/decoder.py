@@ -63,7 +63,8 @@ class DecoderForm(Form):
         form |= {key: getattr(model.config, ours) for key, ours in keys.items()}
         form |= {key: values[0] for key, values in self.fixed.items() if values[0] is not None}
         form |= self.more_written(model.config)
-        form |= {"bos_token_id": None, "eos_token_id": None}  # theirs would be other models' ids
+        # theirs would be other models' ids, some beyond a small vocabulary
+        form |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
         return form | {"tie_word_embeddings": model.config.tie_embeddings, "dtype": "float32"}
 
     def more(self, data: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -43,7 +43,8 @@ class GemmaForm(RotaryForm):
         if types is None:
             depth = min(data["num_hidden_layers"], 512)
             types = ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(depth)]
-        return {"window": data.get("sliding_window"), "layer_types": types}
+        used = not isinstance(types, list) or "sliding_attention" in types
+        return {"window": data.get("sliding_window") if used else None, "layer_types": types}
 
     def windows_written(self, config: TransformerConfig) -> dict[str, Any]:
         """Window and layer types; a model without a window says so by the types alone."""
