@@ -107,7 +107,7 @@ class ChatEncode(Section):
             beside = [directory / name for name in (CONFIG, "special_tokens_map.json", templates.FILE)]
             found = [self.tokenizer.file(), *(path for path in beside if path.is_file())]
         if self.template not in ("auto", *templates.BUILT_IN):
-            found.append(Path(self.template))
+            found.append(templates.file_of(self.template))
         return found
 
     def build(self, seed: int = 0) -> ChatEncoder:

@@ -392,11 +392,17 @@ def find(named: str, directory: Path | None) -> tuple[str, str]:
         return found
     if named in BUILT_IN:
         return named, BUILT_IN[named]
+    path = file_of(named)
+    return path.name, _text(path)
+
+
+def file_of(named: str) -> Path:
+    """The file of a template that is neither the model's own nor built in; ConfigError if there is none."""
     path = Path(named)
     if not path.is_file():
         choices = f"choices: auto, {', '.join(BUILT_IN)}, or a .jinja file"
         raise ConfigError(f"data.encode.template: {named}: no such file ({choices})")
-    return path.name, _text(path)
+    return path
 
 
 def own(directory: Path) -> tuple[str, str] | None:

@@ -122,3 +122,14 @@ def test_a_small_source_is_read_whole_and_a_missing_one_is_named(tmp_path: Path)
     with pytest.raises(DataError, match=r"none\.csv: no such file"):
         sampled(source(format="csv", path="none.csv"), 100)
     assert Sample([(tmp_path / "t.csv", None)], 10, None).bytes == (tmp_path / "t.csv").stat().st_size
+
+
+def test_an_array_keeps_its_lines(tmp_path: Path) -> None:
+    rows = ",\n".join(f'{{"number": {number}, "twice": {2 * number}}}' for number in range(20_000))
+    (tmp_path / "t.json").write_text(f"[\n{rows}\n]\n")
+    part = sampled(source(format="json", path=str(tmp_path / "t.json")), 100_000)
+    some = read(part)
+    assert 0 < len(some) < 8_000
+    assert some[0] == (2, [0, 0])
+    assert all(line == cells[0] + 2 and cells[1] == 2 * cells[0] for line, cells in some)
+    assert 0.05 < part._sample.share() < 0.5

@@ -13,9 +13,12 @@ import torch
 import transformers
 
 from llmtool import experiment
+from llmtool.data.overlap import overlap
 from llmtool.data.store import Dataset
+from llmtool.evaluation import baselines
 from llmtool.models import pretrained
 from llmtool.stages import assemble
+from llmtool.stages.forecast import rows_of
 from tests.conftest import Run
 from tests.data import templates
 
@@ -198,3 +201,30 @@ def test_long_conversations_are_refused_by_default(llmtool: Run, place: Path) ->
     assert "chats.jsonl, line" in ended.err
     assert "longer than data.encode.length: 72 tokens" in ended.err
     assert "long: cut or split" in ended.err
+
+
+def test_whatever_reads_texts_sees_what_is_learned(llmtool: Run, place: Path) -> None:
+    assert llmtool("prepare", "chat.yaml", cwd=place).code == 0
+    dataset = Dataset.open("runs/chat/prepare")
+    split = dataset.split("test")
+    trained = np.asarray(split.arrays["trained"]) > 0
+    learned = split.meta["trained"]
+    found = baselines.baselines(dataset, ["test"], baselines.BaselinesConfig(), positive=1, seed=0)
+    for one in found:
+        assert one.tallies["test"].tokens == learned == trained.sum()  # type: ignore[attr-defined]
+        assert one.tallies["test"].units == split.rows == 4
+        assert "bits_per_byte" in one.tallies["test"].undefined
+    shared = overlap(dataset, "test")
+    runs = sum(bool(trained[at : at + 13].all()) for at in range(len(trained) - 12))
+    assert shared["units"] == 4
+    assert shared["runs_shared"] <= 1
+    assert all(trained[first:end].all() for _, first, end in shared["examples"])
+    assert runs > 0
+    few = dataset.first(150).split("test")
+    assert len(few.arrays["tokens"]) == len(few.arrays["trained"]) == few.arrays["documents"][-1] <= 150
+    assert np.array_equal(few.arrays["trained"], split.arrays["trained"][: len(few.arrays["tokens"])])
+    assert len(dataset.first(1).split("test").arrays["documents"]) == 1
+    card = dataset.card
+    assert rows_of(card, "train", 0.5, 180) == round(2 * card["splits"]["train"]["tokens"] / 180)
+    card["encoder"]["packing"] = False
+    assert rows_of(card, "train", 0.5, 180) == 64
