@@ -1,4 +1,4 @@
-"""Writes configs/data/chats.jsonl: small talk in which every answer follows from what was said; `--check` compares."""
+"""Writes configs/data/chats.jsonl: small talk whose answers follow from what was said; `--check` compares."""
 
 from __future__ import annotations
 
@@ -9,12 +9,71 @@ from pathlib import Path
 
 TARGET = Path(__file__).parent.parent / "configs" / "data" / "chats.jsonl"
 ROWS = 800
-NAMES = "Ada Alan Anna Ben Carl Cleo Dora Emil Eva Finn Gino Hana Ida Ivan Jane Karl Lea Lisa Max Mia Nora Olga".split()
-NAMES += "Otto Paul Pia Rosa Ruth Sam Sara Tara Theo Tim Uma Vera Yuki Zoe".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-WORDS = "apple bird boat book bread cat cloud door fish flower garden hand hat house lamp leaf moon paper rain river".split()
-WORDS += "road salt ship snow star stone sun table tree water wind wood".split()
-COLOURS = "black blue brown green grey orange pink red white yellow".split()
+NAMES = [
+    "Ada",
+    "Alan",
+    "Anna",
+    "Ben",
+    "Carl",
+    "Cleo",
+    "Dora",
+    "Emil",
+    "Eva",
+    "Finn",
+    "Gino",
+    "Hana",
+    "Ida",
+    "Ivan",
+    "Jane",
+    "Karl",
+    "Lea",
+    "Lisa",
+    "Max",
+    "Mia",
+    "Nora",
+    "Olga",
+]
+NAMES += [
+    "Otto",
+    "Paul",
+    "Pia",
+    "Rosa",
+    "Ruth",
+    "Sam",
+    "Sara",
+    "Tara",
+    "Theo",
+    "Tim",
+    "Uma",
+    "Vera",
+    "Yuki",
+    "Zoe",
+]
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+WORDS = [
+    "apple",
+    "bird",
+    "boat",
+    "book",
+    "bread",
+    "cat",
+    "cloud",
+    "door",
+    "fish",
+    "flower",
+    "garden",
+    "hand",
+    "hat",
+    "house",
+    "lamp",
+    "leaf",
+    "moon",
+    "paper",
+    "rain",
+    "river",
+]
+WORDS += ["road", "salt", "ship", "snow", "star", "stone", "sun", "table", "tree", "water", "wind", "wood"]
+COLOURS = ["black", "blue", "brown", "green", "grey", "orange", "pink", "red", "white", "yellow"]
 
 
 def exchange(chance: random.Random, known: dict[str, str]) -> tuple[str, str]:

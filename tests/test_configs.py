@@ -7,6 +7,8 @@ import json
 import random
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(path, directory / path.relative_to(ROOT))
     data = directory / "configs/data"
     data.mkdir()
-    shutil.copy(ROOT / "configs/data/iris.csv", data)
+    for file_name in ("iris.csv", "chats.jsonl"):
+        shutil.copy(ROOT / "configs/data" / file_name, data)
     with gzip.open(ROOT / "configs/data/adult.csv.gz", "rt") as file:
         rows = [next(file) for _ in range(3000)]
     with gzip.open(data / "adult.csv.gz", "wt") as file:
@@ -116,3 +119,10 @@ def test_a_configuration_says_what_it_is_and_how_it_is_run(path: Path) -> None:
         assert (ROOT / word).exists(), word
     for command in re.findall(r"llmtool (\w+) ", text):
         assert command in ("prepare", "describe", "train", "finetune", "evaluate")
+
+
+def test_the_conversations_are_what_their_script_writes() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/chats.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
