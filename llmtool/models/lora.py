@@ -14,6 +14,7 @@ from llmtool.models.layers import Conv1D
 from llmtool.models.quantised import NF4Linear, make_whole, replace
 
 Base = nn.Linear | Conv1D | NF4Linear
+TINY = 1e-15  # the least length of a row: one of zeros, with a trained length of 0, stays so
 
 
 class LoRALinear(nn.Module):
@@ -118,7 +119,7 @@ class LoRALinear(nn.Module):
         with torch.autocast("cpu" if b.is_meta else b.device.type, enabled=False):
             cross = matrix(self.base) @ a.T  # (out, R)
             more = 2 * self.scale * cross + self.scale**2 * (b @ (a @ a.T))
-            return (self.squares + (more * b).sum(dim=1)).clamp_min(0).sqrt()
+            return (self.squares + (more * b).sum(dim=1)).clamp_min(TINY**2).sqrt()
 
     @torch.no_grad()
     def merged(self) -> nn.Linear | Conv1D:
@@ -127,7 +128,8 @@ class LoRALinear(nn.Module):
         weight = matrix(layer)
         weight.add_(self._product(self.lora_A.weight, self.lora_B.weight))
         if self.lora_magnitude_vector is not None:
-            gain = self.lora_magnitude_vector / torch.linalg.vector_norm(weight, dim=1)
+            lengths = torch.linalg.vector_norm(weight, dim=1).clamp_min(TINY)
+            gain = self.lora_magnitude_vector / lengths
             weight.mul_(gain.unsqueeze(1))
         return layer
 

@@ -202,3 +202,16 @@ def test_pissa_goes_on_from_another_decomposition(tmp_path):
     for (_, one), (_, two) in zip(lora.updates(model), lora.updates(other), strict=True):
         assert torch.equal(one.lora_A.weight, two.lora_A.weight)
         assert torch.equal(one.start_B, two.start_B)
+
+
+def test_a_row_of_zeros_has_no_direction():
+    base = nn.Linear(6, 4, bias=False)
+    with torch.no_grad():
+        base.weight[1] = 0
+    update = LoRALinear(base.requires_grad_(False), rank=2, scale=1.0, dora=True)
+    update.start_at_random(torch.Generator().manual_seed(0))
+    y = update(torch.randn(3, 6, requires_grad=True))
+    y.sum().backward()
+    assert torch.equal(y[:, 1], torch.zeros(3))
+    assert all(torch.isfinite(p.grad).all() for p in update.parameters() if p.requires_grad)
+    torch.testing.assert_close(update.merged().weight[1], torch.zeros(6))
