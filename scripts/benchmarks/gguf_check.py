@@ -15,23 +15,33 @@ import json
 import os
 import sys
 import tempfile
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import xllamacpp
-from tokenizers import Tokenizer
+from common import ROOT
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from llmtool.core.contracts import NextToken, Tokens
 from llmtool.data import gguf_vocabulary
 from llmtool.data.gguf_vocabulary import Vocabulary
+from llmtool.data.tokenizers import PATTERN, BytesTokenizer
 from llmtool.models import gguf, pretrained
 from llmtool.models.transformer import TransformerConfig
 
 RESULT = Path(__file__).parent / "results/gguf_check.json"
 VOCABULARY, LENGTH, LIKELIEST = 300, 40, 50
 SMALL = {"depth": 2, "heads": 4, "width": 64, "context": 64, "feed_forward": 96}
-LONG = {"kind": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.5] * 8, "original_context": 32}
+LONG = {"kind": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.5] * 4, "original_context": 32}
+# digits, scripts, blanks of all kinds, apostrophes, what is no letter
+HARD = [
+    "In 2024, 1234567 people paid $3.50!!", "ünïcode Straße ЖУК 漢字 かな 🙂👩‍👩‍👧",
+    "a  b   c\td\n\n\ne \n f", "it's I'LL we'Ve", " leading", "trailing ",
+    "x = {y: [1, 2]};\r\n\r\n", "", "e\u0301 \u00a0 \u200b end", "\u00bd \u2167 \u0663\u0664",
+]  # fmt: skip
 CASES: dict[str, dict[str, Any]] = {
     "llama": {"key_value_heads": 2},
     "llama, biases, untied": {"attention_bias": True, "mlp_bias": True, "tie_embeddings": False},
@@ -46,7 +56,7 @@ CASES: dict[str, dict[str, Any]] = {
     "gemma3_text": {
         "window": 8, "depth": 7, "head_width": 32, "key_value_heads": 2, "rope_theta_window": 500.0},
     "phi3": {"key_value_heads": 2},
-    "phi3, part of a head, longrope": {"rope_scaling": LONG, "context": 64},
+    "phi3, part of a head, longrope": {"rope_scaling": LONG, "rotary_share": 0.5},
     "olmo2": {"key_value_heads": 2},
     "olmo2, untied": {"tie_embeddings": False},
     "smollm3": {"depth": 4},
@@ -113,6 +123,60 @@ def text_of(directory: Path, kind: gguf.Kind, place: Path) -> dict[str, Any]:
             "same text": text == reference["greedy_text"]}  # fmt: skip
 
 
+def tokenizers_of(place: Path) -> Iterator[tuple[str, Path]]:
+    """Tokenizers of every kind that has a form, each in a directory: one for each pattern's name."""
+    texts = (ROOT / "configs/data/tinyshakespeare.txt").read_text()[:200_000]
+
+    def save(name: str, step: pre_tokenizers.PreTokenizer, ignore: bool) -> tuple[str, Path]:
+        tokenizer = Tokenizer(models.BPE(ignore_merges=ignore))
+        tokenizer.pre_tokenizer, tokenizer.decoder = step, decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=1000, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
+        )
+        tokenizer.train_from_iterator([texts], trainer)
+        (place / name).mkdir()
+        tokenizer.save(str(place / name / "tokenizer.json"))
+        return name, place / name
+
+    def split(pattern: str) -> pre_tokenizers.PreTokenizer:
+        bare = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), bare])
+
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    yield save("gpt-2", whole, False)
+    yield save("dbrx", split(PATTERN), False)
+    yield save("llama-bpe", split(PATTERN), True)
+    yield save("qwen2", split(gguf_vocabulary.DIGITS), False)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    yield save("smollm", pre_tokenizers.Sequence([digits, whole]), False)
+    (place / "bytes").mkdir()
+    BytesTokenizer().fit(lambda: iter(())).save(place / "bytes")
+    yield "bytes", place / "bytes"
+
+
+def cut_alike(directory: Path, end: int, place: Path) -> dict[str, Any]:
+    """Texts cut by llama.cpp and by the tokenizer itself."""
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    size = tokenizer.get_vocab_size()
+    model = TransformerConfig(**SMALL).build(Tokens(size), NextToken(size))
+    words = gguf_vocabulary.read(directory, size, [end], None)
+    gguf.write(model, place / "model.gguf", words, "fp32", "check", {})
+    server = serve(place / "model.gguf", SMALL["context"])
+    lines = (ROOT / "configs/data/tinyshakespeare.txt").read_text()[300_000:340_000].split("\n\n")
+    texts = [*HARD, *lines]
+    wrong = []
+    for text in texts:
+        body = json.dumps({"content": text, "add_special": True, "parse_special": False}).encode()
+        asked = urllib.request.Request(
+            f"{server.listening_address}/tokenize", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(asked) as answer:
+            if json.load(answer)["tokens"] != tokenizer.encode(text).ids:
+                wrong.append(text)
+    return {"pattern": words.pre, "texts": len(texts), "otherwise": wrong}
+
+
 def pretrained_ids(directory: Path, text: str) -> list[int]:
     """The ids of a text by the tokenizer beside the model."""
     return Tokenizer.from_file(str(directory / "tokenizer.json")).encode(text).ids
@@ -134,11 +198,18 @@ def main() -> None:
             found = {kind: difference(architecture | keys, kind, place) for kind in kinds}
             result["cases"][case] = found
             print(f"{case:32}", *(f"{kind} {value:.2g}  " for kind, value in found.items()), flush=True)
+        result["tokenizers"] = {}
+        ours = [(name, path, Tokenizer.from_file(str(path / "tokenizer.json")).get_vocab_size() - 1)
+                for name, path in tokenizers_of(place)]  # fmt: skip
+        for name, path, end in [*ours, *((path.parent.name, path, 2) for path in map(Path, sys.argv[1:]))]:
+            result["tokenizers"][name] = cut_alike(path, end, place)
+            print(name, result["tokenizers"][name], flush=True)
         for checkpoint in map(Path, sys.argv[1:]):
             result["text"] = {kind: text_of(checkpoint, kind, place) for kind in ("fp32", "fp16", "q8_0")}
             print(result["text"])
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     wrong = [case for case, found in result["cases"].items() if not found["fp32"] < _allowed(case)]
+    wrong += [name for name, found in result["tokenizers"].items() if found["otherwise"]]
     wrong += [kind for kind, found in result.get("text", {}).items() if not found["same text"]]
     print("all as expected" if not wrong else f"wrong: {wrong}", flush=True)
     os._exit(1 if wrong else 0)  # llama.cpp's servers do not end by themselves

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -308,3 +309,25 @@ def test_a_body_for_pictures_has_no_task_yet(tmp_path: Path) -> None:
     assert task is None
     assert card["targets"] == {"kind": "nothing"}
     assert card["encoder"]["standardisation"] is None
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers so
+def test_peft_takes_what_was_tuned_of_a_base_of_others(
+    project: Path, llmtool: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    ended = llmtool("finetune", "a.yaml", cwd=project)
+    assert ended.code == 0, ended.err
+    monkeypatch.chdir(project)  # the adapter says where its base lies from there
+    best = Path("runs/a/finetune/best")
+    form = json.loads((best / "adapter_config.json").read_text())
+    base = transformers.AutoModelForCausalLM.from_pretrained(form["base_model_name_or_path"])
+    ids = torch.randint(3, 31, (2, 10))
+    with torch.no_grad():
+        before = base.eval()(ids).logits
+        after = peft.PeftModel.from_pretrained(base, best).eval()(ids).logits
+        ours: Any = checkpoints.from_checkpoint(str(best)).model.eval()
+        torch.testing.assert_close(ours(ids), after, atol=1e-5, rtol=0)
+    assert (before - after).abs().max() > 1e-4  # it learned something
+    assert transformers.AutoTokenizer.from_pretrained(best)("the cat")["input_ids"][0] == 0
