@@ -33,7 +33,8 @@ class Batches(Protocol):
 
     rows: int  # per epoch; for tokens, windows
     tokens_per_row: int  # 1 for features; of labelled texts, their mean
-    scored: np.ndarray | None  # (rows,) numbers of the rows in the order of in_order; None: as they stand
+    scored: np.ndarray | None  # (rows,) numbers of the rows in the order of in_order; None: as they stand.
+    # Where it is given, rows are of different lengths, and so are batches.
 
     def batch(self, start: int, count: int) -> Batch:
         """Rows start to start + count of the endless training order; pure, in any order of calls."""

@@ -219,7 +219,8 @@ class _Session:
             result = loss(Batch(inputs, targets, segments))
             return result.total, result.count
 
-        graph = torch.compile(tensors, dynamic=False)
+        even = self.train.scored is None
+        graph = torch.compile(tensors, dynamic=False if even else None)
 
         def compiled(batch: Batch) -> Loss:
             return Loss(*graph(batch.inputs, batch.targets, batch.segments))

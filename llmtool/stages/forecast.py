@@ -32,6 +32,7 @@ class Rows:
 
     rows: int
     tokens_per_row: int
+    scored: tuple[int, ...] | None = None  # of texts that have targets: their rows have many lengths
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def fitting(
     rows = rows_of(card, "train", share, tokens)
     device = torch.device(description["memory"]["training"]["device"])
     each = float(flops["row_forward"] + flops["row_backward"])
-    resolved = resolve(config, Rows(rows, tokens), device, each)
+    labelled = card.get("encoding") == "text"
+    resolved = resolve(config, Rows(rows, tokens, () if labelled else None), device, each)
     assert isinstance(resolved.batch, int)
     update = BYTES * description["parameters"]["total"] / BANDWIDTH
     row = each / (REACHED * rate)
@@ -96,10 +98,12 @@ def fitting(
 
 
 def affordable_rows(description: dict[str, Any], rate: float) -> int:
-    """Rows (of text: tokens) that are scored in a second or two."""
+    """Rows (of text without targets: tokens) that are scored in a second or two."""
     tokens = description["flops"]["tokens_per_row"]
-    least = 256 if tokens == 1 else 4 * tokens
-    return max(least, int(SCORING * REACHED * rate / max(description["flops"]["forward"], 1)))
+    most = int(SCORING * REACHED * rate / max(description["flops"]["forward"], 1))
+    if (description["data"] or {}).get("encoding") == "text":
+        return max(64, most // tokens)
+    return max(256 if tokens == 1 else 4 * tokens, most)
 
 
 def too_heavy(description: dict[str, Any], rate: float) -> str:

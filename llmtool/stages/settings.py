@@ -27,6 +27,7 @@ class Amount(Protocol):
 
     rows: int
     tokens_per_row: int
+    scored: Any  # None where rows are of one length
 
 
 def resolve(
@@ -62,7 +63,8 @@ def resolve(
         updates["checkpoint_every"] = updates.get("validate_every", config.validate_every)
     if config.compile == "auto":
         seconds = (flops_per_row or 0.0) * batch * (steps or 0) / (CPU_RATE * torch.get_num_threads())
-        updates["compile"] = cuda or seconds > COMPILE_PAYS
+        even = train.scored is None  # a graph is for one shape, texts have many
+        updates["compile"] = even and (cuda or seconds > COMPILE_PAYS)
     return config.model_copy(update=updates)
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -386,6 +386,8 @@ def test_auto_for_tables_and_tokens() -> None:
     words = resolved(tokens(400), budget={"tokens": 24_000})
     assert (words.batch, words.validate_every) == (128, 3)
     assert resolved(tokens(400), device="cuda").compile is True
+    texts = replace(tokens(400), scored=torch.arange(400).numpy())  # whose batches have many shapes
+    assert resolved(texts, device="cuda").compile is False
     assert resolved(tokens(400), flops=1e12, budget={"steps": 5000}).compile is True
     timed = resolved(tokens(400), budget={"time": "5s"})
     assert (timed.validate_every, timed.checkpoint_every, timed.log_every) == ("auto", "auto", 20)

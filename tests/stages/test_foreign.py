@@ -250,9 +250,9 @@ def test_what_does_not_fit_an_encoder_is_refused_in_words(texts: Path, llmtool: 
     ended = llmtool("finetune", "a.yaml", "--set", "finetune.start=small", "--set", tokenizer, cwd=texts)
     assert ended.code == 2
     assert "the data's tokenizer has 22 tokens and small knows 12" in ended.error
-    ended = llmtool("finetune", "a.yaml", "--set", "data.encode.length=64", "--set", "run=runs/b", cwd=texts)
+    ended = llmtool("finetune", "a.yaml", "--set", "data.encode.length=65", "--set", "run=runs/b", cwd=texts)
     assert ended.code == 2
-    assert "texts have up to 64 tokens, the model takes 32 at most" in ended.error
+    assert "texts have up to 65 tokens, the model takes 64 at most" in ended.error
     others_model(texts / "base")
     more = ["--set", "finetune.start=base", "--set", "data.encode.tokenizer={kind: file, path: base}"]
     more += ["--set", "run=runs/c"]

@@ -95,6 +95,7 @@ class ToyBatches:
     targets: Tensor
     tokens_per_row: int = 1
     seed: int = 0
+    scored: Any = None
 
     @property
     def rows(self) -> int:

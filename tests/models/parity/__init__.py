@@ -10,10 +10,11 @@ case, `scripts/benchmarks/parity.py` prints and saves the table.
 from __future__ import annotations
 
 from tests.models.parity.decoders import DECODERS
+from tests.models.parity.encoders import ENCODERS
 from tests.models.parity.pair import Family, Pair, pair
 from tests.models.parity.vision import VISION
 
-FAMILIES: tuple[Family, ...] = (*DECODERS, *VISION)
+FAMILIES: tuple[Family, ...] = (*DECODERS, *ENCODERS, *VISION)
 LIMIT = 1e-5
 
 __all__ = ["FAMILIES", "LIMIT", "Family", "Pair", "pair"]
