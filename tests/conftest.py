@@ -279,7 +279,7 @@ def others_encoder(directory: Path, rows: int = 60, head: Classes | None = None)
     the body alone, or with a head for two classes."""
     directory.mkdir(parents=True)
     torch.manual_seed(0)
-    config = EncoderConfig(depth=2, heads=2, width=32, context=32, dropout=0.1)
+    config = EncoderConfig(depth=2, heads=2, width=32, context=64, dropout=0.1)
     model = config.build(Tokens(rows), head or Classes(1))
     model.outputs, model.labels = head, ["bad", "good"] if head else None
     pretrained.save(model, directory)
