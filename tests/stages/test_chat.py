@@ -228,3 +228,32 @@ def test_whatever_reads_texts_sees_what_is_learned(llmtool: Run, place: Path) ->
     assert rows_of(card, "train", 0.5, 180) == round(2 * card["splits"]["train"]["tokens"] / 180)
     card["encoder"]["packing"] = False
     assert rows_of(card, "train", 0.5, 180) == 64
+
+
+def test_a_model_of_others_is_tuned_with_its_own_template_only(llmtool: Run, place: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained("instruct")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer) + 7, max_position_embeddings=180, num_key_value_heads=2, **sizes, **ends
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained("instruct")
+    tuned = CHAT.replace("train: {budget", "finetune: {start: instruct, method: {kind: lora}, budget")
+    tuned = "\n".join(line for line in tuned.splitlines() if not line.startswith("model:"))
+    Path("tuned.yaml").write_text(tuned + "\n")
+    ended = llmtool("finetune", "tuned.yaml", cwd=place)
+    assert ended.code == 0, ended.err
+    best = Path("runs/tuned/finetune/best")
+    again = transformers.AutoTokenizer.from_pretrained(best)
+    chat = chats()[0]
+    assert again.apply_chat_template(chat, tokenize=False) == tokenizer.apply_chat_template(
+        chat, tokenize=False
+    )
+    assert llmtool("evaluate", "tuned.yaml", cwd=place).code == 0
+    Path("other.yaml").write_text(tuned.replace("template: auto", "template: chatml") + "\n")
+    ended = llmtool("finetune", "other.yaml", cwd=place)
+    assert ended.code == 2
+    assert "rendered with the chat template chatml" in ended.err
+    assert "instruct speaks another, of instruct" in ended.err
+    assert "template: auto" in ended.err
