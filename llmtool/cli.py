@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from llmtool import __version__
-from llmtool.commands import ExportOptions, Options, ReportOptions
+from llmtool.commands import ExportOptions, GenerateOptions, Options, ReportOptions
 from llmtool.core.errors import Cancelled, ConfigError, Interrupted, LlmtoolError, Terminated
 
 app = typer.Typer(
@@ -62,6 +62,23 @@ Replay = Annotated[
         "--replay",
         metavar="DIR",
         help="Make a step again whose update was refused; DIR: what was kept of it. Writes nothing.",
+        show_default=False,
+    ),
+]
+Place = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG.YAML | DIR",
+        help="The experiment; or a run, a checkpoint or a Hugging Face model directory.",
+        show_default=False,
+    ),
+]
+Of = Annotated[
+    str | None,
+    typer.Option(
+        "--of",
+        metavar="CHECKPOINT",
+        help="Which model; default: the run's finetune/best, else its train/best.",
         show_default=False,
     ),
 ]
@@ -164,14 +181,7 @@ def report(
 
 @app.command()
 def export(
-    path: Annotated[
-        str,
-        typer.Argument(
-            metavar="CONFIG.YAML | DIR",
-            help="The experiment; or a run, a checkpoint or a Hugging Face model directory.",
-            show_default=False,
-        ),
-    ],
+    path: Place,
     to: Annotated[
         str, typer.Option("--to", metavar="safetensors|onnx|gguf", help="The format.", show_default=False)
     ],
@@ -181,15 +191,7 @@ def export(
             "--out", metavar="DIR", help="Where it goes; default: RUN/export/FORMAT.", show_default=False
         ),
     ] = None,
-    of: Annotated[
-        str | None,
-        typer.Option(
-            "--of",
-            metavar="CHECKPOINT",
-            help="Which model; default: the run's finetune/best, else its train/best.",
-            show_default=False,
-        ),
-    ] = None,
+    of: Of = None,
     dtype: Annotated[
         str,
         typer.Option("--dtype", metavar="fp32|bf16|fp16|q8_0", help="Of the weights; q8_0: of gguf only."),
@@ -203,6 +205,59 @@ def export(
     _run("export", ExportOptions(path, to, set_ or [], out, of, dtype, force), json, debug)
 
 
+@app.command()
+def generate(
+    path: Place,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", metavar="TEXT", help="What the model goes on from; may be given again."),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="One a line (.txt), or rows with `prompt` or `messages` (.jsonl, .json, .csv ...).",
+            show_default=False,
+        ),
+    ] = None,
+    of: Of = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", metavar="FILE", help="Write the texts there, a line of JSON each."),
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", help="The most tokens of a text.")] = 200,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="1: as the model learned; 0: the likeliest token.")
+    ] = 0.8,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Among so many likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", help="Among the likeliest that have this probability together.")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option("--min-p", help="Among those with this share of the likeliest's.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option("--stop", metavar="TEXT", help="A text ends before this; may be given again."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Default: the file's.")] = None,
+    count: Annotated[int, typer.Option("--count", help="Texts for each prompt.")] = 1,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Without the chat template: the prompt as it stands.")
+    ] = False,
+    set_: Set = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Have a language model write: one prompt's text as it comes, several together."""
+    options = GenerateOptions(
+        path, set_ or [], prompt or [], prompts, of, out, tokens, temperature, top_k, top_p, min_p,
+        stop or [], seed, count, raw,
+    )  # fmt: skip
+    _run("generate", options, json, debug)
+
+
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if show:
@@ -212,7 +267,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def _run(
     command: str,
-    options: Options | ReportOptions | ExportOptions,
+    options: Options | ReportOptions | ExportOptions | GenerateOptions,
     as_json: bool,
     debug: bool,
     rehearse: bool = False,

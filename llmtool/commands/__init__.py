@@ -56,3 +56,24 @@ class ExportOptions:
     of: str | None = None
     dtype: str = "fp32"
     force: bool = False
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What the command line of `llmtool generate` says. config: a file or a directory."""
+
+    config: str
+    overrides: list[str] = field(default_factory=list)
+    prompt: list[str] = field(default_factory=list)
+    prompts: str | None = None  # a file of them
+    of: str | None = None
+    out: str | None = None
+    tokens: int = 200
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    stop: list[str] = field(default_factory=list)
+    seed: int | None = None
+    count: int = 1
+    raw: bool = False

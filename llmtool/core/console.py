@@ -164,6 +164,14 @@ def say(text: str) -> None:
     show(Text(clean(text)))
 
 
+def write(text: str) -> None:
+    """A piece of the result on stdout, as it comes: no line of its own."""
+    if not _settings.json:
+        stream = _Guarded(stderr=False)
+        stream.write(clean(text))
+        stream.flush()
+
+
 def note(text: str) -> None:
     """A line about what is going on, on stderr."""
     if not _settings.quiet:

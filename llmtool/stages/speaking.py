@@ -53,14 +53,15 @@ class Speaker:
         return Writer(model, self.tokenizer, self.ends, device, autocast)
 
 
-def of(card: Mapping[str, Any], directory: Path, model: Transformer) -> Speaker:
-    """How a model of this card (its data's) is spoken to. directory: of the tokenizer's files.
+def of(card: Mapping[str, Any], directory: Path, model: Transformer, raw: bool = False) -> Speaker:
+    """How a model of this card (its data's) is spoken to. directory: of the tokenizer's files. raw: without
+    its chat template.
 
     ConfigError where there are none.
     """
     tokenizer, encoder = PromptTokenizer.read(directory), card["encoder"]
     renderer = None
-    if template := encoder.get("template"):
+    if not raw and (template := encoder.get("template")):
         special = encoder.get("special") or templates.read_special(directory)
         fitted = FileTokenizer(kind="file", path=str(directory)).fit(lambda: iter(()))
         made = Template(template["name"], template["text"], special)

@@ -1,0 +1,208 @@
+"""llmtool generate: texts that a trained model writes after prompts, shown while they come."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from llmtool import experiment
+from llmtool.commands import GenerateOptions
+from llmtool.core import console, files, seeds
+from llmtool.core.contracts import NextToken
+from llmtool.core.devices import resolve_device, resolve_precision
+from llmtool.core.errors import ConfigError, DataError, LlmtoolError
+from llmtool.data import readers
+from llmtool.data.conversations import BadConversation, Message
+from llmtool.data.rows import form_of, nested, refuse, rows
+from llmtool.evaluation.writer import Order, Writer, Written
+from llmtool.experiment import Loaded
+from llmtool.models.causal import Transformer
+from llmtool.models.generation import Sampling
+from llmtool.stages import checkpoints, speaking
+from llmtool.stages import lineage as made
+from llmtool.stages.speaking import Speaker
+
+Asked = dict[str, Any]  # {"prompt": text} or {"messages": [...]}
+
+
+def run(options: GenerateOptions) -> dict[str, Any]:
+    """Run the command; returns its document: the model, the settings, and every text."""
+    order, asked = _order(options), list(_asked(options))
+    loaded, source = _model(options)
+    start = checkpoints.from_checkpoint(source)
+    if not isinstance(start.outputs, NextToken):
+        raise ConfigError(f"{start.directory} is no language model: it writes no text")
+    model = cast(Transformer, start.model)
+    device = resolve_device(loaded.experiment.device if loaded else "auto")
+    precision = resolve_precision(loaded.experiment.precision if loaded else "auto", device)
+    precision.apply()
+    speaker = speaking.of(start.card, start.directory, model, raw=options.raw)
+    seed = options.seed if options.seed is not None else loaded.experiment.seed if loaded else 0
+    prompts = [ids for one in asked for ids in [_ids(speaker, one, options.raw)] * options.count]
+    copies = [copy for _ in asked for copy in range(options.count)]
+    chances = [  # of what is asked alone, not of what stands beside it
+        seeds.derive(seed, "generate", ",".join(map(str, ids)), copy)
+        for ids, copy in zip(prompts, copies, strict=True)
+    ]
+    writer = speaker.writer(model.to(device), device, lambda: precision.autocast(device))
+    began = time.monotonic()
+    try:
+        found = _written(writer, prompts, order, chances, stream=len(prompts) == 1 and options.out is None)
+    except FloatingPointError as error:
+        raise LlmtoolError(f"{start.directory}: {error}") from None
+    numbered = zip(range(len(prompts)), prompts, found, strict=True)
+    texts = [_record(asked[at // options.count], ids, text) for at, ids, text in numbered]
+    _show(options, texts)
+    return {
+        "model": {"path": str(start.directory), "hash": start.hash},
+        "seed": seed,
+        "chat": speaker.renderer is not None,
+        "texts": texts,
+        "tokens": sum(len(text.ids) for text in found),
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+def _written(
+    writer: Writer, prompts: list[list[int]], order: Order, chances: list[int], stream: bool
+) -> list[Written]:
+    """The texts; stream: shown while they come."""
+    if stream:
+        found = writer.write(prompts, order, chances, told=lambda number, text: console.write(text))
+        console.write("\n")
+        return found
+    done = 0
+    with console.progress(len(prompts), "text") as display:
+
+        def finished(count: int) -> None:
+            nonlocal done
+            done += count
+            display.update(done)
+
+        return writer.write(prompts, order, chances, done=finished)
+
+
+def _order(options: GenerateOptions) -> Order:
+    for name, value, right, form in (
+        ("tokens", options.tokens, options.tokens > 0, "1 or more"),
+        ("count", options.count, options.count > 0, "1 or more"),
+        ("temperature", options.temperature, 0 <= options.temperature < float("inf"), "0 or more"),
+        ("top-k", options.top_k, options.top_k is None or options.top_k > 0, "1 or more"),
+        ("top-p", options.top_p, options.top_p is None or 0 < options.top_p <= 1, "above 0, at most 1"),
+        ("min-p", options.min_p, options.min_p is None or 0 <= options.min_p <= 1, "between 0 and 1"),
+        ("seed", options.seed, options.seed is None or options.seed >= 0, "0 or more"),
+    ):
+        if not right:
+            raise ConfigError(f"--{name} {value}: must be {form}")
+    if "" in options.stop:
+        raise ConfigError("--stop: an empty text stands everywhere")
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p)
+    return Order(options.tokens, sampling, tuple(options.stop))
+
+
+def _asked(options: GenerateOptions) -> Iterator[Asked]:
+    """The prompts of the command line, then those of the file."""
+    if not options.prompt and options.prompts is None:
+        raise ConfigError("what is the model to go on from? Give --prompt TEXT or --prompts FILE")
+    yield from ({"prompt": prompt} for prompt in options.prompt)
+    if options.prompts is None:
+        return
+    path, count = Path(options.prompts), 0
+    for line, row in rows(path) if form_of(path) else _lines(path):
+        messages = nested(row.get("messages"))
+        if isinstance(row.get("prompt"), str):
+            yield {"prompt": row["prompt"]}
+        elif _are_messages(messages):
+            yield {"messages": messages}
+        else:
+            raise refuse(path, line, "neither a text `prompt` nor `messages` with role and content")
+        count += 1
+    if not count:
+        raise DataError(f"{path}: there is no prompt in it")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each line of a text file that is not blank is a prompt."""
+    (file,) = readers.expand(str(path), (".txt",))
+    for number, text, whole in readers.lines(file, "utf-8", readers.LINE_LIMIT, strict=True):
+        problem = readers.flaw(text, "utf-8") if whole else "a line that is too long"
+        if problem:
+            raise refuse(path, number, problem)
+        if text.strip():
+            yield number, {"prompt": text}
+
+
+def _are_messages(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(one, dict) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str)
+            for one in value
+        )
+    )
+
+
+def _model(options: GenerateOptions) -> tuple[Loaded | None, str]:
+    """The file, where one is given, and the checkpoint that writes."""
+    path = options.config
+    if Path(path).is_dir() or path.startswith("hf://"):
+        if options.overrides:
+            raise ConfigError("--set changes a configuration file; a directory is taken as it is")
+        if options.of:
+            raise ConfigError("--of names another model than a file's run; a directory is the model itself")
+        if path.startswith("hf://") or checkpoints.is_checkpoint(Path(path)):
+            return None, path
+        root, stage = made.root_of(path)
+        models = made.models(root)
+        found = models.get(stage) if stage else next(iter(models.values()), None)
+        if found is None:
+            raise ConfigError(f"{path}: no trained model here")
+        return None, str(found)
+    loaded = experiment.load(path, options.overrides)
+    if options.of:
+        return loaded, options.of
+    root = Path(loaded.experiment.run)
+    if found := next(iter(made.models(root).values()), None):
+        return loaded, str(found)
+    verb = "finetune" if loaded.experiment.finetune and not loaded.experiment.train else "train"
+    raise ConfigError(
+        f"{root} has no trained model yet: run `llmtool {verb} {path}` first, or name a model with --of"
+    )
+
+
+def _ids(speaker: Speaker, asked: Asked, raw: bool) -> list[int]:
+    messages: list[Message] | None = asked.get("messages")
+    try:
+        if messages is None:
+            return speaker.prompt(asked["prompt"]) or [speaker.tokenizer.prefix]
+        if speaker.renderer is None:
+            why = "--raw leaves its template out" if raw else "this one has no chat template"
+            raise ConfigError(f"`messages` are for chat models; {why}")
+        return speaker.conversation(messages)
+    except BadConversation as error:
+        raise DataError(f"{_said(asked)[:60]!r}: {error}") from None
+
+
+def _record(asked: Asked, ids: list[int], text: Written) -> dict[str, Any]:
+    about = {"ended": text.ended, "tokens": len(text.ids), "prompt_tokens": len(ids)}
+    return {**asked, "text": text.text, **about}
+
+
+def _show(options: GenerateOptions, texts: list[dict[str, Any]]) -> None:
+    """Several texts, or where they went; a single one was shown while it came."""
+    if options.out is not None:
+        lines = (json.dumps(files.plain(text), ensure_ascii=False) for text in texts)
+        files.write_text(Path(options.out), "".join(f"{line}\n" for line in lines))
+        console.say(f"{len(texts):,} texts: {options.out}")
+    elif len(texts) > 1:
+        for text in texts:
+            console.say(f"--- after {_said(text)!r}")
+            console.say(text["text"])
+
+
+def _said(asked: Asked) -> str:
+    return str(asked["prompt"] if "prompt" in asked else asked["messages"][-1]["content"])
