@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from llmtool.core import files
-from llmtool.core.contracts import Tokens
+from llmtool.core.contracts import NextToken, Tokens
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data import gguf_vocabulary, templates, tokenizers
 from llmtool.models import gguf, onnx, pretrained
@@ -54,7 +54,7 @@ def _safetensors(start: Start, directory: Path, dtype: str) -> Export:
     """Hugging Face's layout; with our card too where the checkpoint has one, so that it is one of ours."""
     model: Any = start.model
     ends = ends_of(start)
-    if isinstance(model.inputs, Tokens) and ends:
+    if isinstance(model.outputs, NextToken) and ends:
         carried = {**vars(model).get("carried", {}), "eos_token_id": ends if len(ends) > 1 else ends[0]}
         if (begin := (start.card["encoder"].get("tokenizer") or {}).get("begin")) is not None:
             carried.setdefault("bos_token_id", begin)

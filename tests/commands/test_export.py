@@ -138,6 +138,48 @@ def test_gguf_says_what_it_was_made_of(others: Path, tmp_path: Path, llmtool: Ru
     assert len(keys["tokenizer.ggml.tokens"]) == 260
 
 
+CHAT = """\
+data:
+  source: {format: jsonl, path: chat.jsonl}
+  encode: {as: chat, tokenizer: {kind: bytes}, template: chatml}
+model: {family: transformer, architecture: qwen3, depth: 1, heads: 2, width: 16, context: 96}
+train: {budget: {steps: 2}, batch: 4}
+"""
+
+
+def test_a_chats_template_and_its_stop_travel(tmp_path: Path, llmtool: Run) -> None:
+    package = pytest.importorskip("gguf")
+    transformers = pytest.importorskip("transformers")
+    rows = [
+        {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i + 1}."}]}
+        for i in range(30)
+    ]
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "chat.yaml").write_text(CHAT)
+    for arguments in (("train",), ("export", "--to", "safetensors"), ("export", "--to", "gguf")):
+        ended = llmtool(arguments[0], "chat.yaml", *arguments[1:], "--json", cwd=tmp_path)
+        assert ended.code == 0, ended.err
+    card = json.loads((tmp_path / "runs/chat/prepare/card.json").read_text())["encoder"]
+    assert ended.json["template"] == card["template"]["hash"]
+    keys = package.GGUFReader(tmp_path / "runs/chat/export/gguf/model.gguf").fields
+    assert keys["tokenizer.chat_template"].contents() == card["template"]["text"]
+    assert keys["llmtool.chat_template"].contents() == card["template"]["hash"]
+    stop = card["stop"][0]
+    assert keys["tokenizer.ggml.tokens"].contents()[stop] == "<|im_end|>"
+    assert keys["tokenizer.ggml.eos_token_id"].contents() == stop
+    out = tmp_path / "runs/chat/export/safetensors"
+    assert transformers.GenerationConfig.from_pretrained(out).eos_token_id[0] == stop
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    said = tokenizer.apply_chat_template(rows[3]["messages"], tokenize=False)
+    assert said == "<|im_start|>user\n3?<|im_end|>\n<|im_start|>assistant\n4.<|im_end|>\n"
+    # another template beside the weights than the one that was learned
+    best = tmp_path / "runs/chat/train/best"
+    shutil.copytree(best, tmp_path / "changed")
+    (tmp_path / "changed/chat_template.jinja").write_text(TEMPLATE)
+    ended = llmtool("export", "changed", "--to", "gguf", "--out", "out", cwd=tmp_path)
+    assert (ended.code, "chat_template.jinja" in ended.error) == (1, True), ended.err
+
+
 def test_onnx_gives_the_same(copy: Path, llmtool: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copy)
     pytest.importorskip("onnxscript")
