@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -179,22 +180,24 @@ class ConvNorm(nn.Module):
         return 2 * self.convolution.weight.numel() * size[0] * size[1], size
 
 
-class BatchNorm(nn.BatchNorm2d):
+class BatchNorm(nn.Module):
     """Shifts and scales each channel to mean 0 and variance 1 over the batch, then by learned amounts."""
 
-    # https://arxiv.org/abs/1502.03167
+    # https://arxiv.org/abs/1502.03167; nn.BatchNorm2d, but that a frozen one is left alone
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.num_batches_tracked = None  # only read where the momentum is None
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c, h, w) -> the same. A frozen one keeps the statistics that it came with, in training too."""
         learns = self.training and self.weight.requires_grad
-        assert self.momentum is not None
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, learns, self.momentum, self.eps
-        )
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, learns)
 
 
 class Block(nn.Module):

@@ -68,8 +68,10 @@ def _safetensors(start: Start, directory: Path, dtype: str) -> Export:
     if card.is_file():
         about = files.read_json(card)
         files.write_json(directory / CARD_FILE, {**about, "base": None})
-    name = pretrained.file_config(model)["architectures"][0]
-    said = [f"transformers loads it as {name}"] if isinstance(model.inputs, Tokens) else []
+    config = pretrained.file_config(model)
+    name = config["architectures"][0]
+    ours = str(config["model_type"]).startswith("llmtool_")
+    said = [] if ours else [f"transformers loads it as {name}"]
     return Export({"architecture": name, "ends": ends, "template": _template(start)[1]}, said)
 
 

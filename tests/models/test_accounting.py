@@ -3,12 +3,15 @@
 import pytest
 import torch
 
-from llmtool.core.contracts import Classes, Features, NextToken, Tokens, Values
+from llmtool.core.contracts import Classes, Features, Images, NextToken, Tokens, Values
 from llmtool.models import adapters
 from llmtool.models.accounting import Component, Memory, account, count_saved, saved_bytes
 from llmtool.models.adapters import LoRAConfig
+from llmtool.models.convnet import ConvNetConfig
+from llmtool.models.convnext import ConvNeXtConfig
 from llmtool.models.mlp import MLPConfig
 from llmtool.models.transformer import TransformerConfig
+from llmtool.models.vit import ViTConfig
 
 
 def transformer(architecture="llama", vocabulary=31, **keys):
@@ -25,6 +28,8 @@ def mlp(outputs=Classes(3), **keys):  # noqa: B008
 def really_saved(model, rows, tokens, precision, packed):
     """Bytes of the storages that one forward pass and loss save on this CPU."""
     inputs = torch.randn(rows, 5) if tokens == 1 else torch.randint(31, (rows, tokens))
+    if isinstance(model.inputs, Images):
+        inputs = torch.randn(rows, 3, 16, 16)
     segments = torch.ones(rows, tokens, dtype=torch.int32) if packed else None
 
     def run():
@@ -66,6 +71,28 @@ def test_activations_of_an_mlp(keys, outputs, precision):
     counted, real = saved_bytes(model, 7, 1, precision), really_saved(model, 7, 1, precision, packed=False)
     # torch's fake LayerNorm keeps its two figures a row in bf16, the real one in fp32
     assert counted == pytest.approx(real, rel=0.05 if precision == "bf16" and "normalization" in keys else 0)
+
+
+PICTURES = {
+    "vit": ViTConfig(patch=4, depth=2, heads=2, width=16, dropout=0.1),
+    "dinov2": ViTConfig(
+        architecture="dinov2", patch=4, depth=2, heads=2, width=16, gated=True, registers=2, drop_path=0.1
+    ),
+    "convnet": ConvNetConfig(stem_width=4, widths=[8, 12], depths=[1, 2]),
+    "convnet cifar": ConvNetConfig(
+        stem="small", shortcut="padding", stem_width=4, widths=[8, 12], depths=[1, 1]
+    ),
+    "convnext": ConvNeXtConfig(widths=[8, 12], depths=[1, 2], drop_path=0.1),
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("config", PICTURES.values(), ids=PICTURES)
+def test_activations_of_models_for_pictures(config, precision):
+    model = config.build(Images(3, 16, 16), Classes(3))
+    counted, real = saved_bytes(model, 6, 1, precision), really_saved(model, 6, 1, precision, packed=False)
+    # torch's fake norms keep their figures in bf16, the real ones in fp32
+    assert counted == pytest.approx(real, rel=0.05 if precision == "bf16" else 0)
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_what_is_frozen():

@@ -331,3 +331,27 @@ def test_peft_takes_what_was_tuned_of_a_base_of_others(
         torch.testing.assert_close(ours(ids), after, atol=1e-5, rtol=0)
     assert (before - after).abs().max() > 1e-4  # it learned something
     assert transformers.AutoTokenizer.from_pretrained(best)("the cat")["input_ids"][0] == 0
+
+
+def test_a_model_for_pictures_is_exported(tmp_path: Path, llmtool: Run) -> None:
+    transformers, runtime = pytest.importorskip("transformers"), pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    base = pictures_model(tmp_path / "base")
+    inputs = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        wanted = transformers.ViTForImageClassification.from_pretrained(base)(inputs).logits
+        ended = llmtool("export", "base", "--to", "safetensors", "--out", "a", cwd=tmp_path)
+        assert "transformers loads it as ViTForImageClassification" in ended.out
+        again = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "a")
+        torch.testing.assert_close(again(inputs).logits, wanted)
+    assert again.config.id2label == {0: "cat", 1: "dog", 2: "hen"}
+    recipe = [
+        json.loads((tmp_path / name / "preprocessor_config.json").read_text()) for name in ("base", "a")
+    ]
+    assert recipe[0] == recipe[1]
+    ended = llmtool("export", "base", "--to", "onnx", "--out", "b", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    assert "pixel_values (batch, 3, 8, 8) float32: pictures" in ended.out
+    session = runtime.InferenceSession(tmp_path / "b/model.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"pixel_values": inputs.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), wanted, atol=1e-5, rtol=0)
