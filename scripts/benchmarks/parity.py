@@ -78,12 +78,13 @@ def main() -> None:
         common.table(str(options.reference), ["figure", ""], list(reference(options.reference).items()))
         return
     found = compared("llama" if options.short else options.only)
-    cases = list(dict.fromkeys(case for row in found.values() for case in row))
-    rows = [
-        [family, *(f"{row[case]:.1e}" if case in row else "" for case in cases)]
-        for family, row in found.items()
-    ]
-    common.table("largest |ours - transformers|", ["family", *cases], rows)
+    for cases in dict.fromkeys(map(tuple, found.values())):  # families with the same cases in one table
+        rows = [
+            [family, *(f"{row[case]:.1e}" for case in cases)]
+            for family, row in found.items()
+            if tuple(row) == cases
+        ]
+        common.table("largest |ours - transformers|", ["family", *cases], rows)
     worst = max(value for row in found.values() for value in row.values())
     print(f"{sum(map(len, found.values()))} cases, the worst {worst:.1e}, the limit {LIMIT:.0e}")
     packages = common.versions("torch", "transformers")
