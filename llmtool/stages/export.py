@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from llmtool.core import files
-from llmtool.core.contracts import NextToken, Tokens
+from llmtool.core.contracts import NextToken
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data import gguf_vocabulary, templates, tokenizers
 from llmtool.models import gguf, onnx, pretrained
