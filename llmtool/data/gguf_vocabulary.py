@@ -63,6 +63,8 @@ def read(directory: Path, size: int, ends: list[int], template: str | None) -> V
     model = form["model"]
     if model.get("type") != "BPE":
         raise _refused(path, f"a {model.get('type')} tokenizer")
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise _refused(path, "signs for the parts of a word")
     ids = tokenizer.get_vocab(with_added_tokens=True)
     if max(ids.values()) >= size:
         raise ConfigError(
@@ -73,8 +75,9 @@ def read(directory: Path, size: int, ends: list[int], template: str | None) -> V
     for token, number in ids.items():
         tokens[number], kinds[number] = token, NORMAL
     for added in form.get("added_tokens") or []:
-        kinds[added["id"]] = CONTROL if added.get("special") else USER_DEFINED
+        kinds[ids[added["content"]]] = CONTROL if added.get("special") else USER_DEFINED
     begin, add_begin = _begin(tokenizer, directory, ids)
+    ends = [end for end in ends if 0 <= end < size and kinds[end] != UNUSED]
     if not ends:
         raise ConfigError(f"--to gguf: no token of {path} is known to end a text (eos_token in {CONFIG})")
     found = Vocabulary("gpt2", "default", tokens, kinds, ends, begin, add_begin, template=template)
@@ -86,7 +89,19 @@ def read(directory: Path, size: int, ends: list[int], template: str | None) -> V
         _sentencepiece(found, form, ids, path)
     else:
         raise _refused(path, "characters without a form for those that are unknown")
+    found.notes += _unsaid(form)
     return found
+
+
+def _unsaid(form: dict[str, Any]) -> list[str]:
+    """What of a tokenizer the format has no words for."""
+    notes = []
+    if any(step["type"] == "NFC" for step in _parts(form.get("normalizer"), "normalizers")):
+        notes.append("llama.cpp does not compose accents (NFC) as this tokenizer does before it cuts")
+    stripped = [a["content"] for a in form.get("added_tokens") or [] if a.get("lstrip") or a.get("rstrip")]
+    if stripped:
+        notes.append(f"llama.cpp keeps the blanks beside {stripped[0]!r}, which this tokenizer takes away")
+    return notes
 
 
 def _refused(path: Path, what: str) -> ConfigError:

@@ -32,7 +32,7 @@ def others(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     config = TransformerConfig(architecture="llama", width=32, heads=2, depth=2, context=16)
     model: Any = config.build(Tokens(260), NextToken(260))
-    model.carried = {"eos_token_id": [256, 258]}
+    model.carried = {"eos_token_id": [256, 65]}
     pretrained.save(model, base)
     BytesTokenizer().fit(lambda: iter(())).save(base)
     settings = json.loads((base / "tokenizer_config.json").read_text())
@@ -116,7 +116,7 @@ def test_large_weights_go_into_several_files(
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, logits(others, ids), atol=1e-5, rtol=0)
     assert torch.equal(logits(tmp_path / "out", ids), logits(others, ids))
-    assert theirs.generation_config.eos_token_id == [256, 258]
+    assert theirs.generation_config.eos_token_id == [256, 65]
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     messages = [{"role": "user", "content": "hello"}]
     assert tokenizer.apply_chat_template(messages, tokenize=False) == "hello"
@@ -133,7 +133,7 @@ def test_gguf_says_what_it_was_made_of(others: Path, tmp_path: Path, llmtool: Ru
     assert keys["llmtool.weights"] == ended.json["fingerprints"]["weights"]
     assert keys["llmtool.chat_template"] == ended.json["template"] == templates.hash_of(TEMPLATE)
     assert keys["tokenizer.chat_template"] == TEMPLATE
-    assert (keys["tokenizer.ggml.eos_token_id"], keys["tokenizer.ggml.eot_token_id"]) == (256, 258)
+    assert (keys["tokenizer.ggml.eos_token_id"], keys["tokenizer.ggml.eot_token_id"]) == (256, 65)
     assert keys["general.name"] == "base"
     assert len(keys["tokenizer.ggml.tokens"]) == 260
 

@@ -139,6 +139,25 @@ def test_patterns_have_names_or_are_refused(
         assert gguf_vocabulary.read(tmp_path, 300, [5], None).pre == name
 
 
+def test_what_the_format_cannot_say_is_told(tmp_path: Path) -> None:
+    fitted = BytesTokenizer().fit(lambda: iter(()))
+    fitted.save(tmp_path)
+    form = json.loads((tmp_path / "tokenizer.json").read_text())
+    form["normalizer"] = {"type": "NFC"}
+    form["added_tokens"][0]["rstrip"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(form))
+    words = gguf_vocabulary.read(tmp_path, 300, [50_256, 299, 256], None)
+    assert words.ends == [256]  # the others are no tokens of it
+    assert [note.split(" ")[:3] for note in words.notes] == [
+        ["llama.cpp", "does", "not"],
+        ["llama.cpp", "keeps", "the"],
+    ]
+    form["model"]["end_of_word_suffix"] = "</w>"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(form))
+    with pytest.raises(ConfigError, match="signs for the parts of a word"):
+        gguf_vocabulary.read(tmp_path, 300, [256], None)
+
+
 def test_what_has_no_form(tmp_path: Path) -> None:
     fitted = CharactersTokenizer().fit(lambda: iter(["abc"]))
     fitted.save(tmp_path)

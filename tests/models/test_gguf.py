@@ -205,6 +205,12 @@ def test_what_llama_cpp_computes_otherwise_is_refused(keys: dict[str, object], s
         gguf.layout_of(model)
 
 
+def test_the_package_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"gguf: not installed.*llmtool\[export\]"):
+        written(build("llama"), tmp_path)
+
+
 def test_no_form_of_other_families() -> None:
     with pytest.raises(ConfigError, match=r"no form of mlp \(there is one of llama, mistral"):
         gguf.layout_of(MLPConfig().build(Features(3), Values(1)))
