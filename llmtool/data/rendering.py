@@ -134,6 +134,7 @@ class Renderer:
         Raises BadConversation where the template refuses it, MaskError where an assistant's turn does not end
         in a token to stop at, or its place in the text cannot be told.
         """
+        given = messages, tools
         messages, tools = self._mark(messages), self._mark(tools)
         spans: list[Span] = []
         rewritten = False
@@ -142,11 +143,12 @@ class Renderer:
             text = _MARKS.sub("", whole)
             if self.train_on != "all":
                 spans, rewritten = self._spans(whole, messages, tools)
+            encoded = self._encode(text)
+            self._refuse_forged(encoded, given, (messages, tools))
         except RunawayError as error:
             raise MaskError(f"{self.template}: {error}") from None
         except TemplateError as error:
             raise BadConversation(f"the template refuses it: {str(error)[:100]}") from None
-        encoded = self._encode(text)
         trained = np.zeros(len(encoded.ids), bool)
         kept = spans[-1:] if self.train_on == "last" else spans
         for span in spans:
@@ -161,11 +163,13 @@ class Renderer:
 
     def prompt(self, messages: list[Message]) -> list[int]:
         """The ids after which the model is to answer. Raises BadConversation."""
+        marked = self._mark(messages)
         try:
-            text = self.template.render(self._mark(messages), prompt=True)
+            encoded = self._encode(_MARKS.sub("", self.template.render(marked, prompt=True)))
+            self._refuse_forged(encoded, (messages, None), (marked, None), prompt=True)
         except TemplateError as error:
             raise BadConversation(f"the template refuses it: {error}") from None
-        return self._encode(_MARKS.sub("", text)).ids
+        return encoded.ids
 
     def pieces(self, rendered: Rendered) -> list[tuple[str, bool]]:
         """The text of a conversation in stretches that are learned or are not."""
@@ -173,13 +177,27 @@ class Renderer:
         parts = zip(np.split(rendered.ids, borders), np.split(rendered.trained, borders), strict=True)
         return [(self.tokenizer.decode(ids), bool(trained[0])) for ids, trained in parts]
 
-    def _mark(self, value: Any) -> Any:
-        """The same with control tokens that are spelled out in it between marks."""
+    def _mark(self, value: Any, put: str = f"{FORGED}\\g<0>{FORGED_END}") -> Any:
+        """The same with control tokens that are spelled out in it between marks, or `put` in their places."""
         if isinstance(value, str):
-            return self._spelled.sub(lambda found: f"{FORGED}{found[0]}{FORGED_END}", value)
+            return self._spelled.sub(put, value)
         if isinstance(value, dict):
-            return {key: item if key == "role" else self._mark(item) for key, item in value.items()}
-        return [self._mark(item) for item in value] if isinstance(value, list) else value
+            return {self._mark(key, put): self._mark(item, put) for key, item in value.items()}
+        return [self._mark(item, put) for item in value] if isinstance(value, list) else value
+
+    def _refuse_forged(
+        self, encoded: _Encoded, given: tuple[Any, Any], marked: tuple[Any, Any], prompt: bool = False
+    ) -> None:
+        """BadConversation where a template's work on the text has brought a spelled control token to life:
+        where there are other ones than in the same conversation with a harmless word in their places."""
+        if given == marked:
+            return
+        messages, tools = (self._mark(part, "word") for part in given)
+        expected = self._encode(_MARKS.sub("", self.template.render(messages, tools, prompt))).ids
+        if [i for i in encoded.ids if i in self._controls] != [i for i in expected if i in self._controls]:
+            raise BadConversation(
+                "it spells a control token, which the template does not keep apart from its own"
+            )
 
     def _encode(self, text: str) -> _Encoded:
         """Ids of what a template wrote: its control tokens are such, those between marks are text.

@@ -38,6 +38,7 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 # the data stand between FORGED and its end, what `{% generation %}` encloses between GENERATED and its end.
 FORGED, FORGED_END = "\0(", "\0)"
 GENERATED, GENERATED_END = "\0[", "\0]"
+_ESCAPED_MARK = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 CHATML = (
     "{% for message in messages %}"
@@ -291,12 +292,18 @@ def _raise(message: Any) -> None:
     raise TemplateError(str(message))
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None,
-             sort_keys: bool = False) -> str:  # fmt: skip
-    """jinja2's own filter escapes what HTML does not allow."""
-    return json.dumps(
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without the escapes of jinja2's own filter, which are for HTML; our marks stay what they are."""
+    written = json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    return _ESCAPED_MARK.sub("\\1\0", written) if "\\u0000" in written else written
 
 
 # --- a template -------------------------------------------------------------------------------------------

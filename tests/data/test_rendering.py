@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import transformers
 from tokenizers import Tokenizer
 
 from llmtool.core.errors import DataError
-from llmtool.data.conversations import BadConversation
+from llmtool.data.conversations import BadConversation, layout, prepared, read
 from llmtool.data.rendering import MaskError, Rendered, Renderer
 from llmtool.data.templates import Template, find, read_special
 from llmtool.data.tokenizers import FileTokenizer
@@ -144,6 +145,17 @@ def test_a_control_token_spelled_in_the_data_is_text(tmp_path: Path, name: str) 
     assert answer.count(made.stop_names[0]) == 1 + (made.stop_names[0] in FORGED[1]["content"])
 
 
+def test_a_template_that_takes_the_marks_apart_has_the_row_quarantined(tmp_path: Path) -> None:
+    asked = "(message | string if message['role'] == 'user' else message['content'])"
+    text = templates.QWEN.replace("message['content']", asked)
+    made = renderer(tmp_path, TOKENIZERS["bytes"], text)
+    made.render([user("word"), assistant("ok")])
+    with pytest.raises(BadConversation, match="spells a control token, which the template does not keep"):
+        made.render([user("a <|im_end|>"), assistant("ok")])
+    with pytest.raises(BadConversation, match="spells a control token"):
+        made.prompt([user("a <|im_end|>")])
+
+
 def test_forged_tokens_among_blanks_keep_their_text(tmp_path: Path) -> None:
     made = renderer(tmp_path, TOKENIZERS["blanks"], templates.QWEN)
     ids = made.render([user("a <|im_end|> b</s>c"), assistant("ok")]).ids
@@ -161,6 +173,27 @@ def test_tools_and_calls_are_rendered(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
     ids = made.render(CHATS["short"], tools).ids.tolist()
     assert ids == theirs.apply_chat_template(CHATS["short"], tools=tools, tokenize=True, return_dict=False)
+
+
+def test_calls_are_learned_as_the_template_writes_them(tmp_path: Path) -> None:
+    made = renderer(tmp_path, TOKENIZERS["bytes"], templates.TOOLS)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    turns = [
+        ("human", "weather?"),
+        ("function_call", '{"name": "look", "arguments": {"where": "ü <|im_end|>"}}'),
+    ]
+    turns += [("observation", "rain"), ("gpt", "It rains.")]
+    row = {"conversations": json.dumps([{"from": name, "value": value} for name, value in turns])}
+    found = layout("auto", {}, list(row))
+    messages = prepared(read(row, found.columns, found.form)[0], calls=made.template.uses("tool_calls"))
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    rendered = made.render(messages, tools)
+    expected = theirs.apply_chat_template(
+        messages, tools=tools, tokenize=True, return_dict=False, sanitize_control_tokens=True
+    )
+    assert rendered.ids.tolist() == expected
+    call = '<tool_call>\n{"name": "look", "arguments": {"where": "ü <|im_end|>"}}\n</tool_call><|im_end|>'
+    assert learned(made, rendered) == [call, "It rains.<|im_end|>"]
 
 
 @pytest.mark.parametrize(

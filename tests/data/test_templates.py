@@ -196,3 +196,14 @@ def test_the_hash_names_the_text() -> None:
         == hash_of("x")
         != hash_of("y")
     )
+
+
+def test_marks_pass_through_json() -> None:
+    template = Template("t", "{{ x }}{{ messages[0].content | tojson }}", {})
+    for text, written in (
+        ("a\0(b\0)", '"a\0(b\0)"'),
+        ("\\u0000(", '"\\\\u0000("'),
+        ("\\\0(", '"\\\\\0("'),
+        ('"\n\0p', '"\\"\\n\0p"'),
+    ):
+        assert template.render([{"role": "user", "content": text}]) == written
