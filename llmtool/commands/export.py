@@ -44,6 +44,7 @@ def run(options: ExportOptions) -> dict[str, Any]:
         for change in changes[:5]:
             console.note(f"export: {change}")
     aside = _refuse_other_content(out, ours=there is not None, force=options.force)
+    console.note(f"export: {source} is read and written as {to}" + (", then run" if to == "onnx" else ""))
     start = checkpoints.from_checkpoint(str(source))
     result: dict[str, Any] = {}
 

@@ -21,6 +21,7 @@ from llmtool.models.encoder import Encoder, same_document
 FILE = "model.onnx"
 EXTRA = "needs the packages of an extra: pip install 'llmtool[export]'"
 ROWS, TOKENS = "batch", "length"  # the names of the sizes that are left open
+MAX_BYTES = 1_500_000_000  # of weights inside the file; more lie beside it, for a protobuf ends at 2 GB
 LARGEST = 1e-4  # difference of an output, relative to the largest output where that is above 1
 
 
@@ -76,7 +77,7 @@ def export(model: Any, path: Path) -> dict[str, Any]:
                 verbose=False,
             )
             assert program is not None
-            program.save(str(path), external_data=_bytes(model) > 1_500_000_000)  # protobuf's limit is 2 GB
+            program.save(str(path), external_data=_bytes(model) > MAX_BYTES)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise LlmtoolError(f"{path}: the model could not be written as ONNX ({reason[:300]})") from error

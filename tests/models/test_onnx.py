@@ -59,11 +59,15 @@ def test_texts_of_different_lengths(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(given[1:2]), alone, atol=1e-5, rtol=0)
 
 
-def test_pictures(tmp_path: Path) -> None:
+def test_pictures_and_weights_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "MAX_BYTES", 1000)
+    (tmp_path / "written").mkdir()
     model = build(CASES["resnet cifar"]).eval()
-    about = onnx.export(model, tmp_path / onnx.FILE)
+    about = onnx.export(model, tmp_path / "written" / onnx.FILE)
+    (tmp_path / "written").rename(tmp_path / "moved")  # as an export is put in its place
+    assert (tmp_path / "moved/model.onnx.data").stat().st_size > 1000
     assert about["inputs"]["pixel_values"]["shape"] == ["batch", 1, 9, 8]
-    found = onnx.check(model, tmp_path / onnx.FILE)
+    found = onnx.check(model, tmp_path / "moved" / onnx.FILE)
     assert found is not None
     assert max(one["difference"] for one in found) < 1e-5
 
