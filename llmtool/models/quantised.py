@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmtool.core.devices import release_memory
 from llmtool.core.errors import ConfigError
 from llmtool.models.layers import Conv1D
 
@@ -143,11 +144,13 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear | Conv1D | NF4Linear]
 def quantise(model: nn.Module, double: bool, device: torch.device) -> None:
     """Put NF4Linear on `device` in the place of every linear layer but the output layer, one after another.
 
-    double: the blocks' scales are kept in eight bits too. No whole weight stays on `device`. Idempotent.
+    double: the blocks' scales are kept in eight bits too. No whole weight stays on `device`, and the memory
+    of those that were on the CPU is the system's again. Idempotent.
     """
     for name, module in linear_layers(model).items():
         if not isinstance(module, NF4Linear):
             replace(model, name, NF4Linear(module, double, device))
+    release_memory()
 
 
 def make_whole(model: nn.Module) -> None:

@@ -1,7 +1,10 @@
 """Four-bit bases: bitsandbytes' own numbers, QLoRA beside PEFT's, small, and whole again when merged."""
 
 import math
+import os
+import platform
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -198,6 +201,20 @@ def test_seen_from_one_layer_to_the_next():
         optimizer.step()
         found.append(loss.item())
     assert found[-1] < 0.8 * found[0]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep what they like")
+def test_the_memory_of_whole_weights_is_given_back():
+    before = resident()
+    model = mlp_of(width=1024, layers=24)
+    whole = 24 * 1024 * 1024 * 4
+    assert resident() - before > 0.9 * whole
+    quantised.quantise(model, False, CPU)
+    assert resident() - before < 0.4 * whole
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.cuda
