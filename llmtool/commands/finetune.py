@@ -66,7 +66,7 @@ def _finetune(
         loaded,
         assembled,
         start.directory,
-        weights=start.hash,
+        weights=_asked_weights(start, config),
         cache=cache / "suites of the start",
         hashes=hashes,
     )
@@ -128,6 +128,12 @@ def _validation(name: str, assembled: Assembled) -> Tallies:
     if "validation" not in assembled.dataset.splits:
         return {}
     return {name: score.score(assembled, ["validation"])["validation"]}
+
+
+def _asked_weights(start: Start, config: FinetuneConfig) -> str:
+    """What answers before training: the start's weights, or what four bits keep of them."""
+    kept = config.method.base_form() if isinstance(config.method, adapters.LoRAConfig) else {}
+    return f"{start.hash} {kept}" if kept else start.hash
 
 
 def _suites(before: Asked, after: Asked, seed: int) -> dict[str, Any] | None:
