@@ -59,6 +59,10 @@ GUIDE = [
         "choice": "finetune an existing checkpoint: lora when memory is short, full otherwise",
     },
     {
+        "problem": "answers to instructions, conversations",
+        "choice": "encode {as: chat} and finetune a checkpoint, whose chat template is used",
+    },
+    {
         "problem": "rows as before, other classes",
         "choice": "finetune: head or freeze with few rows, full with many",
     },
