@@ -59,7 +59,7 @@ def _evaluate(
     answered = session.asked(
         loaded,
         assembled,
-        start.directory,
+        start,
         weights=start.hash,
         cache=cache / "suites",
         hashes=hashes,

@@ -65,7 +65,7 @@ def _finetune(
     asked = session.asked(
         loaded,
         assembled,
-        start.directory,
+        start,
         weights=_asked_weights(start, config),
         cache=cache / "suites of the start",
         hashes=hashes,
@@ -77,7 +77,7 @@ def _finetune(
     if old and not said:
         after |= _validation("old", assemble.on(assembled, old))
     answered = session.asked(
-        loaded, assembled, start.directory, weights=checkpoints.fingerprint(result.best),
+        loaded, assembled, start, weights=checkpoints.fingerprint(result.best),
         cache=cache / "suites", hashes=hashes,
     )  # fmt: skip
     changes = {name: bootstrap.paired(after[name], before[name], seed) for name in after if name in before}

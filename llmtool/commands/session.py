@@ -306,8 +306,8 @@ class Watch:
 
 
 def asked(
-    loaded: Loaded, assembled: Assembled, tokenizer: Path, *, weights: str, cache: Path, hashes: Hashes,
-    again: bool = False,
+    loaded: Loaded, assembled: Assembled, start: checkpoints.Start, *, weights: str, cache: Path,
+    hashes: Hashes, again: bool = False,
 ) -> dict[str, suites.Answered]:  # fmt: skip
     """What the model answers to the suites of `evaluate`; shows how far it is, says what was recalled."""
     wanted = loaded.experiment.evaluate.suites
@@ -324,7 +324,7 @@ def asked(
         found = suites.ask(
             assembled,
             wanted,
-            tokenizer,
+            start,
             weights=weights,
             cache=cache,
             hash_file=hashes.hash,

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from llmtool.core.errors import DataError
-from llmtool.evaluation.questions import Suite, Tick, Unusable, numbered, read, text
+from llmtool.evaluation.questions import Chat, Suite, Tick, Unusable, numbered, read, text
 from llmtool.evaluation.scorer import Scorer
 from llmtool.metrics.suites import SuiteTally
 
@@ -42,6 +42,7 @@ class ExactMatch(Suite):
     kind: Literal["exact_match"] = Field(description="answers that the model writes out")
     shots: int = Field(default=0, ge=0, le=1000, description="solved examples in front of each problem")
     examples: str | None = Field(default=None, description="the file of solved examples")
+    chat: Chat = False
     tokens: int = Field(default=256, gt=0, description="the most tokens of an answer")
     stop: list[str] = Field(
         default=["Question:", "</s>", "<|im_end|>"], description="texts before which an answer ends"

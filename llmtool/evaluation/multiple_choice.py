@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from llmtool.data.rows import nested
-from llmtool.evaluation.questions import Suite, Tick, Unusable, numbered, read, text, texts, ticks
+from llmtool.evaluation.questions import Chat, Suite, Tick, Unusable, numbered, read, text, texts, ticks
 from llmtool.evaluation.scorer import Scorer
 from llmtool.metrics.suites import SuiteTally
 
@@ -37,6 +37,7 @@ class MultipleChoice(Suite):
     """
 
     kind: Literal["multiple_choice"] = Field(description="the likeliest of several texts is taken")
+    chat: Chat = False
 
     def questions(self) -> list[Question]:
         """The questions, with the text before their choices."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,13 @@ from llmtool.evaluation.scorer import Scorer
 from llmtool.metrics.suites import SuiteTally
 
 Tick = Callable[[int], None]
+Chat = Annotated[
+    Literal["auto"] | bool,
+    Field(
+        description="true: asked as a user's turn through the model's chat template; auto: so where it has "
+        "one; false: the plain text, as lm-evaluation-harness asks unless told otherwise"
+    ),
+]
 
 
 class Suite(Section):
@@ -41,6 +48,11 @@ class Suite(Section):
             stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(self.path).name.partition(".")[0])
             object.__setattr__(self, "name", stem or "suite")  # frozen for everybody but the one who makes it
         return self
+
+    @property
+    def through(self) -> Literal["auto"] | bool:
+        """Whether it is asked through the model's chat template; some kinds have the key `chat` for that."""
+        return getattr(self, "chat", False)
 
     def files(self) -> list[Path]:
         """Every file that the suite reads."""

@@ -32,13 +32,17 @@ def _quiet(count: int) -> None:
 class Scorer:
     """A language model and the tokenizer it learned with.
 
-    cut: how many contexts were longer than the model's and lost their beginning.
+    chat: the ids after which a chat model answers a user's turn; None: texts are given as they are. stops:
+    tokens that end its answers, beside those that end any text. cut: how many contexts were longer than the
+    model's and lost their beginning.
     """
 
     model: Transformer
     tokenizer: PromptTokenizer
     device: torch.device
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    chat: Callable[[str], Ids] | None = None
+    stops: frozenset[int] = frozenset()
     cut: int = 0
 
     def pairs(self, texts: Sequence[tuple[str, str]]) -> list[Pair]:
@@ -46,8 +50,13 @@ class Scorer:
 
         Both are encoded together and again the context alone: what comes after as many tokens is the
         continuation. Blanks that end a context belong to the continuation. An empty context becomes the
-        token that begins a text.
+        token that begins a text. Of a chat model the continuation is an answer: encoded by itself, without
+        the blank in front.
         """
+        if self.chat is not None:
+            answers = self.tokenizer.encode([part.removeprefix(" ") for _, part in texts], special=False)
+            turns = {context: self.chat(context) for context in {context for context, _ in texts}}
+            return [(turns[context], ids) for (context, _), ids in zip(texts, answers, strict=True)]
         wholes, contexts = [], []
         for context, continuation in texts:
             kept = context.rstrip()
@@ -116,10 +125,10 @@ class Scorer:
             raise ConfigError(
                 f"`tokens: {tokens}` leave no room for a prompt: the model's context is {self.model.context}"
             )
-        found = self.tokenizer.encode(prompts)
+        found = [self.chat(one) for one in prompts] if self.chat else self.tokenizer.encode(prompts)
         self.cut += sum(len(ids) > room for ids in found)
         cut = [ids[-room:] or [self.tokenizer.prefix] for ids in found]
-        ends_ = ends(self.model, self.tokenizer)
+        ends_ = ends(self.model, self.tokenizer) | self.stops
         writer = Writer(self.model, self.tokenizer, ends_, self.device, self.autocast)
         order = Order(tokens, stop=tuple(stop))
         return [made.text for made in writer.write(cut, order, done=tick, alone=True)]

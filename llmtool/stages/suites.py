@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -15,16 +15,19 @@ import torch
 from llmtool.core import files
 from llmtool.core.contracts import NextToken
 from llmtool.core.environment import code_version
-from llmtool.core.errors import ConfigError
+from llmtool.core.errors import ConfigError, DataError
 from llmtool.core.files import HashFile
-from llmtool.data.prompts import PromptTokenizer
+from llmtool.data.conversations import BadConversation
 from llmtool.evaluation import answers, kept
 from llmtool.evaluation.compare import Saved
 from llmtool.evaluation.scorer import Scorer
 from llmtool.evaluation.suites import SuiteConfig
 from llmtool.metrics.suites import SuiteTally
 from llmtool.models.causal import Transformer
+from llmtool.stages import speaking
 from llmtool.stages.assemble import Assembled
+from llmtool.stages.checkpoints import Start
+from llmtool.stages.speaking import Speaker
 
 Tick = Callable[[str, int], None]  # told of a suite's questions as they are done
 
@@ -45,7 +48,7 @@ class Answered:
 def ask(
     assembled: Assembled,
     suites: Sequence[SuiteConfig],
-    tokenizer: Path,
+    start: Start,
     *,
     weights: str,
     cache: Path,
@@ -55,19 +58,21 @@ def ask(
 ) -> dict[str, Answered]:
     """The answers to each suite, by its name; kept in `cache` for the same weights (their hash).
 
-    tokenizer: the checkpoint directory whose tokenizer the model learned with. again: ask all the same.
-    ConfigError for a model that writes no text, DataError for a file that is no suite's: before any is asked.
+    start: the checkpoint that the model is, or began as: its tokenizer, and its chat template unless the
+    data has one. again: ask all the same. ConfigError for a model that writes no text, or without the
+    template that a suite asks for, DataError for a file that is no suite's: before any is asked.
     """
     if not suites:
         return {}
     if not isinstance(assembled.task_config.outputs(assembled.targets), NextToken):
         raise ConfigError("evaluate.suites: are for language models; this model writes no text")
     questions = {suite.name: suite.questions() for suite in suites}
-    reader = PromptTokenizer.read(tokenizer)
+    speakers = {chat: _speaker(assembled, start, chat) for chat in {suite.through for suite in suites}}
     found = {}
     for suite in suites:
         began = time.monotonic()
         hashes = {str(path): hash_file(path) for path in suite.files()}
+        speaker = speakers[suite.through]
         key = {
             "weights": weights,
             "suite": json.dumps([suite.model_dump(exclude={"path", "name", "examples"}), *hashes.values()]),
@@ -75,14 +80,17 @@ def ask(
             "precision": assembled.precision.name,
             "deterministic": str(torch.are_deterministic_algorithms_enabled()),
             "code": code_version(),
+            "template": "" if speaker.renderer is None else speaker.renderer.template.hash,
         }
         place = cache / f"{suite.name}.safetensors"
         recalled = None if again else _recalled(place, key, suite.kind)
         if recalled is None:
             try:
-                tally, cut = _asked(assembled, suite, questions[suite.name], reader, tick)
+                tally, cut = _asked(assembled, suite, questions[suite.name], speaker, tick)
             except ConfigError as error:
                 raise ConfigError(f"evaluate.suites: {suite.name}: {error}") from None
+            except BadConversation as error:
+                raise DataError(f"{suite.path}: a question: {error}") from None
             text = files.json_bytes(tally.records)
             kept.write(place, key, {"records": np.frombuffer(text, dtype=np.uint8)}, {"cut": cut})
         else:
@@ -90,6 +98,18 @@ def ask(
         seconds = time.monotonic() - began
         found[suite.name] = Answered(suite, tally, hashes, cut, seconds, recalled is not None)
     return found
+
+
+def _speaker(assembled: Assembled, start: Start, chat: Literal["auto"] | bool) -> Speaker:
+    """How the model is asked. The data's template goes before the start's: before and after fine-tuning the
+    same questions are asked."""
+    cards = [card for card in (assembled.dataset.card, start.card) if card["encoder"].get("template")]
+    if chat is True and not cards:
+        raise ConfigError(
+            f"evaluate.suites: `chat: true`, but {start.directory} has no chat template; `auto` asks without"
+        )
+    model = cast(Transformer, assembled.model)
+    return speaking.of(cards[0] if cards else start.card, start.directory, model, raw=chat is False)
 
 
 def _recalled(place: Path, key: Mapping[str, str], kind: str) -> tuple[SuiteTally, int] | None:
@@ -103,10 +123,13 @@ def _recalled(place: Path, key: Mapping[str, str], kind: str) -> tuple[SuiteTall
 
 
 def _asked(
-    assembled: Assembled, suite: SuiteConfig, questions: list[Any], reader: PromptTokenizer, tick: Tick
+    assembled: Assembled, suite: SuiteConfig, questions: list[Any], speaker: Speaker, tick: Tick
 ) -> tuple[SuiteTally, int]:
     precision, device = assembled.precision, assembled.device
-    scorer = Scorer(cast(Transformer, assembled.model), reader, device, lambda: precision.autocast(device))
+    model, chat = cast(Transformer, assembled.model), speaker.renderer is not None
+    scorer = Scorer(model, speaker.tokenizer, device, lambda: precision.autocast(device))
+    if chat:
+        scorer.chat, scorer.stops = speaker.prompt, speaker.ends
     tally = suite.answers(questions, scorer, lambda count: tick(suite.name, count))
     return tally, scorer.cut
 

@@ -15,6 +15,14 @@ SUITES = """[
   {kind: multiple_choice, path: choices.json, name: choice},
   {kind: exact_match, path: sums.csv, tokens: 4, stop: [q]},
   {kind: perplexity, path: story.txt, documents: lines, limit: 5, name: tale}]"""
+CHAT = """
+data:
+  source: {format: jsonl, path: chats.jsonl}
+  split: {by: random, train: 0.6, validation: 0.2, test: 0.2}
+  encode: {as: chat, template: plain, tokenizer: {kind: bytes}}
+model: {family: transformer, depth: 1, heads: 2, width: 16, context: 96}
+train: {budget: {steps: 2}, batch: 2}
+"""
 LIKE = ("--set", f"evaluate.suites={SUITES}", "--set", "evaluate.samples=null")
 
 
@@ -102,6 +110,25 @@ def test_finetune_shows_what_was_forgotten(asked: Path, llmtool: Run) -> None:
     # another question is no reason to train again
     fewer = ("--set", "evaluate.suites.0.limit=3")
     assert "nothing has changed" in llmtool("finetune", "text.yaml", *sets, *fewer, cwd=asked).out
+
+
+def test_chat_models_are_asked_through_their_template(asked: Path, llmtool: Run) -> None:
+    chats = [{"prompt": f"who is {n}", "completion": "king" if n % 2 else "cat"} for n in range(40)]
+    (asked / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
+    (asked / "chat.yaml").write_text(CHAT)
+    assert llmtool("train", "chat.yaml", cwd=asked).code == 0
+    found = {}
+    for chat in ("false", "auto", "true"):
+        suites = f"[{{kind: multiple_choice, path: choices.json, chat: {chat}}}]"
+        ended = llmtool("evaluate", "chat.yaml", "--set", f"evaluate.suites={suites}", cwd=asked)
+        assert ended.code == 0, ended.err
+        lines = (asked / "runs/chat/evaluate/suites/choices.jsonl").read_text().splitlines()
+        found[chat] = [json.loads(line)["log_likelihoods"] for line in lines]
+    assert found["auto"] == found["true"] != found["false"]
+    suites = "evaluate.suites=[{kind: multiple_choice, path: choices.json, chat: true}]"
+    ended = llmtool("evaluate", "text.yaml", "--set", suites, cwd=asked)
+    assert ended.code == 2
+    assert "`chat: true`, but runs/text/finetune" in ended.error
 
 
 def test_what_cannot_be_asked(asked: Path, llmtool: Run) -> None:

@@ -14,6 +14,7 @@ from llmtool.data.prompts import PromptTokenizer
 from llmtool.data.tokenizers import BytesTokenizer
 from llmtool.evaluation import scorer as module
 from llmtool.evaluation.scorer import Scorer
+from llmtool.models.generation import generate
 from llmtool.models.transformer import TransformerConfig
 
 
@@ -74,6 +75,17 @@ def test_contexts_and_continuations_are_split_where_the_tokens_of_the_context_en
         ([256], ids(" x")),
         ([256], []),
     ]
+
+
+def test_chat_models_answer_a_turn(scorer: Scorer) -> None:
+    scorer.chat = lambda text: [1, *text.encode(), 2]
+    ids = lambda text: list(text.encode())  # noqa: E731
+    asked = [("q ", " yes"), ("q ", " no")]
+    assert scorer.pairs(asked) == [([1, *ids("q "), 2], ids("yes")), ([1, *ids("q "), 2], ids("no"))]
+    (made,) = generate(scorer.model, [[1, *ids("q"), 2]], 6)
+    scorer.stops = frozenset(made[3:4])
+    expected = bytes(made[: made.index(made[3])]).decode("utf-8", "replace")
+    assert scorer.write(["q"], 6, []) == [expected]
 
 
 def test_rolling_windows_predict_every_token_once(scorer: Scorer) -> None:
