@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from llmtool.core.contracts import NextToken, Task, Tokens
 from llmtool.core.devices import Precision, resolve_device, resolve_precision, set_determinism
 from llmtool.core.errors import ConfigError
 from llmtool.core.lineage import Chain, document
+from llmtool.data import templates
 from llmtool.data.batches import Batches, open_batches
 from llmtool.data.decoding import decoded_batch
 from llmtool.data.store import Dataset, without_places
@@ -34,6 +35,7 @@ class Assembled:
     another model, whose head goes on speaking in the units of its own mean and scale.
     adapter, base: how a start is being adapted, and where the weights under a LoRA adapter lie.
     made_from: the chains of what the model learns from: its dataset, and the start where there is one.
+    speech: chat template, special and stop tokens of a start, where the data has no conversations of its own.
     """
 
     model: nn.Module
@@ -47,6 +49,7 @@ class Assembled:
     made_from: tuple[Chain, ...] = ()
     adapter: adapters.AdapterMethod | None = None
     base: Path | None = None
+    speech: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rates(self) -> dict[str, float]:
@@ -73,7 +76,10 @@ class Assembled:
         for name in TOKENIZER_FILES:
             if (self.dataset.directory / name).is_file():
                 files.write_bytes(directory / name, (self.dataset.directory / name).read_bytes())
+        if self.speech:
+            files.write_bytes(directory / templates.FILE, self.speech["template"]["text"].encode())
         card = {key: self.dataset.card[key] for key in ("encoding", "inputs", "encoder")}
+        card["encoder"] = {**card["encoder"], **self.speech}
         about = {
             "format": 1,
             "task": self.task_config.model_dump(mode="json", by_alias=True),
@@ -136,7 +142,11 @@ def from_start(experiment: Experiment, dataset: Dataset, start: Start) -> tuple[
     elif targets["kind"] == "values":
         targets = start.card["targets"]
     before = (start.lineage, dataset.lineage)
-    return _assembled(experiment, dataset, start.model, task_config, targets, before), said
+    made = _assembled(experiment, dataset, start.model, task_config, targets, before)
+    spoken = start.card["encoder"]
+    if targets["kind"] == "next_token" and "template" in spoken and "template" not in dataset.card["encoder"]:
+        made.speech = {key: spoken[key] for key in ("template", "special", "stop") if key in spoken}
+    return made, said
 
 
 def adapt(assembled: Assembled, start: Start, method: adapters.AdapterMethod) -> None:

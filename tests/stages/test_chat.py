@@ -257,3 +257,28 @@ def test_a_model_of_others_is_tuned_with_its_own_template_only(llmtool: Run, pla
     assert "rendered with the chat template chatml" in ended.err
     assert "instruct speaks another, of instruct" in ended.err
     assert "template: auto" in ended.err
+
+
+def test_a_chat_model_that_goes_on_with_plain_text_keeps_its_template(llmtool: Run, place: Path) -> None:
+    assert llmtool("train", "chat.yaml", cwd=place).code == 0
+    Path("book.txt").write_text("\n".join(f"what is {number} and one?" for number in range(300)))
+    source = "{format: text, path: book.txt, documents: line}"
+    plain = CHAT.replace("{format: jsonl, path: chats.jsonl}", source)
+    plain = plain.replace("as: chat", "as: tokens").replace(", template: auto", "")
+    plain = plain.replace("train: {budget", "finetune: {start: runs/chat/train, budget")
+    Path("plain.yaml").write_text(plain)
+    ended = llmtool("finetune", "plain.yaml", cwd=place)
+    assert ended.code == 0, ended.err
+    before, after = Path("runs/chat/train/best"), Path("runs/plain/finetune/best")
+    assert (after / "chat_template.jinja").read_text() == (before / "chat_template.jinja").read_text()
+    cards = [json.loads((path / "llmtool.json").read_text())["card"]["encoder"] for path in (before, after)]
+    for key in ("template", "special", "stop"):
+        assert cards[0][key] == cards[1][key]
+    again = CHAT.replace("train: {budget", "finetune: {start: runs/plain/finetune, budget")
+    Path("again.yaml").write_text(again)
+    assert llmtool("finetune", "again.yaml", cwd=place).code == 0
+    Path("again.yaml").write_text(again.replace("template: auto", "template: chatml"))
+    assert llmtool("prepare", "again.yaml", cwd=place).code == 0
+    ended = llmtool("finetune", "again.yaml", "--force", cwd=place)
+    assert ended.code == 2
+    assert "runs/plain/finetune" in ended.err
