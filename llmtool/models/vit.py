@@ -114,6 +114,12 @@ class ViTConfig(Section):
                     f"model.patch: pictures of {inputs.height} x {inputs.width} pixels do not divide into "
                     f"patches of {self.patch}"
                 )
+        patches = (inputs.height // self.patch) * (inputs.width // self.patch)
+        if patches > MAX_PATCHES:
+            raise ConfigError(
+                f"model.patch {self.patch} makes {patches:,} patches of pictures of {inputs.height} x "
+                f"{inputs.width} pixels; at most {MAX_PATCHES:,} are supported"
+            )
         return ViT(self, inputs, outputs)
 
 
@@ -196,7 +202,7 @@ class Patches(nn.Module):
         self.placed, self.beside = placed, placed + config.registers
         self.smooth = config.registers > 0  # DINOv2 with registers was trained with this
         count = self.grid[0] * self.grid[1]
-        assert 0 < count <= MAX_PATCHES, "checked by whoever makes it"
+        assert 0 < count <= MAX_PATCHES, "checked by build and by the form"
         self.projection = nn.Conv2d(inputs.channels, config.width, config.patch, stride=config.patch)
         self.class_token = nn.Parameter(torch.empty(1, 1, config.width))
         self.distillation_token = nn.Parameter(torch.empty(1, 1, config.width)) if placed == 2 else None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from llmtool.core.contracts import Classes, Features, Images, NextToken, Tokens, Values
+from llmtool.core.contracts import Batch, Classes, Features, Images, NextToken, Tokens, Values
 from llmtool.core.errors import ConfigError
 from llmtool.models import ModelConfig, pretrained
 from llmtool.models.accounting import account
@@ -17,6 +17,7 @@ from llmtool.models.encoder import EncoderConfig
 from llmtool.models.mlp import MLPConfig
 from llmtool.models.transformer import TransformerConfig
 from llmtool.models.vit import ViTConfig
+from llmtool.tasks.classification import ClassificationConfig
 
 MEMBERS = typing.get_args(typing.get_args(ModelConfig)[0])
 ADAPTER = TypeAdapter(ModelConfig)
@@ -351,3 +352,23 @@ def test_unsuitable_specs_are_refused_in_one_line(member):
     outputs = Classes(2) if NextToken in member.gives else NextToken(9)
     with pytest.raises(ConfigError, match=r"model\.family"):
         member().build(inputs, outputs)
+
+
+@pytest.mark.parametrize("name", ["vit", "dinov2", "resnet", "resnet cifar", "convnext"])
+def test_pictures_are_learned_by_heart(name):
+    keys, inputs, outputs = CASES[name]
+    model = build((keys | {"drop_path": 0.0} if "drop_path" in keys else keys, inputs, outputs))
+    task = ClassificationConfig().build({"targets": {"kind": "classes", "names": ["a", "b", "c"]}})
+    batch = Batch(some_inputs(inputs, rows=12), torch.arange(12) % 3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(40):
+        loss = task.loss(model.train(), batch)
+        losses.append(float(loss.total.detach() / loss.count))
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
+    assert losses[0] > 0.9
+    assert losses[-1] < 0.3
+    with torch.no_grad():
+        assert task.measure(model.eval(), batch).metrics()["accuracy"] == 1.0

@@ -110,6 +110,8 @@ def test_refused_keys(keys, message):
 def test_pictures_that_patches_do_not_divide_are_refused():
     with pytest.raises(ConfigError, match="pictures of 16 x 18 pixels do not divide into patches of 4"):
         build(inputs=Images(3, 16, 18))
+    with pytest.raises(ConfigError, match=r"model\.patch 1 makes 90,000 patches of pictures of 300 x 300"):
+        build(inputs=Images(3, 300, 300), patch=1)
 
 
 # --- files ---
