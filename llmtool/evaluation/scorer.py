@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from llmtool.core.errors import ConfigError, MemoryLimitError
 from llmtool.data.prompts import PromptTokenizer
 from llmtool.evaluation.loop import eval_mode
 from llmtool.evaluation.writer import Order, Writer, ends
+from llmtool.models.cache import Cache
 from llmtool.models.causal import Transformer
 
 TOKENS = {"cpu": 2**12, "cuda": 2**16}  # of one batch, padding included
@@ -87,9 +90,21 @@ class Scorer:
             self.cut += len(whole) > longest
             rows.append((whole[-longest:], min(len(continuation), longest - 1)))
         nats, greedy = np.zeros(len(rows)), np.ones(len(rows), dtype=bool)
-        order = sorted((at for at, (_, n) in enumerate(rows) if n), key=lambda at: -len(rows[at][0]))
-        tick(len(rows) - len(order))
+        shared = self._with_one_context(pairs)
+        apart = {at for group in shared for at in group}
+        order = [at for at, (_, n) in enumerate(rows) if n and at not in apart]
+        order.sort(key=lambda at: -len(rows[at][0]))
+        tick(len(rows) - len(order) - len(apart))
         with eval_mode(self.model), torch.no_grad(), self.autocast():
+            for groups in self._together(shared, pairs):
+                batch = [at for group in groups for at in group]
+                try:
+                    found = self._scored_after(groups, pairs)
+                except torch.OutOfMemoryError:
+                    torch.cuda.empty_cache()
+                    found = self._scored([rows[at] for at in batch])  # in ever smaller parts
+                nats[batch], greedy[batch] = found
+                tick(len(batch))
             for batch in self._batches(order, rows):
                 found = self._scored([rows[at] for at in batch])
                 nats[batch], greedy[batch] = found
@@ -150,6 +165,71 @@ class Scorer:
         if batch:
             yield batch
 
+    def _with_one_context(self, pairs: Sequence[Pair]) -> list[list[int]]:
+        """The numbers of pairs that stand one after the other with the same context: several choices. Those
+        that the model cannot see whole are left out, and empty ones."""
+        found = []
+        for _, same in groupby(range(len(pairs)), key=lambda at: pairs[at][0]):
+            group = list(same)
+            longest = max(len(pairs[at][1]) for at in group)
+            whole = len(pairs[group[0]][0]) + longest <= self.model.context
+            if len(group) > 1 and whole and all(pairs[at][1] for at in group):
+                found.append(group)
+        return found
+
+    def _together(self, groups: list[list[int]], pairs: Sequence[Pair]) -> Iterator[list[list[int]]]:
+        """Groups with contexts of about one length, the longest first, which fit the model side by side."""
+        kind = "cuda" if self.device.type == "cuda" else "cpu"
+        batch: list[list[int]] = []
+        longest = count = scored = 0
+        for group in sorted(groups, key=lambda group: -len(pairs[group[0]][0])):
+            context = len(pairs[(batch or [group])[0][0]][0])
+            new = [len(pairs[at][1]) for at in group]
+            most, rows = max([longest, *new]), count + len(group)
+            logits = 4 * self.model.inputs.vocabulary * (scored + sum(new))
+            tokens = (len(batch) + 1) * context + rows * most
+            if batch and (
+                tokens > TOKENS[kind] or logits > LOGIT_BYTES[kind] or context + most > self.model.context
+            ):
+                yield batch
+                batch, longest, count, scored = [], 0, 0, 0
+            batch.append(group)
+            longest, count, scored = max([longest, *new]), count + len(group), scored + sum(new)
+        if batch:
+            yield batch
+
+    def _scored_after(
+        self, groups: Sequence[Sequence[int]], pairs: Sequence[Pair]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `_scored`, of pairs in groups of one context, which goes through the model once for all of a
+        group. Contexts are padded in front, continuations behind."""
+        contexts = [pairs[group[0]][0] for group in groups]
+        rows = [pairs[at][1] for group in groups for at in group]
+        before, after = max(map(len, contexts)), max(map(len, rows))
+        inputs = torch.zeros(len(contexts), before, dtype=torch.int64)
+        segments = torch.zeros(len(contexts), before, dtype=torch.int32)
+        for at, ids in enumerate(contexts):
+            inputs[at, before - len(ids) :] = torch.tensor(ids)
+            segments[at, before - len(ids) :] = 1
+        following = torch.zeros(len(rows), after, dtype=torch.int64)
+        for at, ids in enumerate(rows):
+            following[at, : len(ids)] = torch.tensor(ids)
+        owner = torch.tensor([at for at, group in enumerate(groups) for _ in group], device=self.device)
+        cache = Cache(len(contexts), before + after)
+        filled = None if bool(segments.all()) else segments.to(self.device)
+        hidden = self.model.hidden(inputs.to(self.device), filled, cache)[:, -1:][owner]  # (R, 1, D)
+        following = following.to(self.device)
+        if after > 1:
+            cache.select(owner)
+            more = self.model.hidden(following[:, :-1], cache=cache)
+            hidden = torch.cat([hidden, more], dim=1)  # (R, T, D)
+        counts = torch.tensor([len(ids) for ids in rows])
+        scored = torch.arange(after) < counts[:, None]  # (R, T)
+        targets = following[scored.to(self.device)]  # (S,)
+        logits = self.model.logits(hidden[scored.to(self.device)]).float()  # (S, V)
+        chosen = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+        return _by_row(chosen, logits.argmax(dim=-1) == targets, counts.tolist())
+
     def _scored(self, rows: Sequence[tuple[Ids, int]]) -> tuple[np.ndarray, np.ndarray]:
         """Of rows (tokens, how many of the last are scored): (n,) nats, and (n,) whether all are the first
         choice. Rows are padded behind, where a causal model does not look."""
@@ -176,6 +256,11 @@ class Scorer:
                 tuple[np.ndarray, np.ndarray],
                 tuple(np.concatenate(each) for each in zip(*parts, strict=True)),
             )
-        edges = np.concatenate([[0], np.cumsum(counts)])[:-1]
-        nats = np.add.reduceat(chosen.double().cpu().numpy(), edges)
-        return nats, np.logical_and.reduceat(first.cpu().numpy(), edges)
+        return _by_row(chosen, first, counts)
+
+
+def _by_row(chosen: Tensor, first: Tensor, counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Of (S,) tokens, counts[i] of each row: the (n,) sums, and (n,) whether all are the first choice."""
+    edges = np.concatenate([[0], np.cumsum(counts)])[:-1]
+    nats = np.add.reduceat(chosen.double().cpu().numpy(), edges)
+    return nats, np.logical_and.reduceat(first.cpu().numpy(), edges)

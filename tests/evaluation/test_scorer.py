@@ -65,6 +65,32 @@ def test_likelihoods_are_those_of_each_text_alone(scorer: Scorer, monkeypatch: p
     assert scorer.cut == sum(len(a) + len(b) > 25 for a, b in pairs) > 0
 
 
+def test_choices_after_one_context_are_scored_as_each_alone(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(1)
+    draw = lambda n: [chance.randrange(257) for _ in range(n)]  # noqa: E731
+    contexts = [draw(n) for n in (3, 12, 1, 20, 7, 23, 7)]
+    pairs = [(ids, draw(chance.randint(1, 5))) for ids in contexts for _ in range(chance.randint(1, 5))]
+    pairs += [(contexts[0], draw(1)), (contexts[0], draw(1)), (contexts[1], []), (contexts[1], draw(2))]
+    greedy = int(scorer.model.eval()(torch.tensor([contexts[4]]))[0, -1].argmax())
+    pairs += [(contexts[4], [greedy]), (contexts[4], [greedy - 1])]
+    shared = scorer._with_one_context(pairs)
+    assert [
+        [pairs[at][0] for at in group] for group in shared if len({str(pairs[at][0]) for at in group}) > 1
+    ] == []
+    assert len(shared) >= 4
+    expected = [alone(scorer, *pair) for pair in pairs]
+    for size in (40, 4096):
+        monkeypatch.setitem(module.TOKENS, "cpu", size)
+        done: list[int] = []
+        nats, first = scorer.likelihoods(pairs, done.append)
+        assert nats == pytest.approx([value for value, _ in expected], abs=1e-4)
+        assert first.tolist() == [value for _, value in expected]
+        assert sum(done) == len(pairs)
+    assert first[-2:].tolist() == [True, False]
+
+
 def test_contexts_and_continuations_are_split_where_the_tokens_of_the_context_end(scorer: Scorer) -> None:
     ids = lambda text: list(text.encode())  # noqa: E731
     texts = [("ab", " c"), ("ab  ", "c"), ("", "abc"), (" ", "x"), ("", "")]
