@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -53,6 +54,8 @@ def main() -> None:
         rows += [[name, who, show(found[who], 1)] for who in ("kept", "not kept", "transformers")]
         rows.append([name, "kept / transformers", show(found["kept / transformers"], 2)])
     table("tokens a second", ["prompts", "who", "tokens/s"], rows)
+    if options.model:
+        sys.argv[1:] = ["--model", Path(options.model).resolve().parent.name, "--save"]
     save(options, "generation", figures, versions("torch", "transformers"))
 
 

@@ -277,6 +277,7 @@ def main() -> None:
         f"lm-eval's {name}": value
         for name, value in versions("lm-eval", "transformers", "torch", python=options.harness).items()
     }
+    sys.argv[1:] = ["--harness", "PYTHON", "--model", Path(model).parent.name, "--data", "DATA", "--save"]
     save(options, "lm_eval", found, packages)
 
 
