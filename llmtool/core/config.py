@@ -260,7 +260,9 @@ def _explain(error: ValidationError, document: Document, model: type[BaseModel])
         if item["type"] == "union_tag_not_found":  # perhaps the key is there, but mistyped
             tag = _discriminator(item["ctx"])
             there = _at(document.data, path)
-            near = difflib.get_close_matches(tag, list(there) if isinstance(there, dict) else [], n=1)
+            known = known_keys(model, path, document.data)  # `strip` is no `step`: one of them has it
+            strange = [key for key in there if key not in known] if isinstance(there, dict) else []
+            near = difflib.get_close_matches(tag, strange, n=1)
             path = (*path, *near)
         message = _message(dict(item), path, document, model)
         if item["type"] == "value_error":
