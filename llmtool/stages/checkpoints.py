@@ -7,6 +7,7 @@ adapter that PEFT wrote takes and gives what the model under it does.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,6 @@ class Start:
         """What comes out of the model; None where it has no head yet."""
         return None if self.task is None else self.task.outputs(self.card["targets"])
 
-    @property
-    def of_ours(self) -> bool:
-        """Whether llmtool made it."""
-        return self.dataset is not None
-
 
 def find_checkpoint(path: str) -> Path:
     """The checkpoint directory that a run, a stage of a run, a checkpoint directory, a Hugging Face model
@@ -95,8 +91,10 @@ def is_checkpoint(path: Path) -> bool:
 def about_checkpoint(directory: Path) -> About:
     """What a checkpoint's card says, or what is read from another's configuration."""
     if not (directory / CARD_FILE).is_file() and foreign.is_foreign(directory):
-        if (base := foreign.base_of(directory)) is None:
-            return About(*foreign.task_and_card(directory), None)
+        with foreign.unusable():
+            base = foreign.base_of(directory)
+            if base is None:
+                return About(*foreign.task_and_card(directory), None)
         beneath = about_checkpoint(base)
         if beneath.base is not None:
             raise ConfigError(f"{directory}: an adapter of {base}, which is an adapter itself")
@@ -168,11 +166,21 @@ def verify(directory: Path, hash_file: HashFile | None = None) -> str:
 def from_checkpoint(path: str, hash_file: HashFile | None = None) -> Start:
     """The model of a checkpoint, every file checked against its manifest; an adapter is merged into its base.
 
-    Raises ConfigError where there is none, LlmtoolError where a file is missing or changed.
+    Raises ConfigError where there is none, or none of others that can be used; LlmtoolError where a file of
+    ours is missing or changed.
     """
     directory = find_checkpoint(path)
     verify(directory, hash_file)
     about = about_checkpoint(directory)
+    with contextlib.nullcontext() if about.dataset else foreign.unusable():
+        task, model = _model(directory, about)
+    chain = lineage(directory)
+    is_adapter = about.base is not None
+    return Start(directory, model, about.card, task, about.dataset, chain[-1].content, chain, is_adapter)
+
+
+def _model(directory: Path, about: About) -> tuple[TaskConfig | None, nn.Module]:
+    """Its task, and the model with its weights."""
     try:
         task = None if about.task is None else TASKS.validate_python(about.task)
         model = pretrained.load(directory if about.base is None else Path(about.base["path"]))
@@ -185,9 +193,7 @@ def from_checkpoint(path: str, hash_file: HashFile | None = None) -> Start:
             lora.merge(model)
     except (ValueError, KeyError, TypeError) as error:
         raise LlmtoolError(f"{directory / CARD_FILE}: not a card of this version ({error})") from None
-    chain = lineage(directory)
-    is_adapter = about.base is not None
-    return Start(directory, model, about.card, task, about.dataset, chain[-1].content, chain, is_adapter)
+    return task, model
 
 
 def _others(directory: Path, hash_file: HashFile | None = None) -> str:

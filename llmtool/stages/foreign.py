@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 from llmtool.core import files
 from llmtool.core.contracts import Classes, Images, NextToken, Tokens, Values
-from llmtool.core.errors import ConfigError, DataError
+from llmtool.core.errors import ConfigError, DataError, LlmtoolError
 from llmtool.core.files import HashFile
 from llmtool.data import templates, tokenizers
 from llmtool.data.tokenizers import FileTokenizer
@@ -33,6 +35,17 @@ READ = (
 def is_foreign(directory: Path) -> bool:
     """Whether this looks like the directory of a model, or of an adapter."""
     return any((directory / name).is_file() for name in (pretrained.CONFIG_FILE, peft_files.ADAPTER_CONFIG))
+
+
+@contextmanager
+def unusable() -> Iterator[None]:
+    """What is wrong with files of others is a mistake of the setting that names them: exit code 2, not 1."""
+    try:
+        yield
+    except LlmtoolError as error:
+        if type(error) is not LlmtoolError:
+            raise
+        raise ConfigError(str(error)) from None
 
 
 def base_of(directory: Path) -> Path | None:

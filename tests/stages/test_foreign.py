@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,21 +101,64 @@ def test_without_a_tokenizer_the_vocabulary_decides(project: Path, llmtool: Run)
     assert ended.code == 0, ended.err
 
 
-def test_broken_directories_are_refused_in_words(project: Path, llmtool: Run) -> None:
-    weights = project / "base/model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[: len(whole) // 2])
-    ended = llmtool("finetune", "a.yaml", cwd=project)
-    assert (ended.code, "not a whole safetensors file" in ended.error) == (1, True), ended.error
-    weights.unlink()
-    (project / "base/pytorch_model.bin").write_bytes(b"\x80\x04")
-    ended = llmtool("finetune", "a.yaml", cwd=project)
-    assert (ended.code, "a pickle can run code and is not read" in ended.error) == (1, True), ended.error
-    (project / "base/config.json").write_text("{")
-    assert llmtool("describe", "base", cwd=project).code == 1
+def config_with(base: Path, **keys: object) -> None:
+    path = base / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
+
+
+def in_shards(base: Path) -> None:
+    """The weights in two files, the second of which was cut off while it was copied."""
+    tensors = safetensors.torch.load_file(base / "model.safetensors")
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[:5], "b.safetensors": names[5:]}
+    for file, held in parts.items():
+        safetensors.torch.save_file({name: tensors[name] for name in held}, base / file)
+    places = {name: file for file, held in parts.items() for name in held}
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (base / "model.safetensors").unlink()
+    (base / "b.safetensors").write_bytes((base / "b.safetensors").read_bytes()[:-100])
+
+
+def as_pickle(base: Path) -> None:
+    (base / "model.safetensors").unlink()
+    (base / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'touch run'\ntR.")
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut off": (
+        lambda base: os.truncate(base / "model.safetensors", 3000),
+        "model.safetensors: not a whole safetensors file",
+    ),
+    "a pickle": (as_pickle, "pytorch_model.bin: a pickle can run code and is not read"),
+    "a pickle by that name": (
+        lambda base: (base / "model.safetensors").write_bytes(b"\x80\x04cos\nsystem\n(S'touch run'\ntR."),
+        "model.safetensors: not a whole safetensors file",
+    ),
+    "a shard cut off": (in_shards, "b.safetensors: not a whole safetensors file"),
+    "no JSON": (lambda base: (base / "config.json").write_text("{"), "config.json"),
+    "10^9 layers": (lambda base: config_with(base, num_hidden_layers=10**9), "less than or equal to 512"),
+    "less than nothing": (lambda base: config_with(base, hidden_size=-16), "hidden_size: expected a whole"),
+    "code beside it": (lambda base: config_with(base, auto_map={"AutoModel": "x.Y"}), "auto_map is not"),
+    "an unknown kind": (lambda base: config_with(base, model_type="lama"), 'did you mean "llama"?'),
+    "no tokenizer": (lambda base: (base / "tokenizer.json").write_text("[]"), "tokenizer.json"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_directories_are_refused_in_words(project: Path, llmtool: Run, case: str) -> None:
+    breaks, said = BROKEN[case]
+    breaks(project / "base")
+    for command in (["finetune", "a.yaml"], ["finetune", "a.yaml", "--rehearse"]):
+        ended = llmtool(*command, cwd=project)
+        assert ended.code in (2, 4), ended.err
+        assert said in ended.err
+    assert not (project / "run").exists()
+
+
+def test_what_is_no_directory_of_a_model_is_refused(project: Path, llmtool: Run) -> None:
     (project / "base/config.json").unlink()
     ended = llmtool("finetune", "a.yaml", cwd=project)
-    assert (ended.code, "no checkpoint here" in ended.error) == (2, True), ended.error
+    assert (ended.code, "finetune.start: base: no checkpoint here" in ended.error) == (2, True), ended.error
 
 
 def test_the_hash_is_of_what_is_read(tmp_path: Path) -> None:
@@ -262,7 +307,7 @@ def test_what_does_not_fit_an_encoder_is_refused_in_words(texts: Path, llmtool: 
     weights = texts / "bert/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
     ended = llmtool("finetune", "a.yaml", "--set", "run=runs/d", cwd=texts)
-    assert (ended.code, "not a whole safetensors file" in ended.error) == (1, True), ended.error
+    assert (ended.code, "not a whole safetensors file" in ended.error) == (2, True), ended.error
 
 
 def pictures_model(directory: Path) -> Path:
