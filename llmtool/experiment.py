@@ -33,6 +33,11 @@ class FinetuneConfig(TrainConfig):
         description="the model to start from: a run, a stage of a run, a checkpoint directory, a model in "
         "Hugging Face's layout, or hf://owner/name@commit"
     )
+    through: Literal["transformers"] | None = Field(
+        default=None,
+        description="run the start by transformers' own code: for language models that are not known here; "
+        "needs the extra `huggingface`",
+    )
     method: AdapterMethod = Field(
         default=FullConfig(kind="full"), description="which weights are trained, and how"
     )

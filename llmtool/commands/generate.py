@@ -39,6 +39,8 @@ def run(options: GenerateOptions) -> dict[str, Any]:
     device = resolve_device(loaded.experiment.device if loaded else "auto")
     precision = resolve_precision(loaded.experiment.precision if loaded else "auto", device)
     precision.apply()
+    if not model.caches:
+        console.note("transformers runs this model, and every token reads the whole text before it again")
     speaker = speaking.of(start.card, start.directory, model, raw=options.raw)
     seed = options.seed if options.seed is not None else loaded.experiment.seed if loaded else 0
     prompts = [ids for one in asked for ids in [_ids(speaker, one, options.raw)] * options.count]

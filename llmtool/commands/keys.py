@@ -58,7 +58,7 @@ def describe(loaded: Loaded, card: dict[str, Any] | None, start: Path | None) ->
     """
     experiment = loaded.experiment
     if start is not None:
-        config = loaded.slice("finetune.start") | _machine("auto", "auto")
+        config = loaded.slice("finetune.start", "finetune.through") | _machine("auto", "auto")
         return _key(config, {"start": fingerprint(start)})
     reads = ["run", "model", "task.kind"]
     section = "train" if experiment.train else "finetune"

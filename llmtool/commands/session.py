@@ -28,6 +28,7 @@ from llmtool.experiment import FinetuneConfig, Loaded
 from llmtool.experiment import resolved as experiment_yaml
 from llmtool.models import adapters
 from llmtool.models.accounting import account
+from llmtool.models.forms import huggingface
 from llmtool.stages import assemble, checkpoints, suites
 from llmtool.stages import prepare as stages
 from llmtool.stages.assemble import Assembled
@@ -65,9 +66,12 @@ def command(options: Options, name: str, *needs: str) -> Iterator[Loaded]:
 
 @contextmanager
 def located(loaded: Loaded, section: str) -> Iterator[None]:
-    """Gives a ConfigError that begins with a key the key's place in the file; says when memory ran out."""
+    """Gives a ConfigError that begins with a key the key's place in the file; says when memory ran out. A
+    start that is read meanwhile is run as `finetune.through` says."""
+    tuned = loaded.experiment.finetune if section in ("finetune", "describe") else None
     try:
-        yield
+        with huggingface.through(tuned.through if tuned else None):
+            yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

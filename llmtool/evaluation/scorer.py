@@ -168,7 +168,9 @@ class Scorer:
     def _with_one_context(self, pairs: Sequence[Pair]) -> list[list[int]]:
         """The numbers of pairs that stand one after the other with the same context: several choices. Those
         that the model cannot see whole are left out, and empty ones."""
-        found = []
+        found: list[list[int]] = []
+        if not self.model.caches:
+            return found
         for _, same in groupby(range(len(pairs)), key=lambda at: pairs[at][0]):
             group = list(same)
             longest = max(len(pairs[at][1]) for at in group)

@@ -100,8 +100,7 @@ class Writer:
     def _batches(self, prompts: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
         """Prompts of about one length together, the longest first."""
         context, inputs = self.model.context, self.model.inputs.vocabulary
-        config: Any = self.model.config
-        slot = 2 * config.depth * config.key_value_heads * config.head_width * 4  # keys and values of a token
+        slot = self.model.token_bytes
         kind = "cuda" if self.device.type == "cuda" else "cpu"
         batch: list[int] = []
         for at in sorted(range(len(prompts)), key=lambda at: -len(prompts[at])):

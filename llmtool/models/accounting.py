@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from llmtool.core.contracts import Features, Images, InputSpec, NextToken, OutputSpec, Values
 from llmtool.models.encoder import Attention, ModernAttention
 from llmtool.models.gpt2 import GPT2Attention
+from llmtool.models.huggingface import Through
 from llmtool.models.layers import DropPath
 from llmtool.models.vit import Attention as PatchAttention
 
@@ -231,7 +232,16 @@ def _loss(spec: OutputSpec, outputs: Tensor) -> Tensor:
 
 def _flops(model: nn.Module, rows: int, tokens: int) -> tuple[dict[str, list[int]], dict[str, int], int, int]:
     """Output shapes and forward FLOPs of a row by module name, and FLOPs of a row forward and backward."""
-    model = _copy_on(model, "meta")
+    if isinstance(model, Through):  # whose masks ask for values, which meta tensors have not
+        with FakeTensorMode():
+            return _flops_on("cpu", model, rows, tokens)
+    return _flops_on("meta", model, rows, tokens)
+
+
+def _flops_on(
+    device: str, model: nn.Module, rows: int, tokens: int
+) -> tuple[dict[str, list[int]], dict[str, int], int, int]:
+    model = _copy_on(model, device)
     shapes: dict[str, list[int]] = {}
     flops: dict[str, int] = {}
     counter = FlopCounterMode(
@@ -255,7 +265,7 @@ def _flops(model: nn.Module, rows: int, tokens: int) -> tuple[dict[str, list[int
         module.register_forward_hook(after(name))
     spec: Any = model
     with counter:
-        loss = _loss(spec.outputs, model(_inputs(spec.inputs, 1, tokens, "meta")))
+        loss = _loss(spec.outputs, model(_inputs(spec.inputs, 1, tokens, device)))
         forward = counter.get_total_flops()
         if loss.requires_grad:
             loss.backward()
@@ -290,7 +300,8 @@ def saved_bytes(
                     module.dropout = 0.0
         spec: Any = model
         inputs = _inputs(spec.inputs, rows, tokens, "cpu")
-        segments = torch.ones(rows, tokens, dtype=torch.int32) if packed else None
+        masked = packed and not isinstance(model, Through)  # which lays documents out by their numbers
+        segments = torch.ones(rows, tokens, dtype=torch.int32) if masked else None
         with torch.autocast("cpu", dtype=lower or torch.bfloat16, enabled=lower is not None):
             return count_saved(model, lambda: _loss(spec.outputs, model(inputs, segments)))
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Transformer(nn.Module):
     """A decoder-only transformer: ids to the logits of the next one."""
 
-    head_name: ClassVar[str] = "lm_head"
+    head_name: str = "lm_head"
+    caches: ClassVar[bool] = True  # whether `hidden` takes a cache
     lm_head: nn.Linear
 
     def __init__(self, config: TransformerConfig, inputs: Tokens) -> None:
@@ -62,6 +63,11 @@ class Transformer(nn.Module):
         attention = 4 * tokens * tokens * queries  # scores and their weighted sum
         forward = c.depth * (2 * tokens * matrices + attention)
         return 3 * (forward + 2 * tokens * c.width * self.inputs.vocabulary)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that are kept of each token while texts are written: its keys and values."""
+        return 2 * self.config.depth * self.config.key_value_heads * self.config.head_width * 4
 
     def forward(self, inputs: Tensor, segments: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """(B, T) ids -> (B, T, V) logits.

@@ -89,14 +89,17 @@ def generate(
                     going.append(at)
             if len(going) < len(rows):
                 rows = [rows[at] for at in going]
-                cache.select(torch.tensor(going, dtype=torch.int64, device=logits.device))
+                if cache is not None:
+                    cache.select(torch.tensor(going, dtype=torch.int64, device=logits.device))
     finally:
         model.train(was_training)
     return written
 
 
-def _next(model: Transformer, rows: list[_Row], cache: Cache | None, left: int) -> tuple[Tensor, Cache]:
-    """(B, V) scores of the token after each row, and the keys and values of all before it."""
+def _next(
+    model: Transformer, rows: list[_Row], cache: Cache | None, left: int
+) -> tuple[Tensor, Cache | None]:
+    """(B, V) scores of the token after each row, and what is kept of all before it, if anything is."""
     device = next(model.parameters()).device
     if cache is not None and cache.length < cache.capacity:
         inputs = torch.tensor([row.ids[-1:] for row in rows], device=device)  # (B, 1)
@@ -110,7 +113,7 @@ def _next(model: Transformer, rows: list[_Row], cache: Cache | None, left: int) 
     for at, row in enumerate(rows):  # filled up on the left
         inputs[at, longest - len(row.seen) :] = torch.tensor(row.seen)
         segments[at, longest - len(row.seen) :] = 1
-    cache = Cache(len(rows), min(model.context, longest + left - 1))
+    cache = Cache(len(rows), min(model.context, longest + left - 1)) if model.caches else None
     filled = None if bool(segments.all()) else segments.to(device)
     return model.logits(model.hidden(inputs.to(device), filled, cache)[:, -1]).float(), cache
 

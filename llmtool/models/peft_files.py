@@ -22,6 +22,7 @@ from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.models.adapters import Headed, LoRAConfig, head_is_new, matching, replace_head, untie
 from llmtool.models.encoder import Encoder
 from llmtool.models.forms import form_of
+from llmtool.models.huggingface import Through
 from llmtool.models.layers import Conv1D
 from llmtool.models.lora import LoRALinear, updates
 from llmtool.models.mlp import MLP
@@ -168,7 +169,7 @@ def _stored_in_out(update: LoRALinear) -> bool:
 
 def _renamed(model: nn.Module) -> bool:
     """Whether modules have names of ours, which transformers does not know."""
-    return not isinstance(model, MLP | Transformer)
+    return isinstance(model, Through) or not isinstance(model, MLP | Transformer)
 
 
 def _theirs(model: nn.Module, name: str) -> str:

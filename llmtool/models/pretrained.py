@@ -24,7 +24,7 @@ from llmtool.core import files
 from llmtool.core.config import suggest
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.models import preprocessing
-from llmtool.models.forms import FORMS, form_of
+from llmtool.models.forms import FORMS, form_of, huggingface
 from llmtool.models.forms.form import NOTHING, Form, Stored
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -140,9 +140,10 @@ def load(directory: Path) -> nn.Module:
         setattr(model.get_submodule(parent), leaf, model.get_parameter(original))
     for parameter in model.parameters():
         parameter.requires_grad_(True)  # an assigned tensor brings its own flag along
-    for module in model.modules():
-        if callable(fill := getattr(module, "fill", None)):  # tables that are computed and not stored
-            fill(torch.device("cpu"))
+    with NoValues():
+        for module in model.modules():
+            if callable(fill := getattr(module, "fill", None)):  # tables that are computed and not stored
+                fill(torch.device("cpu"))
     return model
 
 
@@ -184,13 +185,15 @@ class NoValues(TorchFunctionMode):
 
 
 def _form_for(data: dict[str, Any], path: Path) -> Form:
+    if huggingface.is_chosen(data, path):
+        return huggingface.HuggingFaceForm(data)
     kind = data.get("model_type")
     known = [form.model_type for form in FORMS]
     if kind not in known:
         longer = [name for name in known if name.startswith(str(kind))]  # gemma3: gemma3_text
         raise ConfigError(
             f"{path}: model_type {str(kind)[:100]!r} is not known{suggest(kind, longer or known)} "
-            f"(known: {', '.join(known)})"
+            f"(known: {', '.join(known)}){huggingface.HINT.format(name=CONFIG_FILE)}"
         )
     return next(form for form in FORMS if form.model_type == kind)
 

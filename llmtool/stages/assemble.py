@@ -21,6 +21,7 @@ from llmtool.data.store import Dataset, without_places
 from llmtool.evaluation import requirements
 from llmtool.experiment import Experiment
 from llmtool.models import adapters, lora, peft_files, pretrained
+from llmtool.models.forms import huggingface
 from llmtool.stages.checkpoints import CARD_FILE, Start, fingerprint, lineage, made_from
 from llmtool.tasks import TaskConfig, default_task
 
@@ -70,7 +71,8 @@ class Assembled:
         if self.base is not None:
             assert isinstance(self.adapter, adapters.LoRAConfig)
             peft_files.save_adapter(self.model, directory, self.adapter, base=str(self.base))
-            base = {"path": str(self.base), "hash": fingerprint(self.base)} | self.adapter.base_form()
+            base = {"path": str(self.base), "hash": fingerprint(self.base)}
+            base |= self.adapter.base_form() | huggingface.about(self.model)
         else:
             pretrained.save(self.model, directory)
         for name in TOKENIZER_FILES:

@@ -23,6 +23,7 @@ from llmtool.core.files import HashFile
 from llmtool.core.lineage import Chain, extend, read
 from llmtool.data.store import without_places
 from llmtool.models import hub, lora, peft_files, pretrained, quantised
+from llmtool.models.forms import huggingface
 from llmtool.stages import foreign
 from llmtool.tasks import TaskConfig
 
@@ -183,7 +184,8 @@ def _model(directory: Path, about: About) -> tuple[TaskConfig | None, nn.Module]
     """Its task, and the model with its weights."""
     try:
         task = None if about.task is None else TASKS.validate_python(about.task)
-        model = pretrained.load(directory if about.base is None else Path(about.base["path"]))
+        with huggingface.through((about.base or {}).get("through")):
+            model = pretrained.load(directory if about.base is None else Path(about.base["path"]))
         if about.base is not None:
             if about.base.get("quantise"):  # as it was trained, so that it scores as it did
                 quantised.quantise(model, bool(about.base["double"]), torch.device("cpu"))

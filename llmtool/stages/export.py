@@ -13,6 +13,7 @@ from llmtool.core.contracts import NextToken
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data import gguf_vocabulary, templates, tokenizers
 from llmtool.models import gguf, onnx, pretrained
+from llmtool.models.huggingface import Through
 from llmtool.stages.checkpoints import CARD_FILE, Start
 
 Format = Literal["safetensors", "onnx", "gguf"]
@@ -45,6 +46,8 @@ def write(start: Start, directory: Path, to: Format, dtype: str) -> Export:
     ConfigError where the format has no form of the model, LlmtoolError where a check fails.
     """
     refuse_dtype(to, dtype)
+    if to != "safetensors" and isinstance(start.model, Through):
+        raise ConfigError(f"--to {to}: of a model that transformers runs only --to safetensors is written")
     if to == "onnx":
         return _onnx(start, directory)
     return _safetensors(start, directory, dtype) if to == "safetensors" else _gguf(start, directory, dtype)

@@ -14,6 +14,7 @@ from llmtool.core.errors import ConfigError, DataError
 from llmtool.data.store import Dataset, input_spec
 from llmtool.experiment import Experiment
 from llmtool.models import pretrained
+from llmtool.models.forms import huggingface
 from llmtool.stages.checkpoints import about_checkpoint
 from llmtool.stages.describe import Subject, expected_inputs
 from llmtool.tasks import default_task
@@ -63,7 +64,8 @@ def of_checkpoint(directory: Path) -> Subject:
     """The model of a checkpoint directory, from its two cards alone: no weights are read. What is said of its
     data needs the dataset it learned from where it was, as it was."""
     about = about_checkpoint(directory)
-    model: Any = pretrained.skeleton(Path(about.base["path"]) if about.base else directory)
+    with huggingface.through((about.base or {}).get("through")):
+        model: Any = pretrained.skeleton(Path(about.base["path"]) if about.base else directory)
     device = resolve_device("auto")
     return Subject(
         name=str(directory),
