@@ -22,6 +22,7 @@ FETCHED = {
     "bank": ["bank_marketing"],
     "letters": ["letter_recognition"],
     "stories_lora": ["stories260k", "african_storybook"],
+    "agnews_minilm": ["minilm", "ag_news"],
 }
 
 
@@ -32,7 +33,7 @@ def ready(path: Path, config: dict[str, Any], work: Path) -> bool:
     if (names := FETCHED.get(path.stem)) is not None:
         fetched = [sys.executable, "scripts/fetch.py", *names]
         return not subprocess.run(fetched, cwd=common.ROOT, capture_output=True).returncode
-    if "model" not in config:
+    if "model" not in config and config["finetune"]["start"].startswith("runs/"):
         base = Path(config["finetune"]["start"]).parent.name
         (story,) = common.ROOT.glob(f"configs/*/{base}.yaml")
         common.timed(common.llmtool("train", story, sets={"train.budget": "{steps: 2}"}), cwd=work)
