@@ -51,10 +51,11 @@ class Through(Transformer):
     caches = False
     config: HuggingFaceConfig  # type: ignore[assignment]
 
-    def __init__(self, theirs: Any, config: HuggingFaceConfig) -> None:
+    def __init__(self, theirs: Any, config: HuggingFaceConfig, place: str) -> None:
+        """place: of its config.json, for messages."""
         table, head = theirs.get_input_embeddings(), theirs.get_output_embeddings()
         super().__init__(config, Tokens(table.num_embeddings))  # type: ignore[arg-type]
-        self.theirs = theirs
+        self.theirs, self.place = theirs, place
         self.head_name = next(PREFIX + name for name, module in theirs.named_modules() if module is head)
         self.plain = False  # whether its scores are the output layer's of the last hidden values, and no more
 
@@ -93,8 +94,8 @@ class Through(Transformer):
 
     def _run(self, ids: Tensor) -> Tensor:
         if self.plain:
-            return self.theirs.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        return self.theirs(input_ids=ids, use_cache=False).logits
+            return self.theirs.base_model(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state
+        return self.theirs(input_ids=ids, use_cache=False, return_dict=True).logits
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V): the scores of every token as the next one."""
@@ -122,7 +123,13 @@ class Through(Transformer):
     @torch.no_grad()
     def fill(self, device: torch.device) -> None:
         """Once the weights are there: tables that are computed and not stored, by building their modules
-        again around the weights; and see whether `plain` holds."""
+        again around the weights; and see whether `plain` holds. ConfigError where it does not run."""
+        try:
+            self._fill(device)
+        except Exception as error:  # whatever another's code says of another's file
+            raise ConfigError(f"{self.place}: transformers cannot run it ({first_line(error)})") from None
+
+    def _fill(self, device: torch.device) -> None:
         twin = build(self.theirs.config, tables=True)
         for name, tensor in [*self.theirs.named_parameters(remove_duplicate=False)]:
             _put(twin, name, tensor)
@@ -140,6 +147,11 @@ class Through(Transformer):
         except (AttributeError, TypeError, RuntimeError):  # of a body that is called otherwise
             self.plain = False
         self.train()
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in short."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _put(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -150,6 +150,8 @@ def changed(directory: Path, **values: Any) -> None:
         ({"layer_types": [{"attention_types": [["global"], 10**9]}]}, "attention_types: at most 1,024"),
         ({"num_labels": 10**9}, "num_labels: at most 100,000"),
         ({"num_attention_heads": 0}, "transformers does not take it"),
+        ({"layer_norm_eps": None}, "transformers "),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": "x"}}, "transformers "),
         ({"vocab_size": None}, "vocab_size: expected a whole number"),
         (
             {"model_type": "gpt_neoxx"},
@@ -293,3 +295,22 @@ def test_without_the_word_the_error_says_it(project: Path, llmtool: Run) -> None
     assert ended.code == 2
     assert "'gpt_neox' is not known" in ended.error
     assert "finetune.through: transformers" in ended.error
+
+
+@pytest.mark.parametrize(("kind", "prefix"), [("bloom", "transformer."), ("gpt_neox", "gpt_neox.")])
+def test_files_as_they_lie_on_the_hub(kind: str, prefix: str, tmp_path: Path) -> None:
+    """Half precision, a body's names without their prefix, and tables that older versions stored."""
+    reference = theirs(kind, tmp_path).half().float()
+    file = tmp_path / "model.safetensors"
+    stored = {
+        name.removeprefix(prefix): tensor.half() for name, tensor in safetensors.torch.load_file(file).items()
+    }
+    stored |= {
+        "layers.0.attention.bias": torch.ones(1, 1, 8, 8).half(),
+        "layers.0.rotary_emb.inv_freq": torch.ones(4),
+    }
+    safetensors.torch.save_file(stored, file)
+    changed(tmp_path, dtype="float16", torch_dtype="float16")
+    model, ids = ours(tmp_path), torch.arange(3, 12).unsqueeze(0)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    torch.testing.assert_close(model(ids), reference(ids).logits, rtol=0, atol=1e-6)

@@ -8,6 +8,7 @@ configuration alone, checked; the weights are read by our own reader, and no cod
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,6 +27,7 @@ from llmtool.models.huggingface import (
     blocks_of,
     build,
     file_names,
+    first_line,
     library,
 )
 
@@ -97,19 +99,20 @@ class HuggingFaceForm(Form):
         _refuse_sizes(data, path)
         whole_number(data, "vocab_size", path)
         try:
-            return self._wrapped(build(self._config(data)), data)
+            return self._wrapped(build(self._config(data)), data, path)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
         except Exception as error:  # whatever another's code says of another's file
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"{path}: transformers does not take it ({said[:200]})") from None
+            raise ConfigError(f"{path}: transformers does not take it ({first_line(error)})") from None
 
     def _config(self, data: dict[str, Any]) -> Any:
         mapping = library().models.auto.configuration_auto.CONFIG_MAPPING
         plain = {key: value for key, value in data.items() if key != KEY}
-        return mapping[self.model_type].from_dict({**plain, "dtype": "float32"})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return mapping[self.model_type].from_dict({**plain, "dtype": "float32"})
 
-    def _wrapped(self, theirs: Any, data: dict[str, Any]) -> Through:
+    def _wrapped(self, theirs: Any, data: dict[str, Any], path: Path) -> Through:
         said = (getattr(theirs.config, key, None) for key in CONTEXTS)
         context = next((value for value in said if isinstance(value, int)), None)
         if context is None:
@@ -128,7 +131,7 @@ class HuggingFaceForm(Form):
         )
         blocks_of(theirs, config.depth)
         self.names, self.prefix = file_names(theirs), f"{theirs.base_model_prefix}."
-        model = Through(theirs, config)
+        model = Through(theirs, config, str(path))
         vars(model)["form"] = self
         return model
 
