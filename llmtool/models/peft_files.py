@@ -119,12 +119,7 @@ def load_adapter(model: nn.Module, directory: Path) -> None:
     elif whole:
         untie(model)
     if not any(updates(model)):
-        targets = [name for name in method.targets if matching(linear_layers(model), name)]
-        if (
-            isinstance(method.targets, list) and targets
-        ):  # PEFT's lists may name what this model does not have
-            method = method.model_copy(update={"targets": targets})
-        method.apply(model)
+        _only_there(method, model).apply(model)
     own = dict(updates(model))
     shapes = {
         f"{PREFIX}{_theirs(model, name)}.{key}": tuple(tensor.shape)
