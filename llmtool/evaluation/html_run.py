@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -50,13 +51,15 @@ def _settings(found: Any, first: str) -> str:
     if not isinstance(found, Mapping):
         return ""
     keys = [f"{key.replace('_', ' ')} {_plain(value)}" for key, value in found.items()
-            if key != first and value not in (None, False, 0, "none")]  # fmt: skip
+            if key != first and value not in (None, False, 0, "none", [])]  # fmt: skip
     return ", ".join([str(found.get(first, "")), *keys])
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, list) and value and isinstance(value[0], str):
+        return ", ".join(f"{word} ({count})" for word, count in Counter(value).items())
     return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
