@@ -28,6 +28,15 @@ class SamplesConfig(Section):
         description="1: as the model learned; below: surer; 0: always the likeliest token",
     )
     top_k: int | None = Field(default=None, gt=0, description="choose among this many likeliest tokens only")
+    top_p: float | None = Field(
+        default=None, gt=0, le=1, description="choose among the likeliest that together have this probability"
+    )
+    min_p: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="choose among those at least so many times as likely as the likeliest",
+    )
     count: int = Field(default=1, gt=0, le=1000, description="texts for each prompt")
 
 

@@ -196,7 +196,7 @@ def samples(assembled: Assembled, config: SamplesConfig) -> list[dict[str, Any]]
         given[at] or [first_token(dataset, seeds.derive(assembled.seed, "document", at, copy))]
         for at, copy in numbers
     ]
-    order = Order(config.tokens, Sampling(config.temperature, config.top_k))
+    order = Order(config.tokens, Sampling(config.temperature, config.top_k, config.top_p, config.min_p))
     chances = [seeds.derive(assembled.seed, "sample", *number) for number in numbers]
     writer = speaker.writer(model, assembled.device, lambda: precision.autocast(assembled.device))
     missing = ""

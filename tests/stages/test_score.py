@@ -295,6 +295,15 @@ def test_samples_continue_their_prompts_and_depend_on_the_seed_alone(tmp_path: P
     assert samples(whole, config) != written
 
 
+def test_samples_keep_to_the_likeliest_where_they_are_told_to(tmp_path: Path) -> None:
+    dataset = text(tmp_path, CharactersTokenizer().fit(lambda: iter(DOCUMENTS)), DOCUMENTS)
+    whole = assembled(dataset, transformer(dataset))
+    greedy = samples(whole, SamplesConfig(prompts=["To be"], tokens=9, temperature=0))
+    for keys in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
+        assert samples(whole, SamplesConfig(prompts=["To be"], tokens=9, temperature=1.0, **keys)) == greedy
+    assert samples(whole, SamplesConfig(prompts=["To be"], tokens=9, temperature=1.0)) != greedy
+
+
 def test_an_empty_prompt_begins_as_one_of_the_documents(tmp_path: Path) -> None:
     dataset = text(tmp_path, BytesTokenizer().fit(lambda: iter([])), DOCUMENTS)
     assert [first_token(dataset, seed) for seed in range(5)] == [*b"Ta", 0xC3, *b"xT"]
