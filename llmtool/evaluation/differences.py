@@ -190,9 +190,12 @@ def figures(runs: Sequence[Run], intervals: bool = False) -> list[list[str]]:
 
 
 def measured(run: Run) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Metrics and intervals by split: of the evaluation; of training, where there is none."""
+    """Metrics and intervals by split, then by suite: of the evaluation; of training, where there is none."""
     if report := run["report"]:
-        return report["metrics"], report.get("intervals") or {}
+        asked = {f"suites.{name}": suite for name, suite in (report.get("suites") or {}).items()}
+        metrics = {name: suite["metrics"] for name, suite in asked.items()}
+        sure = {name: suite["intervals"] for name, suite in asked.items()}
+        return report["metrics"] | metrics, (report.get("intervals") or {}) | sure
     for stage in ("finetune", "train"):
         if found := run["results"].get(stage, {}).get("metrics"):
             return found, {}

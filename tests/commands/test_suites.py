@@ -87,6 +87,14 @@ def test_evaluations_are_compared_and_gated_by_their_change(asked: Path, llmtool
     beside = read(asked / "runs/text/evaluate/report.json")["suites"]["tale"]["comparison"]
     theirs = read(asked / "runs/other/evaluate/report.json")["suites"]["tale"]["metrics"]
     assert beside["figures"]["bits_per_byte"]["there"] == theirs["bits_per_byte"]
+    ended = llmtool("report", "runs/text", "runs/other", cwd=asked)
+    assert ended.code == 0, ended.err
+    assert "suites.tale bits_per_byte" in ended.out
+    found = llmtool("describe", "runs/text", "runs/other", "--json", cwd=asked).json["metrics"]
+    values = next(
+        one["values"] for one in found if one["split"] == "suites.tale" and one["name"] == "bits_per_byte"
+    )
+    assert values[1] == theirs["bits_per_byte"]
 
 
 def test_finetune_shows_what_was_forgotten(asked: Path, llmtool: Run) -> None:
