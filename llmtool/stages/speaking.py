@@ -43,7 +43,9 @@ class Speaker:
         return self.renderer.prompt(messages)
 
     def shown(self, ids: list[int]) -> str:
-        """Ids as a person reads them, control tokens written out."""
+        """Ids as a person reads them: of a chat the control tokens too, of a text not the one before it."""
+        if self.renderer is None and ids[:1] == [self.tokenizer.begin]:
+            ids = ids[1:]
         return self.tokenizer.tokenizer.decode(ids, skip_special_tokens=False)
 
     def writer(

@@ -57,6 +57,10 @@ def test_a_base_of_others_is_finetuned_scored_and_described(project: Path, llmto
         ended = llmtool("evaluate", "a.yaml", "--set", f"evaluate.of={of}", "--json", cwd=project)
         assert ended.code == 0, ended.err
         assert ended.json["model"]["path"].startswith(of)
+    set_ = ("--set", "evaluate.samples={prompts: [the cat], tokens: 5}")
+    ended = llmtool("evaluate", "a.yaml", *set_, "--json", cwd=project)
+    report = json.loads((project / "runs/a/evaluate/report.json").read_text())
+    assert report["samples"][0]["text"].startswith("t h e   c a t")  # no <s>; a tokenizer without decoder
     ended = llmtool("describe", "base", "--json", cwd=project)
     assert ended.code == 0, ended.err
     assert ended.json["lineage"]["links"][-1]["now"] == "ok"
