@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import transformers
 from tokenizers import Tokenizer
 
 from llmtool.core.errors import DataError
@@ -17,6 +16,8 @@ from llmtool.data.rendering import MaskError, Rendered, Renderer
 from llmtool.data.templates import Template, find, read_special
 from llmtool.data.tokenizers import FileTokenizer
 from tests.data import templates
+
+transformers = pytest.importorskip("transformers")
 
 TOKENIZERS = {"bytes": templates.bytes_tokenizer(), "blanks": templates.blanks_tokenizer()}
 MADE = {(kind, name) for kind in TOKENIZERS for name in templates.ALL}

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import tokenizers
@@ -82,7 +81,9 @@ def test_corpus_round_trip_and_control_tokens_cannot_be_forged(kind: str) -> Non
 def test_transformers_reads_what_is_saved(kind: str, tmp_path: Path) -> None:
     fitted = FITTED[kind]
     fitted.save(tmp_path)
-    for other in (AutoTokenizer.from_pretrained(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path)):
+    transformers = pytest.importorskip("transformers")
+    for kind_ in (transformers.AutoTokenizer, transformers.PreTrainedTokenizerFast):
+        other = kind_.from_pretrained(tmp_path)
         assert other.eos_token == END
         assert other.eos_token_id == fitted.end
         assert len(other) == fitted.vocabulary

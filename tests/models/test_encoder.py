@@ -5,12 +5,13 @@ import json
 import pytest
 import safetensors.torch
 import torch
-import transformers
 
 from llmtool.core.contracts import Classes, Tokens, Values
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.models import pretrained
 from llmtool.models.encoder import Encoder, EncoderConfig
+
+transformers = pytest.importorskip("transformers")
 
 V, N, T = 31, 3, 20
 BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}

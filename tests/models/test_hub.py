@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.models import hub
 from llmtool.stages import checkpoints
+
+huggingface_hub = pytest.importorskip("huggingface_hub")
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 

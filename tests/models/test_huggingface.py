@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-import transformers
 
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data.tokenizers import BytesTokenizer
@@ -21,6 +20,8 @@ from llmtool.models.forms import huggingface
 from llmtool.models.generation import generate
 from llmtool.models.huggingface import Through
 from tests.conftest import Run
+
+transformers = pytest.importorskip("transformers")
 
 SIZES: dict[str, Any] = {"vocab_size": 257, "bos_token_id": 1, "eos_token_id": 2}
 SMALL: dict[str, Any] = {**SIZES, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

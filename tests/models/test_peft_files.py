@@ -11,8 +11,8 @@ from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.models import adapters, lora, peft_files, pretrained
 from llmtool.models.adapters import LoRAConfig
 from llmtool.models.encoder import EncoderConfig
-from tests.models.test_adapters import ARCHITECTURES, QUERIES, ids, mlp, rows, stir, trained, transformer
-from tests.models.test_lora import ARCHITECTURE, METHOD, METHODS, theirs_of
+from tests.models.beside_peft import ARCHITECTURE, METHOD, METHODS, theirs_of
+from tests.models.small import ARCHITECTURES, QUERIES, ids, mlp, rows, stir, trained, transformer
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")

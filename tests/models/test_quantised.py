@@ -19,8 +19,8 @@ from llmtool.models.adapters import LoRAConfig
 from llmtool.models.layers import Conv1D
 from llmtool.models.mlp import MLPConfig
 from llmtool.models.quantised import NF4Linear, linear_layers
-from tests.models.test_adapters import ids, mlp, rows, stir, transformer
-from tests.models.test_lora import losses, take
+from tests.models.beside_peft import losses, take
+from tests.models.small import ids, mlp, rows, stir, transformer
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 peft = pytest.importorskip("peft")

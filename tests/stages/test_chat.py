@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from llmtool import experiment
 from llmtool.data.overlap import overlap
@@ -21,6 +20,8 @@ from llmtool.stages import assemble
 from llmtool.stages.forecast import rows_of
 from tests.conftest import Run
 from tests.data import templates
+
+transformers = pytest.importorskip("transformers")
 
 CHAT = """\
 data:

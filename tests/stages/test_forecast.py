@@ -7,7 +7,7 @@ from llmtool.models.adapters import LoRAConfig
 from llmtool.stages.describe import Subject, describe
 from llmtool.stages.forecast import Fitting, four_bits_save, refuse_memory
 from llmtool.training import TrainConfig
-from tests.models.test_adapters import transformer
+from tests.models.small import transformer
 
 
 def described(model, device_bytes=None):

@@ -11,7 +11,7 @@ from llmtool.training.loop import Loop, Plan, Verbs
 from llmtool.training.optimizers import AdamWConfig
 from llmtool.training.schedules import ConstantSchedule
 from llmtool.training.throughput import Meter
-from tests.models.test_adapters import transformer
+from tests.models.small import transformer
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
