@@ -14,7 +14,7 @@ from llmtool.core import seeds
 from llmtool.core.config import Section, suggest
 from llmtool.core.contracts import Features
 from llmtool.core.errors import ConfigError, DataError
-from llmtool.data.cells import BLANK, MARKERS, Cells
+from llmtool.data.cells import MARKERS, Cells
 from llmtool.data.columns import (
     Column,
     Missing,
@@ -28,7 +28,7 @@ from llmtool.data.columns import (
 from llmtool.data.encoding import Chunks
 from llmtool.data.statistics import ColumnStatistics
 from llmtool.data.store import CARD, ArrayWriter, Dataset
-from llmtool.data.targets import Target, fit_target, target_from_state
+from llmtool.data.targets import Target, fit_target, target_from_state, target_stratum, without_target
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,18 +195,11 @@ class FeatureEncoder:
 
     def refuse(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
         """Rows without a target."""
-        reasons = {
-            f"{name} (target) is missing": Cells(frame[name]).missing(BLANK) for name in self.target_names
-        }
-        return {reason: mask for reason, mask in reasons.items() if mask.any()}
+        return without_target(frame, self.target_names)
 
     def stratum(self, frame: pd.DataFrame) -> pd.Series:
         """The class of each row as text."""
-        if len(self.target_names) > 1:
-            raise ConfigError("data.split.by: stratified needs one target; name a column with `on`")
-        import pandas as pd
-
-        return pd.Series(Cells(frame[self.target_names[0]]).text, index=frame.index, dtype=object)
+        return target_stratum(frame, self.target_names)
 
     # --- fitting
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from llmtool.core.errors import DataError
+from llmtool.core.errors import ConfigError, DataError
 from llmtool.data.cells import BLANK, Cells
 from llmtool.data.statistics import ColumnStatistics
 
@@ -19,6 +20,21 @@ NOT_IN_TRAIN = "target class not in train"
 MAX_CLASSES = 10_000
 FEW = 50  # whole numbers with at most this many different values are classes ...
 FEW_SHARE = 0.05  # ... when they are also at most this share of the rows
+
+
+def without_target(frame: pd.DataFrame, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Reason -> (rows,) bool: rows in which one of the target columns is empty."""
+    reasons = {f"{name} (target) is missing": Cells(frame[name]).missing(BLANK) for name in names}
+    return {reason: mask for reason, mask in reasons.items() if mask.any()}
+
+
+def target_stratum(frame: pd.DataFrame, names: Sequence[str]) -> pd.Series:
+    """The class of each row as text. ConfigError where there are several targets."""
+    if len(names) > 1:
+        raise ConfigError("data.split.by: stratified needs one target; name a column with `on`")
+    import pandas as pd
+
+    return pd.Series(Cells(frame[names[0]]).text, index=frame.index, dtype=object)
 
 
 @dataclass(frozen=True)

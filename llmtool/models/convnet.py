@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from llmtool.core.config import Section
 from llmtool.core.contracts import Classes, Images, InputSpec, OutputSpec, Values
-from llmtool.core.errors import ConfigError
+from llmtool.models.headed import Headed, of_pictures
 
 DERIVED: Any = None  # the default of keys that follow from others, until `_resolve` has filled them in
 REDUCTION = 4  # a bottleneck works on so many times fewer channels
@@ -91,28 +91,21 @@ class ConvNetConfig(Section):
 
     def build(self, inputs: InputSpec, outputs: OutputSpec) -> ConvNet:
         """The module with new weights from torch's global stream; ConfigError for specs of other families."""
-        if not isinstance(inputs, Images):
-            raise ConfigError(f"model.family convnet takes images, not {type(inputs).__name__.lower()}")
-        if not isinstance(outputs, Classes | Values):
-            raise ConfigError("model.family convnet gives classes or values of pictures, no tokens")
+        inputs, outputs = of_pictures("convnet", inputs, outputs)
         return ConvNet(self, inputs, outputs)
 
 
-class ConvNet(nn.Module):
+class ConvNet(Headed):
     """A residual network with a head on the mean of all pixels.
 
-    outputs: None where a checkpoint has no head; then it gives the features that a head would read, and
-    adapters.replace_head gives it one. labels: the names of the outputs, for whoever reads the checkpoint.
+    Without a head it gives the features that one would read.
     """
 
-    head_name: ClassVar[str] = "head"
+    config: ConvNetConfig
+    inputs: Images
 
     def __init__(self, config: ConvNetConfig, inputs: Images, outputs: Classes | Values | None) -> None:
-        super().__init__()
-        self.config, self.inputs = config, inputs
-        self.outputs: OutputSpec | None = outputs
-        self.labels: list[str] | None = None
-        self.head_is_new = False  # set by adapters.replace_head: such a head is stored with an adapter
+        super().__init__(config, inputs, outputs)
         self.features = config.widths[-1]
         small = config.stem == "small"
         self.stem = ConvNorm(inputs.channels, config.stem_width, *((3, 1) if small else (7, 2)))

@@ -15,6 +15,7 @@ from llmtool.core.config import Section
 from llmtool.core.contracts import Classes, Images, InputSpec, OutputSpec, Values
 from llmtool.core.errors import ConfigError
 from llmtool.models.convnet import Depth, Width
+from llmtool.models.headed import Headed, of_pictures
 from llmtool.models.layers import DropPath, LayerScale
 
 EPSILON = 1e-6  # of all norms but the last
@@ -75,10 +76,7 @@ class ConvNeXtConfig(Section):
 
     def build(self, inputs: InputSpec, outputs: OutputSpec) -> ConvNeXt:
         """The module with new weights from torch's global stream; ConfigError for specs of other families."""
-        if not isinstance(inputs, Images):
-            raise ConfigError(f"model.family convnext takes images, not {type(inputs).__name__.lower()}")
-        if not isinstance(outputs, Classes | Values):
-            raise ConfigError("model.family convnext gives classes or values of pictures, no tokens")
+        inputs, outputs = of_pictures("convnext", inputs, outputs)
         if min(inputs.height, inputs.width) < self.smallest:
             raise ConfigError(
                 f"model.patch {self.patch} and {len(self.widths)} stages leave nothing of pictures of "
@@ -87,21 +85,17 @@ class ConvNeXtConfig(Section):
         return ConvNeXt(self, inputs, outputs)
 
 
-class ConvNeXt(nn.Module):
+class ConvNeXt(Headed):
     """ConvNeXt with a head on the normalised mean of all pixels.
 
-    outputs: None where a checkpoint has no head; then it gives the features that a head would read, and
-    adapters.replace_head gives it one. labels: the names of the outputs, for whoever reads the checkpoint.
+    Without a head it gives the features that one would read.
     """
 
-    head_name: ClassVar[str] = "head"
+    config: ConvNeXtConfig
+    inputs: Images
 
     def __init__(self, config: ConvNeXtConfig, inputs: Images, outputs: Classes | Values | None) -> None:
-        super().__init__()
-        self.config, self.inputs = config, inputs
-        self.outputs: OutputSpec | None = outputs
-        self.labels: list[str] | None = None
-        self.head_is_new = False  # set by adapters.replace_head: such a head is stored with an adapter
+        super().__init__(config, inputs, outputs)
         self.features = config.widths[-1]
         self.stem = Shrink(inputs.channels, config.widths[0], config.patch, norm_first=False)
         self.stages = nn.ModuleList(Stage(config, number) for number in range(len(config.widths)))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from llmtool.core.config import Section
 from llmtool.core.contracts import Classes, InputSpec, OutputSpec, Tokens, Values
 from llmtool.core.errors import ConfigError
+from llmtool.models.headed import Headed
 from llmtool.models.layers import Rotary, document_positions, rotate
 
 MAX_ROTARY = 2**28  # numbers in the rotary tables
@@ -145,22 +146,18 @@ class EncoderConfig(Section):
         return Encoder(self, inputs, outputs)
 
 
-class Encoder(nn.Module):
+class Encoder(Headed):
     """A bidirectional transformer with a head on the pooled vector of the text.
 
-    outputs: None where a checkpoint has no head for classes or values, and the one here means nothing;
-    adapters.replace_head gives it one.
-    labels: the names of the outputs, for whoever reads the checkpoint.
+    Where a checkpoint has no head for classes or values, the one here means nothing.
     """
 
-    head_name: ClassVar[str] = "head"
+    config: EncoderConfig
+    inputs: Tokens
 
     def __init__(self, config: EncoderConfig, inputs: Tokens, outputs: Classes | Values | None) -> None:
-        super().__init__()
-        self.config, self.inputs, self.context = config, inputs, config.context
-        self.outputs: OutputSpec | None = outputs
-        self.labels: list[str] | None = None
-        self.head_is_new = False  # set by adapters.replace_head: such a head is stored with an adapter
+        super().__init__(config, inputs, outputs)
+        self.context = config.context
         modern = config.architecture == "modernbert"
         self.embed = Embeddings(config, inputs.vocabulary)
         self.layers = nn.ModuleList(

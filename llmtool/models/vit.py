@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from llmtool.core.config import Section
 from llmtool.core.contracts import Classes, Images, InputSpec, OutputSpec, Values
 from llmtool.core.errors import ConfigError
+from llmtool.models.headed import Headed, of_pictures
 from llmtool.models.layers import DropPath, LayerScale
 
 MAX_PATCHES = 65_536  # of a picture: attention is quadratic in them
@@ -104,10 +105,7 @@ class ViTConfig(Section):
 
     def build(self, inputs: InputSpec, outputs: OutputSpec) -> ViT:
         """The module with new weights from torch's global stream; ConfigError for specs of other families."""
-        if not isinstance(inputs, Images):
-            raise ConfigError(f"model.family vit takes images, not {type(inputs).__name__.lower()}")
-        if not isinstance(outputs, Classes | Values):
-            raise ConfigError("model.family vit gives classes or values of pictures, no tokens")
+        inputs, outputs = of_pictures("vit", inputs, outputs)
         for side in (inputs.height, inputs.width):
             if side % self.patch:
                 raise ConfigError(
@@ -123,24 +121,20 @@ class ViTConfig(Section):
         return ViT(self, inputs, outputs)
 
 
-class ViT(nn.Module):
+class ViT(Headed):
     """A vision transformer with a head on what stands for the picture.
 
-    outputs: None where a checkpoint has no head; then it gives the features that a head would read, and
-    adapters.replace_head gives it one. labels: the names of the outputs, for whoever reads the checkpoint.
+    Without a head it gives the features that one would read.
     teacher: the head is two, on the class and on the distillation token (DeiT).
     """
 
-    head_name: ClassVar[str] = "head"
+    config: ViTConfig
+    inputs: Images
 
     def __init__(
         self, config: ViTConfig, inputs: Images, outputs: Classes | Values | None, teacher: bool = False
     ) -> None:
-        super().__init__()
-        self.config, self.inputs = config, inputs
-        self.outputs: OutputSpec | None = outputs
-        self.labels: list[str] | None = None
-        self.head_is_new = False  # set by adapters.replace_head: such a head is stored with an adapter
+        super().__init__(config, inputs, outputs)
         self.features = 2 * config.width if config.architecture == "dinov2" else config.width
         self.embed = Patches(config, inputs)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))

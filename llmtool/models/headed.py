@@ -1,0 +1,37 @@
+"""What models with a head on top of features share: it may be missing, and another may take its place."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+from llmtool.core.contracts import Classes, Images, InputSpec, OutputSpec, Values
+from llmtool.core.errors import ConfigError
+
+
+class Headed(nn.Module):
+    """A model with a head, or of a checkpoint that has none.
+
+    outputs: None where there is no head yet; adapters.replace_head gives it one. labels: the names of the
+    outputs, for whoever reads the checkpoint. head_is_new: set by adapters.replace_head: such a head is
+    stored with an adapter.
+    """
+
+    head_name: ClassVar[str] = "head"
+
+    def __init__(self, config: Any, inputs: Any, outputs: Classes | Values | None) -> None:
+        super().__init__()
+        self.config, self.inputs = config, inputs
+        self.outputs: OutputSpec | None = outputs
+        self.labels: list[str] | None = None
+        self.head_is_new = False
+
+
+def of_pictures(family: str, inputs: InputSpec, outputs: OutputSpec) -> tuple[Images, Classes | Values]:
+    """The specs of a model for pictures; ConfigError for those of other families."""
+    if not isinstance(inputs, Images):
+        raise ConfigError(f"model.family {family} takes images, not {type(inputs).__name__.lower()}")
+    if not isinstance(outputs, Classes | Values):
+        raise ConfigError(f"model.family {family} gives classes or values of pictures, no tokens")
+    return inputs, outputs
