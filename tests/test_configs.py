@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import random
 import re
 import shutil
 import subprocess
@@ -14,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from llmtool import experiment
-from tests.conftest import Run, others_encoder, others_model
+from tests import stand_ins
+from tests.conftest import Run
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -27,7 +27,7 @@ def name(path: Path) -> str:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The configurations beside a little of their data: of what the repository holds the beginning, of what
-    `scripts/fetch.py` gets a table of the same shape."""
+    `scripts/fetch.py` gets stand-ins of the same shape."""
     directory = tmp_path_factory.mktemp("configs")
     for path in CONFIGS:
         (directory / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
@@ -43,32 +43,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     speeches = (ROOT / "configs/data/tinyshakespeare.txt").read_text().split("\n\n")
     kings = [speech for speech in speeches if speech.startswith("KING ")]
     (data / "tinyshakespeare.txt").write_text("\n\n".join(kings[:60] + speeches[:150]))
-    chance = random.Random(0)
-    for file_name, target, classes, delimiter in (
-        ("bank_marketing/bank-additional.csv", "y", ["yes", "no"], ";"),
-        ("california_housing/housing.csv", "median_house_value", None, ","),
-        ("letter_recognition/LetterRecognition.csv", "lettr", ["A", "B", "C"], ","),
-    ):
-        path = directory / "data" / file_name
-        path.parent.mkdir(parents=True)
-        lines = [delimiter.join([target, "some", "more", "place"])]
-        for _ in range(400):
-            answer = chance.choice(classes) if classes else f"{chance.uniform(1e4, 5e5):.1f}"
-            cells = [answer, chance.randint(0, 90), f"{chance.random():.3f}", chance.choice("xyz")]
-            lines.append(delimiter.join(map(str, cells)))
-        path.write_text("\n".join(lines) + "\n")
-    others_encoder(directory / "data/minilm")
-    news = directory / "data/ag_news"
-    news.mkdir()
-    for file_name in ("train_5k.csv", "test_rows.csv"):
-        texts = [" ".join(chance.choices(["film", "town", "fine", "dull"], k=9)) for _ in range(300)]
-        rows = [f'"{text}",{number % 4}' for number, text in enumerate(texts)]
-        (news / file_name).write_text("\n".join(rows) + "\n")
-    others_model(directory / "data/stories260k")
-    stories = directory / "data/african_storybook/en"
-    stories.mkdir(parents=True)
-    for number in range(40):
-        (stories / f"{number}.md").write_text("the lion ran\n" * (3 + number % 5))
+    for stand_in in stand_ins.SETS:
+        stand_in(directory / "data" / stand_in.__name__)
     return directory
 
 

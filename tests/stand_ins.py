@@ -1,0 +1,77 @@
+"""A little data of the shape of each set of `scripts/fetch.py` that a story reads, so that every story runs.
+
+One function per set, named as it; each writes below data/<set>/ what the stories name there.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from tests.conftest import others_encoder, others_model
+
+
+def bank_marketing(folder: Path) -> None:
+    """Semicolons, two classes."""
+    _table(folder / "bank-additional.csv", "y", ["yes", "no"], ";")
+
+
+def california_housing(folder: Path) -> None:
+    """A number to predict."""
+    _table(folder / "housing.csv", "median_house_value", None)
+
+
+def letter_recognition(folder: Path) -> None:
+    """Three letters."""
+    _table(folder / "LetterRecognition.csv", "lettr", ["A", "B", "C"])
+
+
+def minilm(folder: Path) -> None:
+    """An encoder with new weights."""
+    others_encoder(folder)
+
+
+def ag_news(folder: Path) -> None:
+    """Texts of four words and their topics."""
+    chance = random.Random(0)
+    for name in ("train_5k.csv", "test_rows.csv"):
+        texts = [" ".join(chance.choices(["film", "town", "fine", "dull"], k=9)) for _ in range(300)]
+        _write(folder / name, [f'"{text}",{number % 4}' for number, text in enumerate(texts)])
+
+
+def stories260k(folder: Path) -> None:
+    """A language model with new weights."""
+    others_model(folder)
+
+
+def african_storybook(folder: Path) -> None:
+    """Forty stories of a few lines."""
+    for number in range(40):
+        _write(folder / "en" / f"{number}.md", ["the lion ran"] * (3 + number % 5))
+
+
+def _table(path: Path, target: str, classes: list[str] | None, delimiter: str = ",") -> None:
+    """400 rows of two numbers and a word, and a target by chance: a class, or a number."""
+    chance = random.Random(0)
+    lines = [delimiter.join([target, "some", "more", "place"])]
+    for _ in range(400):
+        answer = chance.choice(classes) if classes else f"{chance.uniform(1e4, 5e5):.1f}"
+        cells = [answer, chance.randint(0, 90), f"{chance.random():.3f}", chance.choice("xyz")]
+        lines.append(delimiter.join(map(str, cells)))
+    _write(path, lines)
+
+
+def _write(path: Path, lines: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+SETS = (
+    bank_marketing,
+    california_housing,
+    letter_recognition,
+    minilm,
+    ag_news,
+    stories260k,
+    african_storybook,
+)
