@@ -8,7 +8,8 @@ Shape legend, used in comments everywhere:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -27,7 +28,10 @@ class Features:
 
 @dataclass(frozen=True)
 class Images:
-    """A picture of `channels` planes of `height` x `width` float32 numbers, standardised already."""
+    """A picture of `channels` planes of `height` x `width` float32 numbers, standardised: what a model sees.
+
+    A batch brings them as bytes, which `Batch.to` standardises on the device.
+    """
 
     channels: int
     height: int
@@ -71,23 +75,49 @@ OutputSpec = Classes | Values | NextToken
 class Batch:
     """Rows that go through the model together.
 
-    inputs: (B, F) or (B, c, h, w) float32, or (B, T) int64 token ids.
+    inputs: (B, F) or (B, c, h, w) float32, or (B, T) int64 token ids; pictures before
+        `to`: (B, c, h, w) uint8.
     targets: (B,) int64 classes, (B, n) float32 values, or (B, T) int64 next tokens, IGNORE where unscored.
     segments: (B, T) int32 document of each token, from 1 in its row; 0 is padding. None: one document.
     units: (B, S) int64, on the host, when text is scored: the unit of the split (data.batches.unit_edges)
         that each of the row's S segments belongs to, -1 where a row has fewer.
+    scale: mean and deviation of each channel, (c,) float32 each, in units of a byte (0 to 255), of pictures
+        that are bytes still; None for all other batches.
     """
 
     inputs: Tensor
     targets: Tensor
     segments: Tensor | None = None
     units: Tensor | None = None
+    scale: tuple[Tensor, Tensor] | None = None
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`; pinned memory is copied without waiting."""
+    def pinned(self) -> Batch:
+        """The same in page-locked memory, from which `to` copies without waiting."""
+        scale = None if self.scale is None else (self.scale[0].pin_memory(), self.scale[1].pin_memory())
+        segments = None if self.segments is None else self.segments.pin_memory()
+        return Batch(self.inputs.pin_memory(), self.targets.pin_memory(), segments, self.units, scale)
+
+    def to(self, device: torch.device, change: Callable[[Batch], Batch] | None = None) -> Batch:
+        """The same batch on `device`, ready for a model; pinned memory is copied without waiting.
+
+        change: what is done to pictures while they are bytes on the device, before they are standardised
+        (augmentation); it may give back floats of 0 to 255, and other targets. Batches of other kinds do not
+        go through it.
+        """
         move = lambda t: t.to(device, non_blocking=True)  # noqa: E731
         segments = None if self.segments is None else move(self.segments)
-        return Batch(move(self.inputs), move(self.targets), segments, self.units)
+        moved = Batch(move(self.inputs), move(self.targets), segments, self.units)
+        if self.scale is None:
+            return moved
+        moved.scale = (move(self.scale[0]), move(self.scale[1]))
+        return (moved if change is None else change(moved)).standardised()
+
+    def standardised(self) -> Batch:
+        """Pictures as float32, each channel less its mean, over its deviation; others as they are."""
+        if self.scale is None:
+            return self
+        mean, deviation = (part.view(-1, 1, 1) for part in self.scale)  # (c, 1, 1)
+        return replace(self, inputs=(self.inputs.float() - mean).div_(deviation), scale=None)
 
     def __len__(self) -> int:
         return self.inputs.shape[0]

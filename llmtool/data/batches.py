@@ -16,7 +16,8 @@ import torch
 from llmtool.core import seeds
 from llmtool.core.contracts import IGNORE, Batch
 from llmtool.core.errors import DataError
-from llmtool.data.layout import Order, Windows, lay_out, place_of
+from llmtool.data.image_batches import ImageBatches
+from llmtool.data.layout import Order, Windows, lay_out, named_rows, place_of
 from llmtool.data.packing import ChatBatches
 from llmtool.data.store import Dataset, Split
 
@@ -51,6 +52,8 @@ def open_batches(dataset: Dataset, split: str, seed: int, context: int | None = 
     found = dataset.split(split)
     if dataset.card["inputs"]["kind"] == "features":
         return FeatureBatches(found, seed)
+    if dataset.card["inputs"]["kind"] == "images":
+        return ImageBatches(found, dataset.card["inputs"], seed)
     if is_labelled(found):
         return TextBatches(found, seed)
     assert context is not None, "a tokens dataset needs a context"
@@ -119,7 +122,7 @@ class FeatureBatches:
 
     def where(self, start: int, count: int) -> list[str]:
         """`adult.csv:1234 (row 17 of train)`, rows counted from 1."""
-        return _named_rows(self._split, self.chosen(start, count))
+        return named_rows(self._split, self.chosen(start, count))
 
     def in_order(self, size: int) -> Iterator[Batch]:
         """The rows as they stand; the last batch holds what is left."""
@@ -173,7 +176,7 @@ class TokenBatches:
         borders = self._borders(starts)  # (B, T + 1)
         targets[borders[:, 1:]] = IGNORE
         segments = 1 + np.cumsum(borders[:, :-1], axis=1, dtype=np.int32)
-        return Batch(*map(torch.from_numpy, (inputs, targets, segments)))
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(segments))
 
     def where(self, start: int, count: int) -> list[str]:
         """`tokens 1024..1088 of train (document 3, which begins at play.txt:1)`, from 0, end excluded."""
@@ -283,7 +286,7 @@ class TextBatches:
 
     def where(self, start: int, count: int) -> list[str]:
         """`news.csv:1234 (row 17 of train)`, rows counted from 1."""
-        return _named_rows(self._split, self.chosen(start, count))
+        return named_rows(self._split, self.chosen(start, count))
 
     def in_order(self, size: int) -> Iterator[Batch]:
         """Every row once, shorter ones first (`scored` says which); the last batch holds what is left."""
@@ -327,11 +330,3 @@ class _AlikeOrder(Order):
         chance = seeds.generator(self._seed, "runs", epoch).permutation(len(runs))
         self._kept[epoch] = np.concatenate([runs[number] for number in chance])
         return self._kept[epoch]
-
-
-def _named_rows(split: Split, rows: np.ndarray) -> list[str]:
-    names = []
-    for row in map(int, rows):
-        place, name = place_of(split, row), f"row {row + 1} of {split.name}"
-        names.append(f"{place} ({name})" if place else name)
-    return names

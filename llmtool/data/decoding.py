@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from llmtool.core.contracts import Features
+from llmtool.core.contracts import Features, Images
 from llmtool.data.batches import Batches, ChatBatches, FeatureBatches, TextBatches, unit_edges
 from llmtool.data.columns import column_from_state
+from llmtool.data.image_batches import ImageBatches
+from llmtool.data.layout import place_of
 from llmtool.data.store import Dataset
 from llmtool.data.tokenizers import FittedTokenizer
 
@@ -17,9 +19,11 @@ def columns_of(dataset: Dataset, split: str, rows: np.ndarray | None = None) -> 
     """Column -> (n,) values of these rows (all of them when None).
 
     Of a table: float64, NaN where missing; words; dates as datetime64[D]. Of a text: `tokens`, the length of
-    each unit (data.batches.unit_edges).
+    each unit (data.batches.unit_edges). Of pictures: nothing.
     """
     found = dataset.split(split)
+    if isinstance(dataset.inputs, Images):
+        return {}
     if not isinstance(dataset.inputs, Features):
         lengths = np.diff(unit_edges(found)).astype(np.float64)
         return {"tokens": lengths if rows is None else lengths[rows]}
@@ -39,7 +43,7 @@ def decoded_batch(
     dataset: Dataset, split: str, batches: Batches, start: int, count: int
 ) -> list[dict[str, Any]]:
     """Rows start to start + count of a training order, as of `decoded_rows`; of a text: its `text`."""
-    if isinstance(batches, FeatureBatches | TextBatches):
+    if isinstance(batches, FeatureBatches | TextBatches | ImageBatches):
         return decoded_rows(dataset, split, batches.chosen(start, count))
     tokenizer = FittedTokenizer.from_state(dataset.card["encoder"]["tokenizer"], dataset.directory)
     found = batches.batch(start, count)
@@ -52,10 +56,13 @@ def decoded_batch(
 
 
 def decoded_rows(dataset: Dataset, split: str, rows: np.ndarray) -> list[dict[str, Any]]:
-    """These rows of a table (or labelled texts) as JSON-ready mappings, the target among them; numbers with
-    seven digits."""
+    """These rows of a table (or labelled texts, or names of pictures) as JSON-ready mappings, the target
+    among them; numbers with seven digits."""
     if isinstance(dataset.inputs, Features):
         columns = columns_of(dataset, split, rows)
+    elif isinstance(dataset.inputs, Images):
+        found = dataset.split(split)
+        columns = {"picture": np.array([place_of(found, row) for row in map(int, rows)], dtype=object)}
     else:
         columns = {"text": np.array(texts_of(dataset, split, rows), dtype=object)}
     targets = np.asarray(dataset.split(split).arrays["targets"])[rows]

@@ -9,7 +9,7 @@ import torch
 
 from llmtool.core import seeds
 from llmtool.core.contracts import IGNORE, Batch
-from llmtool.data.store import Split
+from llmtool.data.store import NAME_ENDS, Split
 
 Windows = list[tuple[int, int]]  # of one row: where each begins in the stream, and its length in targets
 
@@ -41,13 +41,32 @@ class Order:
 
 
 def place_of(split: Split, row: int) -> str:
-    """`adult.csv:1234` when the split knows where its rows came from, else ""."""
+    """`adult.csv:1234`, or of a picture the name of its file, when the split knows where its rows came from,
+    else ""."""
+    if NAME_ENDS in split.arrays:
+        return name_of(split, row)
     origin = split.arrays.get("origin")
     if origin is None or row >= len(origin):
         return ""
     file, line = map(int, origin[row])
     name = Path(split.sources[file]).name if file < len(split.sources) else f"file {file + 1}"
     return f"{name}:{line}"
+
+
+def name_of(split: Split, row: int) -> str:
+    """The name of a picture, as its source has it."""
+    ends = split.arrays[NAME_ENDS]
+    begin = int(ends[row - 1]) if row else 0
+    return bytes(split.arrays["names"][begin : int(ends[row])]).decode("utf-8", "replace")
+
+
+def named_rows(split: Split, rows: np.ndarray) -> list[str]:
+    """`news.csv:1234 (row 17 of train)` for each of these rows, counted from 1."""
+    names = []
+    for row in map(int, rows):
+        place, name = place_of(split, row), f"row {row + 1} of {split.name}"
+        names.append(f"{place} ({name})" if place else name)
+    return names
 
 
 def lay_out(

@@ -25,6 +25,14 @@ FORMAT = 1
 CARD = "card.json"
 MAX_CARD_BYTES = 256_000_000
 MOST_SOURCES = 20  # files that are links of their own; more of them are one
+NAME_ENDS = "name_ends"  # array: where in the bytes of the array "names" the name of each row's picture ends
+PLACES = (
+    "origin",
+    "names",
+    NAME_ENDS,
+)  # arrays of where a row came from, which changes nothing that is learned
+STREAMS = ("encoded", "names")  # arrays of bytes of rows, whose ends stand in another
+MOST_SIDE = 65_536  # of a picture
 _TYPES = ("<f4", "<f8", "<i8", "<u2", "<u4", "|u1")
 _BUFFER = 1 << 20
 
@@ -189,7 +197,7 @@ def fingerprint(card: Mapping[str, Any]) -> str:
         f"{name}.{key}": [array["dtype"], array["shape"], array["hash"]]
         for name, meta in card["splits"].items()
         for key, array in meta["arrays"].items()
-        if key != "origin"  # where a row came from changes nothing that is learned
+        if key not in PLACES
     }
     return _hash([card["inputs"], card["targets"], without_places(card["encoder"]), arrays])
 
@@ -233,6 +241,7 @@ def origin(card: Mapping[str, Any]) -> str:
     """One hash over what no model learns from: where the rows came from, and how long their text was."""
     splits = {
         name: [meta.get("bytes"), meta["arrays"].get("origin", {}).get("hash")]
+        + ([meta["arrays"]["names"]["hash"]] if NAME_ENDS in meta["arrays"] else [])
         for name, meta in card["splits"].items()
     }
     content = [splits, card.get("sources")]
@@ -263,10 +272,14 @@ def _read_card(path: Path) -> dict[str, Any]:
 
 def _problem(card: dict[str, Any]) -> str:
     """What is wrong with the parts of a card that this file relies on, or nothing."""
-    kinds = {"features": "width", "tokens": "vocabulary"}
+    kinds = {"features": "width", "tokens": "vocabulary", "images": "channels"}
     inputs, splits = card.get("inputs"), card.get("splits")
     if not isinstance(inputs, dict) or not isinstance(inputs.get(kinds.get(inputs.get("kind", ""), "")), int):
-        return "inputs say neither features with a width nor tokens with a vocabulary"
+        return (
+            "inputs say neither features with a width, nor tokens with a vocabulary, nor images with channels"
+        )
+    if inputs["kind"] == "images" and (problem := _problem_of_images(inputs)):
+        return problem
     if not isinstance(inputs.get("length"), int | None):
         return "inputs say a length that is no number"
     if not isinstance(card.get("targets"), dict) or not isinstance(card.get("encoder"), dict):
@@ -281,6 +294,18 @@ def _problem(card: dict[str, Any]) -> str:
             if not isinstance(array, dict) or not _array_is_sound(array):
                 return f"array {key} of {name} is not described correctly"
     return ""
+
+
+def _problem_of_images(inputs: dict[str, Any]) -> str:
+    sides = [inputs.get(name) for name in ("channels", "height", "width")]
+    if not all(type(side) is int and 0 < side <= MOST_SIDE for side in sides):
+        return "inputs say images without channels, height and width"
+    for key in ("mean", "std"):
+        values = inputs.get(key)
+        numbers = isinstance(values, list) and all(isinstance(value, int | float) for value in values)
+        if not numbers or len(values or []) != sides[0] or not all(map(math.isfinite, values or [])):
+            return f"inputs say images whose {key} is no number for each channel"
+    return "" if min(inputs["std"]) > 0 else "inputs say images whose std is not above 0"
 
 
 def _array_is_sound(array: dict[str, Any]) -> bool:
@@ -299,6 +324,9 @@ def _array_is_sound(array: dict[str, Any]) -> bool:
 def _first(arrays: dict[str, np.ndarray], limit: int, rows: int) -> tuple[dict[str, np.ndarray], int]:
     """The beginning of a split's arrays: `limit` rows, or `limit` tokens with their documents; of
     conversations those that lie in it whole, one at least."""
+    if NAME_ENDS in arrays:
+        parts = {key: array if key in STREAMS else array[:limit] for key, array in arrays.items()}
+        return parts, min(limit, rows)
     if "documents" not in arrays or "targets" in arrays:
         parts = {key: array[:limit] for key, array in arrays.items() if key != "tokens"}
         if "tokens" in arrays:  # of labelled texts, one a row

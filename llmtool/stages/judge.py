@@ -99,7 +99,9 @@ def _examples(dataset: Dataset, tallies: Mapping[str, Tally]) -> dict[str, Any]:
     def place(row: int) -> str:
         if edges is not None:
             return f"tokens {edges[row]:,} to {edges[row + 1]:,}"
-        return f"{known['file'][row]}:{known['line'][row]}" if known else f"{row + 1:,}"
+        if not known:
+            return f"{row + 1:,}"
+        return f"{known['file'][row]}" + (f":{known['line'][row]}" if "line" in known else "")
 
     found = examples.examples(tally, place)
     return {split: found} if found else {}

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from llmtool.core import seeds
-from llmtool.core.contracts import NextToken, Tally, Tokens
+from llmtool.core.contracts import Images, NextToken, Tally, Tokens
 from llmtool.core.environment import code_version
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.data.batches import unit_edges
 from llmtool.data.conversations import BadConversation
-from llmtool.data.store import Dataset, Split
+from llmtool.data.layout import name_of
+from llmtool.data.store import NAME_ENDS, Dataset, Split
 from llmtool.evaluation import EvaluateConfig, SamplesConfig, kept, requirements
 from llmtool.evaluation.loop import evaluate
 from llmtool.evaluation.writer import Order
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from llmtool.stages.assemble import Assembled
 
 FEATURE_ROWS = 8192  # rows scored at once when `batch` is auto
+PIXELS = {"cpu": 2**20, "cuda": 2**23}  # of pictures scored at once: one of 1024 pixels keeps 0.3 MB a layer
 LOGIT_BYTES = {"cpu": 2**27, "cuda": 2**31}  # what the float32 logits of one batch of text may take up
 TOKENS = {"cpu": 2**12, "cuda": 2**16}  # of one batch: what a CPU's caches hold is scored faster, measured
 
@@ -109,11 +111,14 @@ def _scored(assembled: Assembled, split: str, batch: int | Literal["auto"]) -> T
 
 
 def auto_batch(assembled: Assembled, tokens_per_row: int) -> int:
-    """Rows scored at once: as many as keep a text's logits and layers small, a fixed number of a table's."""
+    """Rows scored at once: as many as keep a text's logits and layers or a picture's
+    layers small, a fixed number of a table's."""
     inputs = assembled.dataset.inputs
+    device = "cuda" if assembled.device.type == "cuda" else "cpu"
+    if isinstance(inputs, Images):
+        return max(1, min(FEATURE_ROWS, PIXELS[device] // (inputs.height * inputs.width)))
     if not isinstance(inputs, Tokens):
         return FEATURE_ROWS
-    device = "cuda" if assembled.device.type == "cuda" else "cpu"
     rows = TOKENS[device] // tokens_per_row
     if inputs.length is None:  # a stream, whose every token is predicted
         rows = min(rows, LOGIT_BYTES[device] // (tokens_per_row * inputs.vocabulary * 4))  # float32 logits
@@ -154,8 +159,8 @@ def splits_to_score(config: EvaluateConfig, dataset: Dataset) -> list[str]:
 
 
 def origin(dataset: Dataset, splits: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Split -> the columns `file` and `line` of each row (of a text: of the document each unit stands in); no
-    columns where that is not known."""
+    """Split -> the columns `file` and `line` of each row (of a text: of the document each unit stands in;
+    of a picture: `file` alone); no columns where that is not known."""
     result: dict[str, dict[str, np.ndarray]] = {}
     for name in splits:
         split = dataset.split(name)
@@ -164,6 +169,10 @@ def origin(dataset: Dataset, splits: Sequence[str]) -> dict[str, dict[str, np.nd
             if "documents" in split.arrays:
                 starts = unit_edges(split)[:-1]
                 places = places[np.searchsorted(split.arrays["documents"], starts, side="right")]
+            if NAME_ENDS in split.arrays:
+                names = [name_of(split, row) for row in range(split.rows)]
+                result[name] = {"file": np.array(names, dtype=object)}
+                continue
             files = np.asarray(split.sources, dtype=object)
             result[name] = {"file": files[places[:, 0]], "line": places[:, 1]}
     return result

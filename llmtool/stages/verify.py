@@ -179,8 +179,8 @@ def packing(assembled: Assembled, batch: int) -> list[Split]:
     name = f"{len(packed)} rows of {len(alone)} documents"
     size = len(packed)
     parts = (
-        Batch(*(tensor[start : start + size] for tensor in (alone.inputs, alone.targets, marks)))
-        for start in range(0, len(alone), size)
+        Batch(alone.inputs[part], alone.targets[part], marks[part])
+        for part in (slice(start, start + size) for start in range(0, len(alone), size))
     )
     return [
         _beside(f"packed: {name}", len(packed), reference, reference, tolerance),

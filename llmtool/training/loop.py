@@ -244,12 +244,7 @@ class Loop:
     def rows(self, start: int, count: int) -> Batch:
         """Rows start to start + count of the training order, on the device."""
         batch = self.batches.batch(start, count)
-        if self.device.type != "cuda":
-            return batch
-        pinned = [
-            None if t is None else t.pin_memory() for t in (batch.inputs, batch.targets, batch.segments)
-        ]
-        return Batch(*pinned).to(self.device)  # type: ignore[arg-type]
+        return (batch.pinned() if self.device.type == "cuda" else batch).to(self.device)
 
     def _fits_fp16(self, state: State, loss: float, norm: float) -> bool:
         """Whether the scaled gradient is finite; moves the scale. The guard has what no scale mends."""

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmtool.core.contracts import Features, Tokens
+from llmtool.core.contracts import Features, Images, Tokens
 from llmtool.core.errors import DataError
 from llmtool.data.store import CARD, ArrayWriter, Dataset, fingerprint, make_card
+
+PICTURES = {"kind": "images", "channels": 1, "height": 2, "width": 3, "mean": [1.0], "std": [2.0]}
 
 
 def dataset(directory: Path, rows: int = 5) -> dict:
@@ -102,6 +104,9 @@ def test_a_flipped_bit_is_found_by_verify(tmp_path: Path) -> None:
         (lambda card: card.update(format=2), "format 2, this version reads format 1"),
         (lambda card: card.pop("inputs"), "inputs say neither"),
         (lambda card: card.update(inputs={"kind": "images"}), "inputs say neither"),
+        (lambda card: card.update(inputs=PICTURES | {"height": 0}), "without channels, height and width"),
+        (lambda card: card.update(inputs=PICTURES | {"mean": [1.0, 2.0]}), "whose mean is no number"),
+        (lambda card: card.update(inputs=PICTURES | {"std": [0.0]}), "whose std is not above 0"),
         (lambda card: card.pop("encoder"), "targets or encoder"),
         (lambda card: card.update(splits={}), "no splits"),
         (lambda card: card["splits"].update(train=7), "split train has no rows"),
@@ -130,6 +135,12 @@ def test_the_fingerprint_is_of_what_can_be_learned(tmp_path: Path) -> None:
     card = dataset(tmp_path)
     assert fingerprint({**card, "notes": ["other"], "sources": ["moved.csv"]}) == card["fingerprint"]
     assert fingerprint({**card, "encoder": {"as": "features", "more": 1}}) != card["fingerprint"]
+
+
+def test_images_have_channels_and_sides(tmp_path: Path) -> None:
+    card = {**dataset(tmp_path), "inputs": PICTURES}
+    (tmp_path / CARD).write_text(json.dumps({**card, "fingerprint": fingerprint(card)}))
+    assert Dataset.open(tmp_path).inputs == Images(1, 2, 3)
 
 
 def test_tokens_have_a_vocabulary(tmp_path: Path) -> None:
