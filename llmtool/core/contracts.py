@@ -21,9 +21,13 @@ IGNORE = -100  # a target with this value is never scored (the field's conventio
 
 @dataclass(frozen=True)
 class Features:
-    """A row of `width` float32 numbers."""
+    """A row of `width` float32 numbers.
+
+    columns: how many of them, one after another, each column of the table became; () where that is not known.
+    """
 
     width: int
+    columns: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -328,8 +328,9 @@ class FeatureEncoder:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """{"kind": "features", "width": F, "names": [...]}."""
-        return {"kind": "features", "width": len(self.features), "names": self.features}
+        """{"kind": "features", "width": F, "names": [...], "columns": features of each column}."""
+        sizes = [len(column.features) for column in self._fitted]
+        return {"kind": "features", "width": len(self.features), "names": self.features, "columns": sizes}
 
     @property
     def targets(self) -> dict[str, Any]:

@@ -185,7 +185,7 @@ def make_card(
 def input_spec(spec: Mapping[str, Any]) -> InputSpec:
     """The contract that a card's "inputs" stand for."""
     if spec["kind"] == "features":
-        return Features(spec["width"])
+        return Features(spec["width"], tuple(spec.get("columns", ())))
     if spec["kind"] == "images":
         return Images(spec["channels"], spec["height"], spec["width"])
     return Tokens(spec["vocabulary"], spec.get("length"))

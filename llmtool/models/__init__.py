@@ -3,7 +3,8 @@
 Every member is a Section with the tag `family`, what it `accepts` and `gives` (spec types), when it `suits`,
 and `build(inputs, outputs)`. Every model built has `config`, `inputs`, `outputs`, `blocks` (from the input
 on), `embeddings`, `head_name` (the module that `replace_head` and `method: {kind: head}` mean) and
-`forward(inputs, segments=None)`.
+`forward(inputs, segments=None)`. One that is several models at once also has `members(inputs, segments=None)`:
+what each of them says, (B, K, C). Its loss is the mean of theirs; `forward` gives their common answer.
 """
 
 from typing import Annotated
@@ -14,10 +15,11 @@ from llmtool.models.convnet import ConvNetConfig
 from llmtool.models.convnext import ConvNeXtConfig
 from llmtool.models.encoder import EncoderConfig
 from llmtool.models.mlp import MLPConfig
+from llmtool.models.tabm import TabMConfig
 from llmtool.models.transformer import TransformerConfig
 from llmtool.models.vit import ViTConfig
 
 ModelConfig = Annotated[
-    MLPConfig | ConvNetConfig | ConvNeXtConfig | ViTConfig | EncoderConfig | TransformerConfig,
+    MLPConfig | TabMConfig | ConvNetConfig | ConvNeXtConfig | ViTConfig | EncoderConfig | TransformerConfig,
     Field(discriminator="family"),
 ]

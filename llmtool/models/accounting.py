@@ -60,6 +60,8 @@ NAMES = {  # what a part does, by its name in the model; otherwise its class say
     "stem": "the first convolution: from colours to the first channels",
     "pool": "keeps the largest of each 3 x 3 pixels, on half as many a side",
     "stages": "the stages, each on half as many pixels a side",
+    "embedding": "turns the features of each column into a few numbers",
+    "all": "a weighted sum of its inputs for each output, of all members, each with factors of its own",
     "lora_A": "the update's way down to its rank",
     "lora_B": "the update's way back up",
 }

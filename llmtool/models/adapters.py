@@ -20,10 +20,13 @@ from llmtool.models.encoder import Encoder
 from llmtool.models.lora import LoRALinear, fill_uniform, updates
 from llmtool.models.mlp import MLP
 from llmtool.models.quantised import linear_layers, quantise, replace
+from llmtool.models.tabm import Heads, TabM
 from llmtool.models.transformer import Transformer
 from llmtool.models.vit import ViT
 
-Headed = MLP | Encoder | ViT | ConvNet | ConvNeXt  # models with a head for classes or values, or room for one
+Headed = (
+    MLP | TabM | Encoder | ViT | ConvNet | ConvNeXt
+)  # models with a head for classes or values, or room for one
 Family = Headed | Transformer
 MAX_RANK = 4096
 ONLY_LORA = {
@@ -251,6 +254,8 @@ def replace_head(model: nn.Module, outputs: OutputSpec, seed: int) -> None:
     generator = torch.Generator().manual_seed(derive(seed, "head"))
     if isinstance(model, MLP):
         model.head = _new_linear(model.head, outputs.n, generator)
+    elif isinstance(model, TabM):
+        model.head = _new_heads(model.head, outputs.n, generator)
     elif isinstance(model, ViT | ConvNet | ConvNeXt):
         device = next(model.parameters()).device
         model.head = _new_linear(nn.Linear(model.features, 1, device=device), outputs.n, generator)
@@ -274,6 +279,17 @@ def _new_linear(old: nn.Linear, outputs: int, generator: torch.Generator) -> nn.
     fill_uniform(made.weight, bound, generator)
     if made.bias is not None:
         nn.init.zeros_(made.bias)
+    return made
+
+
+def _new_heads(old: Heads, outputs: int, generator: torch.Generator) -> Heads:
+    """The members' heads with new weights, as those of a new model."""
+    _, members, inputs = old.weight.shape
+    with torch.device("meta"):  # where making one draws nothing from torch's global stream
+        made = Heads(members, inputs, outputs)
+    made = made.to_empty(device=old.weight.device)
+    fill_uniform(made.weight, 1 / math.sqrt(inputs), generator)
+    nn.init.zeros_(made.bias)
     return made
 
 

@@ -26,6 +26,7 @@ from llmtool.models.huggingface import Through
 from llmtool.models.layers import Conv1D
 from llmtool.models.lora import LoRALinear, updates
 from llmtool.models.mlp import MLP
+from llmtool.models.tabm import TabM
 from llmtool.models.pretrained import read_json, read_tensors
 from llmtool.models.quantised import NF4Linear, linear_layers
 from llmtool.models.transformer import Transformer
@@ -164,7 +165,7 @@ def _stored_in_out(update: LoRALinear) -> bool:
 
 def _renamed(model: nn.Module) -> bool:
     """Whether modules have names of ours, which transformers does not know."""
-    return isinstance(model, Through) or not isinstance(model, MLP | Transformer)
+    return isinstance(model, Through) or not isinstance(model, MLP | TabM | Transformer)
 
 
 def _theirs(model: nn.Module, name: str) -> str:

@@ -176,7 +176,10 @@ def _spec(spec: InputSpec | OutputSpec | None) -> dict[str, Any]:
         return {"kind": "nothing"}
     kinds = {"Features": "features", "Images": "images", "Tokens": "tokens", "Classes": "classes"}
     kinds |= {"Values": "values", "NextToken": "next_token"}
-    return {"kind": kinds[type(spec).__name__], **asdict(spec)}
+    found = {"kind": kinds[type(spec).__name__], **asdict(spec)}
+    if not found.get("columns", True):
+        del found["columns"]  # which features belong together is not known
+    return found
 
 
 def _pixels(card: dict[str, Any] | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from llmtool.core.config import Section, suggest
 from llmtool.core.contracts import IGNORE, Batch, Classes, Loss
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.metrics.classification import ClassificationTally
+from llmtool.tasks.members import member_outputs
 
 UNFIT = {
     "values": "this data has numbers; set data.encode.target_kind: classes, or task.kind: regression",
@@ -103,16 +104,17 @@ class ClassificationTask:
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Weighted sum of the rows' cross entropies (nats); the count is the sum of the rows' weights."""
-        logits = model(batch.inputs, batch.segments).float()  # (B, C)
-        weights = self._on(logits.device)
+        logits = member_outputs(model, batch).float()  # (B, K, C)
+        members, weights = logits.shape[1], self._on(logits.device)
         total = F.cross_entropy(
-            logits,
-            batch.targets,
+            logits.flatten(0, 1),
+            batch.targets.repeat_interleave(members),
             weights if self.weighted else None,
             ignore_index=IGNORE,
             reduction="sum",
             label_smoothing=self.smoothing,
         )
+        total = total / members
         scored = batch.targets != IGNORE
         if not self.weighted:
             return Loss(total, scored.sum())

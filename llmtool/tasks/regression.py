@@ -13,6 +13,7 @@ from llmtool.core.config import Section
 from llmtool.core.contracts import Batch, Loss, Values
 from llmtool.core.errors import ConfigError
 from llmtool.metrics.regression import RegressionTally
+from llmtool.tasks.members import member_outputs
 
 UNFIT = {
     "classes": "this data has classes; set data.encode.target_kind: values, or task.kind: classification",
@@ -74,17 +75,18 @@ class RegressionTask:
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Sum of the errors' costs, in standard deviations; the count is how many numbers are predicted."""
-        predictions = model(batch.inputs, batch.segments).float()  # (B, n)
+        predictions = member_outputs(model, batch).float()  # (B, K, n)
         mean, scale = self._on(predictions.device)
         # Float64 for the difference: a mean of 1.7e9 seconds, rounded to float32, is off by up to a minute.
-        targets = ((batch.targets.double() - mean) / scale).float()
+        targets = ((batch.targets.double() - mean) / scale).float()  # (B, n)
+        count, targets = targets.numel(), targets.unsqueeze(1).expand_as(predictions)
         if self.kind == "squared":
             total = F.mse_loss(predictions, targets, reduction="sum")
         elif self.kind == "absolute":
             total = F.l1_loss(predictions, targets, reduction="sum")
         else:
             total = F.huber_loss(predictions, targets, reduction="sum", delta=self.delta)
-        return Loss(total, torch.full_like(total, targets.numel()))
+        return Loss(total / predictions.shape[1], torch.full_like(total, count))
 
     def measure(self, model: nn.Module, batch: Batch) -> RegressionTally:
         """The predictions of the rows beside their targets."""

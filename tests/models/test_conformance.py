@@ -15,6 +15,7 @@ from llmtool.models.convnet import ConvNetConfig
 from llmtool.models.convnext import ConvNeXtConfig
 from llmtool.models.encoder import EncoderConfig
 from llmtool.models.mlp import MLPConfig
+from llmtool.models.tabm import TabMConfig
 from llmtool.models.transformer import TransformerConfig
 from llmtool.models.vit import ViTConfig
 from llmtool.tasks.classification import ClassificationConfig
@@ -23,6 +24,7 @@ MEMBERS = typing.get_args(typing.get_args(ModelConfig)[0])
 ADAPTER = TypeAdapter(ModelConfig)
 TOKENS = (Tokens(17), NextToken(17))
 ROWS = {"family": "mlp", "hidden": [8]}
+TABM = {"family": "tabm", "members": 4, "embedding": 3, "hidden": [8, 6]}
 SMALL = {"family": "transformer", "depth": 2, "heads": 4, "width": 16, "context": 12}
 FULL, NEAR = "full_attention", "sliding_attention"
 CAPS = {"attention_soft_cap": 2.0, "logit_soft_cap": 3.0, "query_scale": 7, "attention_bias": True}
@@ -40,6 +42,9 @@ CASES = {
     "mlp linear": ({"family": "mlp", "hidden": []}, Features(5), Values(2)),
     "mlp norm, gelu": (ROWS | {"normalization": "layer", "activation": "gelu"}, Features(5), Classes(2)),
     "mlp dropout, silu": (ROWS | {"dropout": 0.3, "activation": "silu"}, Features(1), Values(1)),
+    "tabm": (TABM, Features(6, (3, 1, 2)), Classes(3)),
+    "tabm one column a number": (TABM | {"dropout": 0.0, "activation": "silu"}, Features(5), Values(2)),
+    "tabm without embeddings": (TABM | {"embedding": 0, "hidden": [9]}, Features(5, (2, 3)), Classes(2)),
     "bert": (TEXTS | {"dropout": 0.1}, Tokens(17), Classes(3)),
     "bert mean, relu": (
         TEXTS | {"pooling": "mean", "activation": "relu", "token_types": 0},
@@ -185,6 +190,8 @@ def closed_form(config, inputs, outputs, tokens):
         norms = 2 * sum(config.hidden) if config.normalization == "layer" else 0
         # the first layer's inputs need no gradient
         return sum(matrices) + sum(widths[1:]) + norms, 2 * sum(matrices), 4 * sum(matrices) - 2 * matrices[0]
+    if isinstance(config, TabMConfig):
+        return closed_form_of_ensemble(config, inputs, outputs.n)
     if isinstance(config, EncoderConfig):
         return closed_form_of_encoder(config, inputs.vocabulary, outputs.n, tokens)
     if isinstance(inputs, Images):
@@ -207,6 +214,18 @@ def closed_form(config, inputs, outputs, tokens):
     attention = 2 * 2 * tokens * tokens * h  # scores and their weighted sum
     forward = config.depth * (2 * tokens * matrices + attention) + 2 * tokens * d * v
     return parameters, forward, 2 * forward
+
+
+def closed_form_of_ensemble(config, inputs, n):
+    k, d, columns = config.members, config.embedding, len(inputs.columns) or inputs.width
+    widths = [columns * d or inputs.width, *config.hidden]
+    shared = [a * b for a, b in itertools.pairwise(widths)]
+    own = sum(a + 2 * b for a, b in itertools.pairwise(widths))  # both factors and the bias
+    head = widths[-1] * n
+    embedding = inputs.width * columns * d  # a product with the zeros between the columns
+    parameters = (inputs.width + columns) * d + sum(shared) + k * (own + head + n)
+    forward = 2 * embedding + 2 * k * (sum(shared) + head)
+    return parameters, forward, 2 * embedding + 4 * k * (sum(shared) + head)
 
 
 def closed_form_of_encoder(config, v, n, tokens):
@@ -306,6 +325,7 @@ def test_packed_documents_are_as_if_alone(case):
 
 COMPILED = (
     "mlp",
+    "tabm",
     "vit",
     "resnet",
     "convnext",

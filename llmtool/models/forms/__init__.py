@@ -24,6 +24,7 @@ from llmtool.models.forms.qwen import QWEN2, QWEN3
 from llmtool.models.forms.resnet import OWN_CONVNET, RESNET
 from llmtool.models.forms.roberta import ROBERTA
 from llmtool.models.forms.smollm3 import SMOLLM3
+from llmtool.models.forms.tabm import TabMForm
 from llmtool.models.forms.vit import VIT
 
 FORMS: tuple[Form, ...] = (
@@ -52,6 +53,7 @@ FORMS: tuple[Form, ...] = (
     CONVNEXT,
     # our own
     MLPForm(),
+    TabMForm(),
     OWN_CONVNET,
 )
 
