@@ -3,7 +3,7 @@
 Every member is a Section with the tag `family`, what it `accepts` and `gives` (spec types), when it `suits`,
 and `build(inputs, outputs)`. Every model built has `config`, `inputs`, `outputs`, `blocks` (from the input
 on), `embeddings`, `head_name` (the module that `replace_head` and `method: {kind: head}` mean) and
-`forward(inputs, segments=None)`. One that is several models at once also has `members(inputs, segments=None)`:
+`forward(inputs, segments=None)`. One that is several models at once has `members(inputs, segments=None)` too:
 what each of them says, (B, K, C). Its loss is the mean of theirs; `forward` gives their common answer.
 """
 

@@ -26,9 +26,9 @@ from llmtool.models.huggingface import Through
 from llmtool.models.layers import Conv1D
 from llmtool.models.lora import LoRALinear, updates
 from llmtool.models.mlp import MLP
-from llmtool.models.tabm import TabM
 from llmtool.models.pretrained import read_json, read_tensors
 from llmtool.models.quantised import NF4Linear, linear_layers
+from llmtool.models.tabm import TabM
 from llmtool.models.transformer import Transformer
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
