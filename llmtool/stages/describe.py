@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -17,14 +17,15 @@ from torch import nn
 from llmtool.core.config import Section
 from llmtool.core.console import bytes_, count
 from llmtool.core.contracts import InputSpec, OutputSpec, Tokens
+from llmtool.core.devices import PRECISIONS
 from llmtool.data.chat import card_of
 from llmtool.data.store import Dataset, input_spec
-from llmtool.models import ModelConfig, preprocessing
+from llmtool.models import preprocessing
 from llmtool.models.accounting import Accounting, Component, OptimizerName, account
+from llmtool.models.choice import FAMILIES, RULES, TOKENS_PER_PARAMETER, guide
+from llmtool.stages import advise
 
 CHARACTERS = 100  # letters, digits and signs of an English text; the estimate before the text has been read
-FAMILIES = typing.get_args(typing.get_args(ModelConfig)[0])
-TOKENS_PER_PARAMETER = 20
 CHINCHILLA = (
     "rule of thumb for compute-optimal training from the start: about 20 tokens per parameter "
     "(Hoffmann et al. 2022, https://arxiv.org/abs/2203.15556)"
@@ -44,39 +45,6 @@ NOT_COUNTED = (
     "not counted: the device's own workspace, results that live for a moment, the data itself and, for "
     "the loss, anything but the usual one"
 )
-GUIDE = [
-    {
-        "problem": "a class or a number for each row of a table",
-        "choice": "mlp; compare with gradient-boosted trees, which often win on up to some 10,000 rows "
-        "(https://arxiv.org/abs/2207.08815)",
-    },
-    {
-        "problem": "text or another sequence to go on with, many tokens",
-        "choice": "transformer, trained from the start; llama unless a checkpoint asks for another",
-    },
-    {
-        "problem": "the same, few tokens",
-        "choice": "finetune an existing checkpoint: lora when memory is short, full otherwise",
-    },
-    {
-        "problem": "answers to instructions, conversations",
-        "choice": "encode {as: chat} and finetune a checkpoint, whose chat template is used",
-    },
-    {
-        "problem": "rows as before, other classes",
-        "choice": "finetune: head or freeze with few rows, full with many",
-    },
-    {
-        "problem": "a class or a number for each text",
-        "choice": "encoder: finetune a pretrained one; compare with TF-IDF and logistic regression",
-    },
-    {
-        "problem": "a class or a number for each picture",
-        "choice": "vit, convnet, convnext: checkpoints are read, described and saved; pictures as data come "
-        "with a later version",
-    },
-    {"problem": "sound", "choice": "no family of this version takes it"},
-]
 
 
 @dataclass
@@ -84,7 +52,7 @@ class Subject:
     """What is to be described: a model that may be still to come, its data, and how it would be trained."""
 
     name: str  # a run or a checkpoint directory
-    config: Section  # a member of ModelConfig
+    config: Section | None  # a member of ModelConfig; None: chosen once the data is prepared
     model: nn.Module | None  # on any device; None where its inputs or outputs are not known yet
     card: dict[str, Any] | None  # of the prepared data; None before `prepare`
     rows: int  # of one forward pass
@@ -93,6 +61,7 @@ class Subject:
     device: str = "cpu"
     device_bytes: int | None = None  # memory of the device; None: not known
     assumed: list[str] = field(default_factory=list)  # what was guessed because the data is not prepared
+    auto: str = ""  # why this model was chosen, where the file leaves that to us
 
 
 def expected_inputs(encode: Any) -> tuple[InputSpec | None, str]:
@@ -126,6 +95,7 @@ def describe(subject: Subject) -> dict[str, Any]:
         )
     if subject.card is None:
         missing.append("rows and tokens available: known after `llmtool prepare`")
+    family = getattr(subject.config, "family", "")
     figures = None
     if model is not None:
         figures = account(
@@ -140,8 +110,9 @@ def describe(subject: Subject) -> dict[str, Any]:
     return {
         "format": 1,
         "name": subject.name,
-        "family": getattr(subject.config, "family", ""),
-        "config": subject.config.model_dump(mode="json", by_alias=True),
+        "family": family,
+        "auto": subject.auto,
+        "config": {} if subject.config is None else subject.config.model_dump(mode="json", by_alias=True),
         "inputs": None if model is None else _spec(model.inputs) | _pixels(subject.card),
         "outputs": None if model is None else _spec(model.outputs),
         "needs_prepare": missing,
@@ -153,9 +124,22 @@ def describe(subject: Subject) -> dict[str, Any]:
         "flops": None if figures is None else _flops(figures),
         "memory": None if figures is None else _memory(figures, subject),
         "data": None if subject.card is None else _data(subject.card, figures),
+        "works": RULES[family].works if family in RULES else "",
+        "advice": _advice(subject),
         "families": _families(subject),
-        "guide": GUIDE,
+        "guide": [{"problem": line.problem, "choice": line.choice} for line in guide()],
     }
+
+
+def _advice(subject: Subject) -> dict[str, Any] | None:
+    """Which families suit the data, at what cost, and what to beat; None before it is prepared."""
+    card, model = subject.card, subject.model
+    if card is None or not card["splits"].get("train"):
+        return None
+    device, precision = torch.device(subject.device), PRECISIONS[subject.precision]
+    problem = advise.problem_of(card, getattr(model, "outputs", None), device)
+    families = advise.advise(problem, device, precision, getattr(subject.config, "family", ""))
+    return {"families": families, "baseline": advise.baseline(card), "hints": advise.hints(card, problem)}
 
 
 def tokens_of(model: Any) -> int:
@@ -267,7 +251,7 @@ def _families(subject: Subject) -> list[dict[str, Any]]:
     inputs: type | None = None if model is None else type(model.inputs)
     if inputs is None and subject.card is not None:
         inputs = type(input_spec(subject.card["inputs"]))
-    accepted = (inputs,) if inputs else type(subject.config).accepts  # type: ignore[attr-defined]
+    accepted = (inputs,) if inputs else getattr(subject.config, "accepts", ())
     return [
         {
             "family": member.model_fields["family"].default,
@@ -279,7 +263,7 @@ def _families(subject: Subject) -> list[dict[str, Any]]:
             "accepts_these_inputs": any(spec in member.accepts for spec in accepted),
             "chosen": member.model_fields["family"].default == own,
         }
-        for member in FAMILIES
+        for member in FAMILIES.values()
     ]
 
 
@@ -288,10 +272,15 @@ def _families(subject: Subject) -> list[dict[str, Any]]:
 
 def show(description: dict[str, Any]) -> Group:
     """The description as rich renderables, for a terminal or a plain log."""
-    parts: list[RenderableType] = [Text(f"{description['name']}: {description['family']}", style="bold")]
+    name = description["family"] or "the model is chosen once the data is prepared"
+    parts: list[RenderableType] = [Text(f"{description['name']}: {name}", style="bold")]
+    if description["auto"]:
+        parts.append(Text(f"chosen for this data: {description['auto']}"))
     if description["inputs"]:
         gives = _words(description["outputs"])
         parts.append(Text(f"takes {_words(description['inputs'])}; gives {gives}"))
+    if description["works"]:
+        parts.append(Text(f"how it works: {description['works']}"))
     parts += [Text(f"assumed: {note}") for note in description["assumed"]]
     parts += [Text(f"not known yet: {note}") for note in description["needs_prepare"]]
     if description["structure"]:
@@ -299,14 +288,33 @@ def show(description: dict[str, Any]) -> Group:
         _grow(root, description["structure"])
         parts += [Text(), root, _costs(description)]
     parts += [Text(f"data: {line}") for line in _data_lines(description)]
-    families = _table("which families take these inputs", "family", "takes", "here", "suits")
-    for family in description["families"]:
-        fits = "chosen" if family["chosen"] else "yes" if family["accepts_these_inputs"] else "no"
-        families.add_row(family["family"], ", ".join(family["takes"]), fits, family["suits"])
-    guide = _table("which model for which problem", "problem", "choice")
-    for row in description["guide"]:
-        guide.add_row(row["problem"], row["choice"])
-    return Group(*parts, families, guide)
+    return Group(*parts, *_show_advice(description))
+
+
+def _show_advice(description: dict[str, Any]) -> Iterator[RenderableType]:
+    """Which families suit: by the data's own figures, or in general where these are not known yet."""
+    advice = description["advice"]
+    if advice is None:
+        families = _table("which families take these inputs", "family", "takes", "here", "suits")
+        for family in description["families"]:
+            fits = "chosen" if family["chosen"] else "yes" if family["accepts_these_inputs"] else "no"
+            families.add_row(family["family"], ", ".join(family["takes"]), fits, family["suits"])
+        yield families
+        general = _table("which model for which problem", "problem", "choice")
+        for row in description["guide"]:
+            general.add_row(row["problem"], row["choice"].replace("`", ""))
+        yield general
+        return
+    for title, columns, rows in (
+        ("which families suit this data, the first choice first", advise.WHY, advise.reasons(advice)),
+        ("what they cost here, in the size proposed", advise.COSTS, advise.prices(advice)),
+    ):
+        table = _table(title, *columns)
+        for row in rows:
+            table.add_row(*row)
+        yield table
+    for line in [f"to beat: {advice['baseline']}", *advice["hints"]]:
+        yield Text(line)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -414,6 +422,10 @@ def model_card(description: dict[str, Any]) -> str:
     own = next((f for f in description["families"] if f["chosen"]), None)
     if own:
         lines += ["", "## What it is for", "", f"Suits {own['suits']}.", ""]
+    if description["auto"]:
+        lines += [f"Chosen for this data: {description['auto']}.", ""]
+    if description["works"]:
+        lines += ["## How it works", "", f"{description['works'].capitalize()}.", ""]
     if description["inputs"]:
         lines += [f"Takes {_words(description['inputs'])}; gives {_words(description['outputs'])}.", ""]
     targets = (description["data"] or {}).get("targets") or {}
@@ -422,6 +434,7 @@ def model_card(description: dict[str, Any]) -> str:
         more = f" and {len(names) - 20} more" if len(names) > 20 else ""
         lines += [f"Targets: {', '.join(names[:20])}{more}.", ""]
     lines += _card_data(description)
+    lines += _card_advice(description["advice"])
     if description["structure"]:
         lines += ["## Costs", "", "| | |", "|---|---|"]
         lines += [f"| {name.strip()} | {value} |" for name, value in _cost_rows(description)]
@@ -439,6 +452,14 @@ def _card_data(description: dict[str, Any]) -> list[str]:
         return []
     lines = ["## Data", "", *(f"- {_plain(line)}" for line in _data_lines(description))]
     return [*lines, *(f"- {_plain(note)}" for note in description["data"]["notes"]), ""]
+
+
+def _card_advice(advice: dict[str, Any] | None) -> list[str]:
+    if advice is None:
+        return []
+    lines = ["## Alternatives", "", f"| {' | '.join(advise.WHY)} |", "|---|---|---|"]
+    lines += [f"| {' | '.join(row)} |" for row in advise.reasons(advice)]
+    return [*lines, "", f"To beat: {_plain(advice['baseline'])}.", ""]
 
 
 def _card_tree(part: dict[str, Any], name: str, depth: int) -> list[str]:

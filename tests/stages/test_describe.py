@@ -147,9 +147,11 @@ def test_names_of_others_cannot_change_the_card_or_the_table():
     subject = table(features_card())
     subject.name = "runs/[red]x[/red]"
     assert "runs/[red]x[/red]" in printed(describe(subject))
+    advice = False
     for line in card.splitlines():
+        advice = line == "## Alternatives" or (advice and not line.startswith("#"))
         if line.startswith("|"):
-            assert line.replace("\\|", "").count("|") == 3
+            assert line.replace("\\|", "").count("|") == (4 if advice else 3)
 
 
 def test_inputs_before_prepare():
@@ -164,3 +166,21 @@ def test_inputs_before_prepare():
     assert inputs == Tokens(100)
     assert "100 characters" in note
     assert expected_inputs(FeaturesEncode(as_="features", target="income"))[0] is None
+
+
+def test_advice_stands_where_the_data_is_known():
+    description = json.loads(json.dumps(describe(table(features_card())), allow_nan=False))
+    assert [family["family"] for family in description["advice"]["families"] if family["chosen"]] == ["mlp"]
+    text = printed(description)
+    for piece in (
+        "how it works: every layer",
+        "mlp (this one)",
+        "800 training rows",
+        "to beat: always saying",
+    ):
+        assert piece in text
+    assert "which model for which problem" not in text
+    assert "## Alternatives" in model_card(description)
+    unprepared = printed(describe(table()))
+    assert "which model for which problem" in unprepared
+    assert "convnet" in unprepared
