@@ -70,7 +70,7 @@ def describe(loaded: Loaded, card: dict[str, Any] | None, start: Path | None) ->
         notes = files.hash_bytes(files.json_bytes(card.get("notes")))
         inputs = {"dataset": card["fingerprint"], "notes of the dataset": notes}
     else:
-        reads += [f"data.encode.{name}" for name in ("as_", "like", "tokenizer", "template")]
+        reads += [f"data.encode.{name}" for name in ("as_", "like", "tokenizer", "template", "game")]
         inputs = {str(path): files.hash_file(path) for path in experiment.data.encode.files()}
     machine = _machine(experiment.device, experiment.precision)
     return _key(loaded.slice(*reads) | machine, inputs)

@@ -23,6 +23,8 @@ from llmtool.data.cleaning import (
     Types,
 )
 from llmtool.data.features import FeaturesEncode
+from llmtool.data.games.moves import MovesEncode
+from llmtool.data.games.sources import OthelloRandomSource, WthorSource
 from llmtool.data.json_sources import JsonlSource, JsonSource
 from llmtool.data.labelled import TextEncode
 from llmtool.data.sources import CsvSource, ParquetSource, TextSource, TsvSource
@@ -39,7 +41,14 @@ from llmtool.data.splitting import (
 from llmtool.data.tokens import TokensEncode
 
 SourceConfig = Annotated[
-    CsvSource | TsvSource | JsonlSource | JsonSource | TextSource | ParquetSource,
+    CsvSource
+    | TsvSource
+    | JsonlSource
+    | JsonSource
+    | TextSource
+    | ParquetSource
+    | WthorSource
+    | OthelloRandomSource,
     Field(discriminator="format"),
 ]
 CleanStep = Annotated[
@@ -57,7 +66,9 @@ SplitConfig = Annotated[
     | FilesSplit,
     Field(discriminator="by"),
 ]
-EncodeConfig = Annotated[FeaturesEncode | TokensEncode | TextEncode | ChatEncode, Field(discriminator="as_")]
+EncodeConfig = Annotated[
+    FeaturesEncode | TokensEncode | TextEncode | ChatEncode | MovesEncode, Field(discriminator="as_")
+]
 
 
 class DataConfig(Section):
@@ -94,13 +105,15 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        named = isinstance(self.source.path, dict)
+        named = isinstance(getattr(self.source, "path", None), dict)
         if named and self.split.by != "files":
             raise ValueError(
                 f"source.path names files for each split; split by {self.split.by} cannot hold too"
             )
         if not named and self.split.by == "files":
             raise ValueError("split by files needs source.path to be a mapping: {train: ..., test: ...}")
+        if self.encode.as_ == "moves" and self.source.one_unit_a_file:
+            raise ValueError("source.documents: of a text of games each line is one: set documents: line")
         return self
 
 

@@ -59,6 +59,8 @@ def open_batches(dataset: Dataset, split: str, seed: int, context: int | None = 
     assert context is not None, "a tokens dataset needs a context"
     if dataset.card["encoding"] == "chat":
         return ChatBatches(found, context, seed, packing=dataset.card["encoder"]["packing"])
+    if dataset.card["encoding"] == "moves":
+        return ChatBatches(found, context, seed, packing=False)
     return TokenBatches(found, context, seed)
 
 
@@ -91,7 +93,8 @@ def unit_edges(split: Split) -> np.ndarray:
 
 def in_stretches(split: Split) -> bool:
     """Whether its units are stretches of one length, of a text that has few documents."""
-    return len(split.arrays["documents"]) < FEW and not is_labelled(split) and "trained" not in split.arrays
+    whole = "trained" in split.arrays or split.meta.get("whole")
+    return len(split.arrays["documents"]) < FEW and not is_labelled(split) and not whole
 
 
 class FeatureBatches:

@@ -45,7 +45,9 @@ def best_fit(lengths: np.ndarray, room: int) -> list[list[int]]:
 
 
 class ChatBatches:
-    """Conversations, each whole: inputs, targets and segments (B, T); a target that is not learned is IGNORE.
+    """Conversations (or games), each whole: inputs, targets and segments (B, T).
+
+    A target that is not learned is IGNORE.
 
     packing: conversations share a row, put together once by `best_fit` and kept apart by their segments; the
     rows are permuted each epoch. Without it a row is one conversation, and T is the length of the longest.
@@ -54,8 +56,10 @@ class ChatBatches:
 
     def __init__(self, split: Split, context: int, seed: int, packing: bool) -> None:
         self._split, self._packing = split, packing
+        self._what = "game" if split.meta.get("whole") else "conversation"
         self._tokens = np.asarray(split.arrays["tokens"])
-        self._trained = np.asarray(split.arrays["trained"])
+        trained = split.arrays.get("trained")
+        self._trained = None if trained is None else np.asarray(trained)
         ends = np.asarray(split.arrays["documents"], np.int64)
         self._edges = np.concatenate([np.zeros(1, np.int64), ends])
         self._pairs = np.diff(self._edges) - 1  # (d,) tokens of each conversation that have a next one
@@ -70,6 +74,12 @@ class ChatBatches:
 
     def _refuse(self, document: int, context: int) -> None:
         place, length = place_of(self._split, document), int(self._pairs[document]) + 1
+        if self._split.meta.get("whole"):
+            raise ConfigError(
+                f"model.context: a game of {self._split.name} has {length - 1:,} moves"
+                f"{f' ({place})' if place else ''}, and the model's context takes {context:,}: raise it, or "
+                f"keep only the beginning of longer games (data.encode.length: {context})"
+            )
         raise ConfigError(
             f"data.encode.length: a conversation of {self._split.name} has {length:,} tokens"
             f"{f' ({place})' if place else ''}, and the model's context takes {context:,}: set "
@@ -92,7 +102,7 @@ class ChatBatches:
         names = []
         for row in self._chosen(start, count):
             places = [
-                place_of(self._split, document) or f"conversation {document + 1}"
+                place_of(self._split, document) or f"{self._what} {document + 1}"
                 for document in self._bins[row]
             ]
             more = f" and {len(places) - 3} more" if len(places) > 3 else ""
@@ -124,7 +134,7 @@ class ChatBatches:
 
     def _chosen(self, start: int, count: int) -> list[int]:
         if self.rows == 0:
-            raise DataError(f"{self._split.name} has no conversations to train on")
+            raise DataError(f"{self._split.name} has no {self._what}s to train on")
         return [int(row) for _, rows in self._order.rows(start, count) for row in rows]
 
     def _windows(self, documents: list[int]) -> Windows:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from llmtool.data.sources import Source
+    from llmtool.data.sources import RowSource
 
 SLICE = 1 << 14  # characters that are kept or skipped together
 STRETCHES = 32  # spread over what comes after the beginning, the last one at the end
 UNPACKED = 4  # characters for each byte of a packed file, about
 PACKED = (".gz", ".zst", ".parquet", ".pq")
 
-SourceType = TypeVar("SourceType", bound="Source")
+SourceType = TypeVar("SourceType", bound="RowSource")
 
 
 @dataclass
@@ -118,10 +118,32 @@ class Sample:
         return sum(thin.size for thin in self.files.values())
 
 
+@dataclass
+class First:
+    """The first rows of a source that makes them up: `part` of all of them."""
+
+    part: float
+    bytes: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether these are all."""
+        return self.part == 1
+
+    def share(self, split: str | None = None) -> float:
+        """The same of every split."""
+        return self.part
+
+
 def sampled(source: SourceType, characters: int) -> SourceType:
     """The same source, of which about `characters` characters are read. DataError for a missing file."""
-    copy: Any = source.model_copy()
-    copy._sample = Sample(source._placed(), characters, getattr(source, "quote", None))
+    given: Any = source
+    if hasattr(given, "shortened"):
+        shorter = given.shortened(characters)
+        shorter._sample = First(shorter.games / given.games)
+        return shorter
+    copy: Any = given.model_copy()
+    copy._sample = Sample(given._placed(), characters, getattr(given, "quote", None))
     return copy
 
 

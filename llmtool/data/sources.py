@@ -16,7 +16,7 @@ from llmtool.core.config import Section
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import readers
 from llmtool.data.readers import BadRow, BrokenFile
-from llmtool.data.sampling import UNPACKED, Sample, Thin
+from llmtool.data.sampling import UNPACKED, Thin
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,8 +71,31 @@ class Layout:
 Record = tuple[int, Any]  # line, and the row: list of fields, mapping, or text
 
 
-class Source(Section):
-    """What every format shares: `path`, and reading in chunks."""
+class RowSource(Section):
+    """What everything that rows come from has."""
+
+    _sample: Any = PrivateAttr(default=None)  # Sample or First: what a rehearsal reads; by sampling.sampled
+
+    def files(self) -> list[Path]:
+        """Every file that is read, in order; none where rows are made up."""
+        return []
+
+    def names(self) -> list[str]:
+        """What messages call each file, by the numbers that chunks give."""
+        return [str(path) for path in self.files()]
+
+    def read(self, rows: int = 8192) -> Iterator[Chunk]:
+        """Chunks of at most `rows` rows, in order; memory does not grow with the source."""
+        raise NotImplementedError
+
+    @property
+    def one_unit_a_file(self) -> bool:
+        """Whether all rows of a file are pieces of one document."""
+        return False
+
+
+class Source(RowSource):
+    """What every format of files shares: `path`, and reading in chunks."""
 
     suffixes: ClassVar[tuple[str, ...]] = ()
 
@@ -80,7 +103,6 @@ class Source(Section):
         description="file, folder or glob, a list of them, or one for each of train, validation, test; "
         "relative to the working directory; .gz and .zst are unpacked"
     )
-    _sample: Sample | None = PrivateAttr(default=None)  # what a rehearsal reads; set by sampling.sampled
 
     @field_validator("path")
     @classmethod
@@ -137,11 +159,6 @@ class Source(Section):
             yield gather.chunk()
         elif not gather.total:
             raise DataError(f"{', '.join(str(path) for path, _ in placed[:3])}: no rows")
-
-    @property
-    def one_unit_a_file(self) -> bool:
-        """Whether all rows of a file are pieces of one document."""
-        return False
 
     def _records(self, path: Path, layout: Layout) -> Iterator[Record | BadRow]:
         raise NotImplementedError

@@ -74,6 +74,8 @@ def expected_inputs(encode: Any) -> tuple[InputSpec | None, str]:
         return None, "the classes, and with them the size of the head, are known after `llmtool prepare`"
     if encode.gives is not Tokens:
         return None, "the number of features, and with it every size, is known after `llmtool prepare`"
+    if encode.as_ == "moves":
+        return Tokens(encode.build().fitted.vocabulary), ""
     tokenizer = encode.tokenizer
     added = len(encode.added_tokens()) if encode.as_ == "chat" else 0
     if tokenizer.kind == "characters":
@@ -150,8 +152,8 @@ def tokens_of(model: Any) -> int:
 
 def _packed(card: dict[str, Any] | None) -> bool:
     """Whether rows can hold several documents, or padding, which a mask keeps apart."""
-    if card is None or card["encoding"] == "text":
-        return card is not None
+    if card is None or card["encoding"] in ("text", "moves"):
+        return card is not None and card["encoding"] == "text"  # games stand alone, and end together
     return card["splits"].get("train", {}).get("documents", 1) > 1
 
 
@@ -210,7 +212,7 @@ def _memory(figures: Accounting, subject: Subject) -> dict[str, Any]:
 
 def _data(card: dict[str, Any], figures: Accounting | None) -> dict[str, Any]:
     splits = {
-        name: {key: meta[key] for key in ("rows", "tokens", "documents", "trained") if key in meta}
+        name: {key: meta[key] for key in ("rows", "tokens", "documents", "trained", "longest") if key in meta}
         for name, meta in card["splits"].items()
     }
     unit = "tokens" if card["inputs"]["kind"] == "tokens" else "rows"

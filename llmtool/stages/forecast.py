@@ -70,7 +70,7 @@ def rows_of(card: dict[str, Any], split: str, share: float, tokens_per_row: int)
         return round(meta.get("rows", 0) / share)
     if "trained" in meta and card["encoder"]["packing"]:  # best fit leaves next to nothing free
         return max(1, round(meta["tokens"] / share / tokens_per_row))
-    if "trained" in meta:
+    if "trained" in meta or "whole" in meta:
         return round(meta["documents"] / share)
     pairs = round(meta.get("tokens", 0) / share) - 1
     return 0 if pairs < tokens_per_row else max(1, pairs // tokens_per_row - 1)

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,24 +20,24 @@ from llmtool.data.chat import ChatEncode, ChatEncoder
 from llmtool.data.cleaning import Masks, clean, contents
 from llmtool.data.encoding import TOO_LONG, Encoder, RowError
 from llmtool.data.features import FeatureEncoder
+from llmtool.data.games.moves import MovesEncode, MovesEncoder
 from llmtool.data.labelled import TextEncode
 from llmtool.data.readers import BadRow
-from llmtool.data.sources import SPLITS, Chunk, Source
+from llmtool.data.sources import SPLITS, Chunk
 from llmtool.data.splitting import DROPPED, Assigned, RowTable, labels
 from llmtool.data.store import CARD, make_card
 from llmtool.data.targets import NOT_IN_TRAIN
 from llmtool.data.templates import FILE as TEMPLATE_FILE
 from llmtool.data.tokens import TokensEncode
+from llmtool.stages.rows import Rows, complete
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 LEDGER = "ledger.json"
 QUARANTINE = "quarantine.jsonl"
 LEAKAGE = "leakage.json"
 HOPELESS = 10_000  # bad rows after which reading stops, if most rows are bad
-SMALL = 2**26  # a source of at most so many bytes in memory, by estimate, is read once
-CELL = 64  # bytes of an object in memory beside its characters
 
 Progress = Callable[[str, int], None]  # what is being done, and how many rows so far
 
@@ -66,16 +66,16 @@ def prepare(
     """
     before = _stamps(data)
     encoder: Encoder = data.encode.build(seed)
-    rows = _Rows(data.source)
+    rows = Rows(data.source)
     columns = _columns(data, rows)
     _sweep(directory)
     scan = _scan(data, rows, encoder, columns, directory / QUARANTINE, progress)
     code, assigned = _split(data, scan, seed)
     reading = _Reading(data, rows, columns, code, before, progress)
     encoder.fit(lambda: reading.rows("fitting", code == 0))
-    names = [str(path) for path in data.source.files()]
+    names = data.source.names()
     text = encoder.columns(columns)[:1] if isinstance(encoder, ChatEncoder) else None
-    text = text or getattr(data.encode, "text", None)
+    text = text or getattr(data.encode, "text", None) or getattr(data.encode, "moves", None)
     sample = leakage.Sample.of(code, len(columns), names, seed, text)
     kept, splits = _write(encoder, reading, scan, directory, sample)
     _refuse_bad(data, scan)
@@ -115,7 +115,7 @@ def _stamps(data: DataConfig) -> list[tuple[str, int, int]]:
     return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in data.source.files()]
 
 
-def _columns(data: DataConfig, rows: _Rows) -> list[str]:
+def _columns(data: DataConfig, rows: Rows) -> list[str]:
     """All columns of the source. JSON objects may bring new ones anywhere: they are read to the end."""
     if data.source.format not in ("jsonl", "json"):
         return list(next(data.source.read(rows=1)).frame.columns)
@@ -123,41 +123,6 @@ def _columns(data: DataConfig, rows: _Rows) -> list[str]:
     for chunk in rows:
         columns = list(chunk.frame.columns)
     return columns
-
-
-def _complete(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """The frame with every column of the source, those that did not come up yet empty."""
-    if list(frame.columns) == columns:
-        return frame
-    import pandas as pd
-
-    missing = {name: pd.Series([None] * len(frame), index=frame.index, dtype=object)
-               for name in columns if name not in frame.columns}  # fmt: skip
-    return frame.assign(**missing)[columns]
-
-
-class _Rows:
-    """The source's chunks, as often as they are wanted: a small source is kept, a large one read anew."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.kept: list[Chunk] | None = None
-
-    def __iter__(self) -> Iterator[Chunk]:
-        if self.kept is not None:
-            yield from (replace(chunk) for chunk in self.kept)
-            return
-        kept: list[Chunk] = []
-        size = 0
-        for chunk in self.source.read():
-            size += chunk.characters + CELL * chunk.frame.size
-            if size <= SMALL:
-                kept.append(replace(chunk))
-            else:
-                kept.clear()
-            yield chunk
-        if size <= SMALL:
-            self.kept = kept
 
 
 # --- first reading: what becomes of each row --------------------------------------------------------------
@@ -199,21 +164,21 @@ class _Scan:
 
 def _scan(
     data: DataConfig,
-    rows: _Rows,
+    rows: Rows,
     encoder: Encoder,
     columns: list[str],
     quarantine: Path,
     progress: Progress,
 ) -> _Scan:
     content = encoder.columns(columns)
-    paths = [str(path) for path in data.source.files()]
+    paths = data.source.names()
     scan = _Scan(quarantine)
     files.write_bytes(quarantine, b"")
     for chunk in rows:
         scan.read += len(chunk) + len(chunk.bad)
         scan.unread.update(row.reason for row in chunk.bad)
         scan.note_bad(chunk.bad)
-        chunk.frame = _complete(chunk.frame, columns)
+        chunk.frame = complete(chunk.frame, columns)
         _look(data, encoder, content, paths, chunk, scan)
         progress("reading", scan.read)
         if scan.bad > HOPELESS and scan.bad > scan.read / 2 and scan.bad > data.max_bad * scan.read:
@@ -238,8 +203,9 @@ def _look(
     frame = cleaned.frame
     seen = data.split.observe(frame, encoder, scan.names)
     here = frame.index.to_numpy() - start
+    refused = "quarantined" if isinstance(encoder, MovesEncoder) else "dropped"
     masks: tuple[tuple[str, Masks], ...] = (
-        ("dropped", encoder.refuse(frame)), ("dropped", seen.dropped), ("quarantined", seen.bad)
+        (refused, encoder.refuse(frame)), ("dropped", seen.dropped), ("quarantined", seen.bad)
     )  # fmt: skip
     for kind, found in masks:
         for reason, mask in found.items():
@@ -249,7 +215,8 @@ def _look(
                 fates[rows] = scan.fate(kind, reason)
     left = fates[here] == 0
     frame, rows = frame.loc[left], here[left]
-    part = {"content": contents(frame, content), "ordinal": rows + start}
+    alike = encoder.canonical(frame) if isinstance(encoder, MovesEncoder) else frame
+    part = {"content": contents(alike, content), "ordinal": rows + start}
     if data.source.one_unit_a_file:
         part["unit"] = chunk.unit[rows]
     if data.split.by == "order" and data.source.format == "text":
@@ -260,10 +227,13 @@ def _look(
         part["value"] = seen.value[left]
     scan.parts.append(part)
     scan.fates.append(fates)
-    _quarantine(scan, chunk, fates, paths)
+    details = encoder.details if isinstance(encoder, MovesEncoder) else {}
+    _quarantine(scan, chunk, fates, paths, details)
 
 
-def _quarantine(scan: _Scan, chunk: Chunk, fates: np.ndarray, paths: list[str]) -> None:
+def _quarantine(
+    scan: _Scan, chunk: Chunk, fates: np.ndarray, paths: list[str], details: Mapping[int, str] | None = None
+) -> None:
     """Write down the rows of this chunk that cleaning or splitting found bad."""
     if not fates.any():
         return
@@ -273,6 +243,8 @@ def _quarantine(scan: _Scan, chunk: Chunk, fates: np.ndarray, paths: list[str]) 
         if kind == "quarantined":
             cells = {name: value for name, value in chunk.frame.iloc[row].items() if value is not None}
             text = json.dumps(cells, ensure_ascii=False, default=str)
+            if detail := (details or {}).get(int(chunk.frame.index[row])):
+                reason = f"{reason}: {detail}"
             bad.append(BadRow(paths[chunk.file[row]], int(chunk.line[row]), reason, text))
     scan.note_bad(bad)
 
@@ -348,7 +320,7 @@ class _Reading:
     """Reads the rows that are kept again, cleaned, and makes sure that the source is still the same."""
 
     data: DataConfig
-    source: _Rows
+    source: Rows
     columns: list[str]
     code: np.ndarray
     stamps: list[tuple[str, int, int]]
@@ -366,7 +338,7 @@ class _Reading:
                 self._changed("more rows")
             part = chunk.take(wanted[ordinals])
             if len(part):
-                part.frame = clean(self.data.clean, _complete(part.frame, self.columns)).frame
+                part.frame = clean(self.data.clean, complete(part.frame, self.columns)).frame
                 if len(part.frame) != len(part.unit):
                     self._changed("other rows")
                 yield part
@@ -449,8 +421,8 @@ def _leaks(data: DataConfig, encoder: Encoder, sample: leakage.Sample, directory
         kind = encoder.targets["kind"]
         found = leakage.of_table(sample.table(), inputs, encoder.target_names, kind, data.split.by)
     else:
-        assert isinstance(data.encode, TokensEncode | TextEncode | ChatEncode)
-        columns = getattr(data.encode, "text", "")
+        assert isinstance(data.encode, TokensEncode | TextEncode | ChatEncode | MovesEncode)
+        columns = getattr(data.encode, "text", "") or getattr(data.encode, "moves", "")
         read = encoder.texts if isinstance(encoder, ChatEncoder) else partial(leakage.texts, columns=columns)
         found = leakage.of_text(sample, read)
     document = {"rows": sample.rows, "findings": [asdict(one) for one in found]}

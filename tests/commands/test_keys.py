@@ -57,6 +57,7 @@ READERS: dict[str, set[str]] = {
 }
 # Before there is a dataset, describe guesses from these.
 GUESSED = ("data.encode.as", "data.encode.like", "data.encode.tokenizer", "data.encode.template")
+GUESSED += ("data.encode.game",)
 
 
 class Beside(dict[str, Any]):
@@ -92,7 +93,7 @@ OTHER_VALUES: list[Any] = [
     {"metric": "loss", "mode": "min"}, {"patience": 3},
 ]  # fmt: skip
 # A tag with no other member that fits its file.
-ALONE = {"MLPConfig.family", "TransformerConfig.family", "FilesSplit.by"}
+ALONE = {"MovesEncode.game", "MLPConfig.family", "TransformerConfig.family", "FilesSplit.by"}
 
 SUITES: list[dict[str, Any]] = [
     {"kind": "multiple_choice", "path": "a.jsonl", "name": "choice"},
@@ -151,7 +152,9 @@ FRACTIONS += [{"by": by, "on": "a"} for by in ("grouped", "time")]
 # Section -> its other forms, so that each member of each union is met.
 FORMS: dict[str, list[dict[str, Any]]] = {
     "data.source": [
-        {"format": name, "path": f"a.{name}"} for name in ("tsv", "jsonl", "json", "parquet", "text")
+        *({"format": name, "path": f"a.{name}"} for name in ("tsv", "jsonl", "json", "parquet", "text")),
+        {"format": "wthor", "path": "a.csv"},
+        {"format": "othello_random", "games": 100},
     ],
     "data.split": [*FRACTIONS, {"by": "column", "on": "a"}],
     "data.encode": [
@@ -166,6 +169,7 @@ FORMS: dict[str, list[dict[str, Any]]] = {
         {"as": "chat", "like": "old"},
         {"as": "text", "target": "y"},
         {"as": "text", "like": "old"},
+        {"as": "moves", "game": "othello"},
     ],
     "data.encode.tokenizer": [{"kind": "bytes"}, {"kind": "bpe"}],
     "task": [{"kind": "regression", "loss": "huber", "delta": 2.0}, {"kind": "language"}],

@@ -14,7 +14,7 @@ import numpy as np
 
 from llmtool.data.games import othello_many
 from llmtool.data.games.othello_many import DIRECTIONS, FULL, START_BLACK, START_WHITE
-from llmtool.data.games.rules import Flaw, Rules
+from llmtool.data.games.rules import Flaw, Rules, Unreadable
 
 SQUARES = [f"{column}{row}" for row in range(1, 9) for column in "abcdefgh"]
 CENTRE = ("d4", "e4", "d5", "e5")
@@ -49,6 +49,9 @@ class Othello(Rules[Board]):
 
     def split(self, text: str) -> list[str]:
         """`f5d6c3`, `F5 D6 C3` and `1. f5 2. d6` alike; passes that are written out are left out."""
+        words = text.split() if " " in text else [text[at : at + 2] for at in range(0, len(text), 2)]
+        if all(word in BIT for word in words):  # as most are
+            return words
         moves: list[str] = []
         at = _skip(_BETWEEN, text, 0)
         while at < len(text):
@@ -57,7 +60,7 @@ class Othello(Rules[Board]):
                 continue
             found = _SIGN.match(text, at)
             if not found:
-                raise ValueError(f"move {len(moves) + 1}: {text[at : at + 8]!r} is no square (a1 to h8)")
+                raise Unreadable(moves, f"{text[at : at + 8]!r} is no square (a1 to h8)")
             moves.append(found[0].lower())
             at = _skip(_BETWEEN, text, found.end())
         return moves

@@ -23,6 +23,14 @@ class Flaw:
         return f"move {self.move}: {self.reason}"
 
 
+class Unreadable(ValueError):
+    """Text that is no move. before: the moves that stand in front of it."""
+
+    def __init__(self, before: Sequence[str], reason: str) -> None:
+        super().__init__(f"move {len(before) + 1}: {reason}")
+        self.before = list(before)
+
+
 class Rules(ABC, Generic[Position]):
     """A game of two sides that is played move by move; a position never changes, `play` makes another.
 
@@ -45,7 +53,7 @@ class Rules(ABC, Generic[Position]):
 
     @abstractmethod
     def split(self, text: str) -> list[str]:
-        """The moves that a record's text writes down, as tokens. ValueError `move 3: ...` for none."""
+        """The moves that a record's text writes down, as tokens. Raises Unreadable."""
 
     @abstractmethod
     def start(self) -> Position:

@@ -1,0 +1,50 @@
+"""The rows of a source for `prepare`: read as often as they are wanted, with every column there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from llmtool.data.sources import Chunk, RowSource
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SMALL = 2**26  # a source of at most so many bytes in memory, by estimate, is read once
+CELL = 64  # bytes of an object in memory beside its characters
+
+
+def complete(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """The frame with every column of the source, those that did not come up yet empty."""
+    if list(frame.columns) == columns:
+        return frame
+    import pandas as pd
+
+    missing = {name: pd.Series([None] * len(frame), index=frame.index, dtype=object)
+               for name in columns if name not in frame.columns}  # fmt: skip
+    return frame.assign(**missing)[columns]
+
+
+class Rows:
+    """The source's chunks, as often as they are wanted: a small source is kept, a large one read anew."""
+
+    def __init__(self, source: RowSource) -> None:
+        self.source = source
+        self.kept: list[Chunk] | None = None
+
+    def __iter__(self) -> Iterator[Chunk]:
+        if self.kept is not None:
+            yield from (replace(chunk) for chunk in self.kept)
+            return
+        kept: list[Chunk] = []
+        size = 0
+        for chunk in self.source.read():
+            size += chunk.characters + CELL * chunk.frame.size
+            if size <= SMALL:
+                kept.append(replace(chunk))
+            else:
+                kept.clear()
+            yield chunk
+        if size <= SMALL:
+            self.kept = kept
