@@ -7,10 +7,10 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from llmtool.core import config
 from llmtool.core.config import Document, Key, Section
@@ -24,6 +24,12 @@ from llmtool.training import TrainConfig
 
 ENCODED = {member.gives for member in typing.get_args(typing.get_args(EncodeConfig)[0])}
 READ_ONLY = "models of this family can be read from checkpoints, described and saved, but not trained yet"
+
+
+Model = Annotated[
+    Annotated[ModelConfig, Tag("section")] | Annotated[Literal["auto"], Tag("word")],
+    Discriminator(lambda given: "word" if isinstance(given, str) else "section"),
+]
 
 
 class FinetuneConfig(TrainConfig):
@@ -67,7 +73,10 @@ class Experiment(Section):
         default=False, description="bit-identical runs on CUDA too (slower); a CPU run always is"
     )
     data: DataConfig = Field(description="where the rows come from and what becomes of them")
-    model: ModelConfig | None = Field(default=None, description="the model family and its sizes")
+    model: Model | None = Field(
+        default=None,
+        description="the model family and its sizes; auto, or without this key: what suits the prepared data",
+    )
     task: TaskConfig | None = Field(
         default=None, description="what is learned; default: what the target suggests"
     )
@@ -78,7 +87,7 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         inputs = self.data.encode.gives
-        if self.model is not None and inputs not in self.model.accepts:
+        if isinstance(self.model, Section) and inputs not in self.model.accepts:
             takes = " or ".join(spec.__name__.lower() for spec in self.model.accepts)
             gives = f"data.encode gives {inputs.__name__.lower()}"
             if ENCODED.isdisjoint(self.model.accepts):

@@ -29,11 +29,19 @@ def run(options: Options) -> dict[str, Any]:
     with session.command(options, "describe") as loaded:
         card = session.card_if_prepared(loaded)
         start, experiment = None, loaded.experiment
-        if experiment.model is None and experiment.finetune:
+        choice = None
+        if experiment.model is None and experiment.finetune and experiment.train is None:
             start = Path(session.model_to_start(loaded))
+        elif card is not None:
+            loaded, choice = session.with_model(loaded, card)
         with session.stage(loaded, "describe", keys.describe(loaded, card, start), options) as run:
             if not run.fresh:
-                described = subject.of_checkpoint(start) if start else subject.of_experiment(experiment, card)
+                why = choice.why if choice else ""
+                described = (
+                    subject.of_checkpoint(start)
+                    if start
+                    else subject.of_experiment(loaded.experiment, card, why)
+                )
                 before = [store.lineage(card, run.root / "prepare")] if card else []
                 before += [checkpoints.lineage(start)] if start else []
                 _describe(run, described, before)

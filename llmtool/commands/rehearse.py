@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import tempfile
 import time
@@ -121,9 +122,21 @@ class _Rehearsal:
         finally:
             self.sample = (self.options.scratch.samples or [None])[-1]
         self.card = files.read_json(self.place / "prepare" / "card.json")
+        self.choose()
         rows = sum(meta["rows"] for meta in self.card["splits"].values())
         share = self.share(None)
         return f"{rows:,} rows" + ("" if share == 1 else f" of {100 * share:.2g} % of the source")
+
+    def choose(self) -> None:
+        """Where the file leaves the model to us: the one that the whole data will get, not its sample."""
+        if not self.loaded.experiment.train:
+            return
+        loaded, choice = session.with_model(self.loaded, self.card, self.share("train"))
+        if choice is not None:
+            model = json.dumps({"family": choice.family, **choice.model})
+            self.loaded = loaded
+            self.options = replace(self.options, overrides=[*self.options.overrides, f"model={model}"])
+            self.notes.append(f"model: auto is {choice.family}: {choice.why}")
 
     def describe(self) -> str:
         describe.run(self.options)

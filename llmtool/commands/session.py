@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llmtool import experiment
 from llmtool.commands import Options, keys, scratch
 from llmtool.core import console, files, lineage
@@ -28,8 +30,9 @@ from llmtool.experiment import FinetuneConfig, Loaded
 from llmtool.experiment import resolved as experiment_yaml
 from llmtool.models import adapters
 from llmtool.models.accounting import account
+from llmtool.models.choice import Choice
 from llmtool.models.forms import huggingface
-from llmtool.stages import assemble, checkpoints, suites
+from llmtool.stages import advise, assemble, checkpoints, suites
 from llmtool.stages import prepare as stages
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import fingerprint
@@ -83,7 +86,7 @@ def located(loaded: Loaded, section: str) -> Iterator[None]:
         raise
 
 
-NEEDS = {"train": ("model", "train"), "finetune": ("finetune",)}  # sections of the commands that train
+NEEDS = {"train": ("train",), "finetune": ("finetune",)}  # sections of the commands that train
 
 
 def need(loaded: Loaded, command: str) -> None:
@@ -116,6 +119,8 @@ def model_to_score(loaded: Loaded, dataset: Dataset) -> str:
             "or name a model in evaluate.of"
         )
     inputs = {"dataset": dataset.fingerprint}
+    if not tuned:
+        loaded, _ = with_model(loaded, dataset.card)
     with contextlib.suppress(ConfigError):  # what it was tuned from may be gone: that changes nothing here
         inputs |= {"start": fingerprint(Path(model_to_start(loaded)))} if tuned else {}
     for change in Run.judge(root, stage, keys.fit(loaded, stage, inputs)).changes[:5]:
@@ -218,6 +223,38 @@ def prepared(loaded: Loaded, options: Options) -> Dataset:
     dataset = Dataset.open(directory)
     dataset.verify(hashes.hash)
     return dataset.first(aside.rows if aside else None)
+
+
+def with_model(loaded: Loaded, card: dict[str, Any], share: float = 1.0) -> tuple[Loaded, Choice | None]:
+    """The experiment with a model, and, where the file leaves that to us, what was chosen by the card of the
+    prepared data. share: the part of the whole data that the card is of.
+
+    The size may follow from the device, and a training that stands is no other one because somebody looks at
+    it on another machine: what was chosen for the other kind of device stands too.
+    """
+    if loaded.experiment.model not in (None, "auto"):
+        return loaded, None
+    here = resolve_device(loaded.experiment.device).type
+    made = []
+    for kind in (here, "cpu" if here == "cuda" else "cuda"):
+        choice = advise.choose(card, loaded.experiment.task, torch.device(kind), share)
+        experiment_ = loaded.experiment.model_copy(update={"model": choice.config()})
+        made.append((replace(loaded, experiment=experiment_), choice))
+    if made[0][1].model != made[1][1].model and loaded.experiment.train:
+        key = keys.fit(made[1][0], "train", {"dataset": card["fingerprint"]})
+        if Run.judge(loaded.experiment.run, "train", key).state in ("fresh", "unfinished"):
+            return made[1]
+    return made[0]
+
+
+def say_choice(choice: Choice | None) -> dict[str, Any]:
+    """Tells of a model that was chosen here; what result.json says of it."""
+    if choice is None:
+        return {}
+    settings = {"family": choice.family, **choice.model}
+    shown = ", ".join(f"{key}: {value}" for key, value in settings.items())
+    console.note(f"model: auto is {{{shown}}}: {choice.why}")
+    return {"chosen": {"model": settings, "why": choice.why, "against": choice.against}}
 
 
 def card_if_prepared(loaded: Loaded) -> dict[str, Any] | None:
@@ -387,7 +424,7 @@ def flops_of(assembled: Assembled) -> float:
 def assembled(loaded: Loaded, command: str, dataset: Dataset) -> Assembled:
     """What `train` or `finetune` begins with, before its first step."""
     if command == "train":
-        return assemble.from_experiment(loaded.experiment, dataset)
+        return assemble.from_experiment(with_model(loaded, dataset.card)[0].experiment, dataset)
     config = loaded.experiment.finetune
     assert config is not None
     start = checkpoints.from_checkpoint(model_to_start(loaded))

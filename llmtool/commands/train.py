@@ -10,21 +10,24 @@ from llmtool.core.run import Run
 from llmtool.data.store import Dataset
 from llmtool.evaluation import report
 from llmtool.experiment import Loaded
+from llmtool.models.choice import Choice
 from llmtool.stages import assemble, score
 
 
 def run(options: Options) -> dict[str, Any]:
     """Run the command; returns the content of result.json."""
-    with session.command(options, "train", "model", "train") as loaded:
+    with session.command(options, "train", "train") as loaded:
         dataset = session.prepared(loaded, options)
+        loaded, choice = session.with_model(loaded, dataset.card)
         key = keys.fit(loaded, "train", {"dataset": dataset.fingerprint})
         with session.stage(loaded, "train", key, options, resumable=True) as run:
             if not run.fresh:
-                _train(run, loaded, dataset, options)
+                _train(run, loaded, dataset, options, choice)
     return run.result
 
 
-def _train(run: Run, loaded: Loaded, dataset: Dataset, options: Options) -> None:
+def _train(run: Run, loaded: Loaded, dataset: Dataset, options: Options, choice: Choice | None) -> None:
+    chosen = session.say_choice(choice)
     config = loaded.experiment.train
     assert config is not None
     assembled = assemble.from_experiment(loaded.experiment, dataset)
@@ -33,7 +36,7 @@ def _train(run: Run, loaded: Loaded, dataset: Dataset, options: Options) -> None
     splits = [split for split in ("validation",) if split in dataset.splits]
     tallies = score.score(assembled, splits)
     metrics = {split: tally.metrics() for split, tally in tallies.items()}
-    session.finish_fit(run, loaded, assembled, result, metrics)
+    session.finish_fit(run, loaded, assembled, result, metrics, **chosen)
     rows = {split: dataset.split(split).rows for split in splits}
     if splits:
         console.show(report.metrics_table(metrics, rows))

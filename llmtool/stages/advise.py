@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from llmtool.core.console import bytes_, count, number, seconds
 from llmtool.core.contracts import Images, InputSpec, OutputSpec, Tokens
 from llmtool.core.devices import Precision, peak_flops
+from llmtool.core.errors import ConfigError
 from llmtool.data.store import input_spec
 from llmtool.models.accounting import FLOAT
 from llmtool.models.choice import RULES, Choice, Problem, choices
@@ -40,10 +42,19 @@ def problem_of(card: dict[str, Any], outputs: OutputSpec | None, device: torch.d
     )
 
 
-def choose(card: dict[str, Any], task: TaskConfig | None, device: torch.device) -> Choice:
-    """The first choice for prepared data."""
+def choose(card: dict[str, Any], task: TaskConfig | None, device: torch.device, share: float = 1.0) -> Choice:
+    """The first choice for prepared data. share: the part of the whole data that the card is of.
+
+    ConfigError where no family takes it.
+    """
     outputs = None if task is None else task.outputs(card["targets"])
-    return choices(problem_of(card, outputs, device))[0]
+    problem = problem_of(card, outputs, device)
+    whole = replace(problem, rows=round(problem.rows / share), tokens=round(problem.tokens / share))
+    found = choices(whole)
+    if not found:
+        takes, gives = (type(spec).__name__.lower() for spec in (problem.inputs, problem.outputs))
+        raise ConfigError(f"model: auto: no family of this version takes {takes} and gives {gives}")
+    return found[0]
 
 
 def advise(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from llmtool.core import checkpoint, files, seeds
+from llmtool.core.config import Section
 from llmtool.core.contracts import NextToken, Task, Tokens
 from llmtool.core.devices import Precision, resolve_device, resolve_precision, set_determinism
 from llmtool.core.errors import ConfigError
@@ -112,7 +113,7 @@ class Assembled:
 
 def from_experiment(experiment: Experiment, dataset: Dataset) -> Assembled:
     """A new model for a prepared dataset, initialised from the experiment's seed."""
-    assert experiment.model is not None
+    assert isinstance(experiment.model, Section), "session.with_model comes first"
     refuse_unknown_figures(experiment, dataset)
     task_config = experiment.task or default_task(dataset.targets)
     outputs = task_config.outputs(dataset.targets)

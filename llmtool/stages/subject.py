@@ -10,7 +10,7 @@ from torch import nn
 
 from llmtool.core.contracts import InputSpec, NextToken, OutputSpec, Tokens
 from llmtool.core.devices import memory_bytes, resolve_device, resolve_precision
-from llmtool.core.errors import ConfigError, DataError
+from llmtool.core.errors import DataError
 from llmtool.data.store import Dataset, input_spec
 from llmtool.experiment import Experiment
 from llmtool.models import pretrained
@@ -22,14 +22,15 @@ from llmtool.tasks import default_task
 ROWS = 32  # of a forward pass, where the file leaves the batch to `auto` and the data is not known
 
 
-def of_experiment(experiment: Experiment, card: dict[str, Any] | None) -> Subject:
-    """The model that `train` would build, on the meta device; card: of the data, if it is prepared."""
+def of_experiment(experiment: Experiment, card: dict[str, Any] | None, auto: str = "") -> Subject:
+    """The model that `train` would build, on the meta device; card: of the data, if it is prepared.
+
+    auto: why this model was chosen, where the file leaves that open; before the data is prepared none is.
+    """
     device = resolve_device(experiment.device)
     precision = resolve_precision(experiment.precision, device)
     fit = experiment.train or experiment.finetune
-    config, assumed = experiment.model, []
-    if config is None:
-        raise ConfigError("describe needs the section `model:` (or give it a checkpoint directory)")
+    config, assumed = (None if experiment.model == "auto" else experiment.model), []
     if card is not None:
         inputs: InputSpec | None = input_spec(card["inputs"])
         outputs: OutputSpec | None = (experiment.task or default_task(card["targets"])).outputs(
@@ -42,7 +43,7 @@ def of_experiment(experiment: Experiment, card: dict[str, Any] | None) -> Subjec
             NextToken(inputs.vocabulary) if isinstance(inputs, Tokens) and inputs.length is None else None
         )
     model: nn.Module | None = None
-    if inputs is not None and outputs is not None:
+    if config is not None and inputs is not None and outputs is not None:
         with torch.device("meta"):
             model = config.build(inputs, outputs)
     batch = next((b for b in (fit.micro_batch, fit.batch) if b != "auto"), ROWS) if fit else ROWS
@@ -57,6 +58,7 @@ def of_experiment(experiment: Experiment, card: dict[str, Any] | None) -> Subjec
         device=device.type,
         device_bytes=memory_bytes(device),
         assumed=assumed,
+        auto=auto,
     )
 
 

@@ -168,7 +168,6 @@ def test_sources_that_are_not_there(fresh: Path, llmtool: Run) -> None:
         ("train.budget={tokens: 5}", 2, r"train\.budget\.tokens counts tokens"),
         ("train.optimizer={name: sgd, lr: -1}", 2, r"train\.optimizer\.lr: .*greater than 0"),
         ("train=null", 2, r"table\.yaml: `llmtool train` needs the section `train:`"),
-        ("model=null", 2, r"table\.yaml: `llmtool train` needs the section `model:`"),
         ("model={family: transformer, architecture: gpt2, depth: 1, heads: 1, width: 8, context: 8}", 2,
          r"model\.family: 'transformer' takes tokens; data\.encode gives features"),
         ("run=people.csv", 2, r"run: people\.csv is not a directory"),
