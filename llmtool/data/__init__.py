@@ -24,6 +24,7 @@ from llmtool.data.cleaning import (
 )
 from llmtool.data.features import FeaturesEncode
 from llmtool.data.games.moves import MovesEncode
+from llmtool.data.games.pgn import PgnSource
 from llmtool.data.games.sources import OthelloRandomSource, WthorSource
 from llmtool.data.json_sources import JsonlSource, JsonSource
 from llmtool.data.labelled import TextEncode
@@ -47,6 +48,7 @@ SourceConfig = Annotated[
     | JsonSource
     | TextSource
     | ParquetSource
+    | PgnSource
     | WthorSource
     | OthelloRandomSource,
     Field(discriminator="format"),

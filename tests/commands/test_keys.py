@@ -154,6 +154,7 @@ FORMS: dict[str, list[dict[str, Any]]] = {
     "data.source": [
         *({"format": name, "path": f"a.{name}"} for name in ("tsv", "jsonl", "json", "parquet", "text")),
         {"format": "wthor", "path": "a.csv"},
+        {"format": "pgn", "path": "a.csv"},
         {"format": "othello_random", "games": 100},
     ],
     "data.split": [*FRACTIONS, {"by": "column", "on": "a"}],
