@@ -48,6 +48,12 @@ class FinetuneConfig(TrainConfig):
         default=FullConfig(kind="full"), description="which weights are trained, and how"
     )
 
+    pooling: Literal["cls", "last", "mean"] | None = Field(
+        default=None,
+        description="what stands for a text, where its class or a number is learned: the vector of its first "
+        "token (of encoders) or of its last (of decoders), or the mean of all; default: what the start says",
+    )
+
     @model_validator(mode="after")
     def _rates_fit(self) -> Self:
         if getattr(self.method, "lora_plus_ratio", 1.0) != 1.0 and self.optimizer.name == "muon":

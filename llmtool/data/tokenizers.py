@@ -230,7 +230,9 @@ class FileTokenizer(Section):
     """An existing tokenizer.json, for example of a model to be fine-tuned; used as it is."""
 
     kind: Literal["file"] = Field(default="file", description="An existing tokenizer.json.")
-    path: str = Field(description="The tokenizer.json, or the directory it lies in.")
+    path: str = Field(
+        description="The tokenizer.json, the directory it lies in, or the run whose model learned with it."
+    )
     end: str | None = Field(
         default=None, description="The token that ends a document; default the file's own."
     )
@@ -255,10 +257,15 @@ class FileTokenizer(Section):
 
     def file(self) -> Path:
         """The tokenizer.json; ConfigError when there is none."""
-        path = Path(self.path) / FILE if Path(self.path).is_dir() else Path(self.path)
-        if not path.is_file():
-            raise ConfigError(f"data.encode.tokenizer.path: {path}: no such file")
-        return path
+        given = Path(self.path)
+        if not given.is_dir():
+            places = [given]
+        else:  # of a run or a stage of one, its best checkpoint's, as of what `finetune` starts from
+            places = [given / place / FILE for place in ("", "best", "train/best")]
+        for path in places:
+            if path.is_file():
+                return path
+        raise ConfigError(f"data.encode.tokenizer.path: {places[0]}: no such file")
 
     def files(self) -> list[Path]:
         """What `fit` reads: the tokenizer.json, and the file beside it that may name the end token and others

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import torch
 from pydantic import Field, TypeAdapter, model_validator
@@ -17,6 +17,7 @@ from llmtool.core.seeds import derive
 from llmtool.models.convnet import ConvNet
 from llmtool.models.convnext import ConvNeXt
 from llmtool.models.encoder import Encoder
+from llmtool.models.huggingface import Through
 from llmtool.models.lora import LoRALinear, fill_uniform, updates
 from llmtool.models.mlp import MLP
 from llmtool.models.quantised import linear_layers, quantise, replace
@@ -242,17 +243,20 @@ def matching(names: Iterable[str], target: object) -> list[str]:
 
 def replace_head(model: nn.Module, outputs: OutputSpec, seed: int) -> None:
     """Give the model a new output layer for `outputs`, in place; a model of tokens keeps its vocabulary."""
-    if isinstance(model, Transformer):
-        if isinstance(outputs, Classes | Values):
-            raise ConfigError("a language model gives no classes or values of texts; start from an encoder")
+    if isinstance(model, Transformer) and model.writes and not isinstance(outputs, Classes | Values):
         raise ConfigError(
             "a model of tokens keeps its vocabulary: set data.encode.like to the data it learned from"
         )
-    assert isinstance(model, Headed)
+    if isinstance(model, Through):
+        raise ConfigError("a model that transformers runs gives no classes or values of texts")
+    assert isinstance(model, Headed | Transformer)
     if not isinstance(outputs, Classes | Values):
         raise ConfigError(f"model.family {model.config.family} gives classes or values, not the next token")
     generator = torch.Generator().manual_seed(derive(seed, "head"))
-    if isinstance(model, MLP):
+    if isinstance(model, Transformer):
+        model.give_head(outputs)
+        model.score = _new_linear(model.score, outputs.n, generator)
+    elif isinstance(model, MLP):
         model.head = _new_linear(model.head, outputs.n, generator)
     elif isinstance(model, TabM):
         model.head = _new_heads(model.head, outputs.n, generator)
@@ -268,6 +272,21 @@ def replace_head(model: nn.Module, outputs: OutputSpec, seed: int) -> None:
         model.head.output = _new_linear(model.head.output, outputs.n, generator)
         model.labels = None
     model.outputs, model.head_is_new = outputs, True
+
+
+def pool_by(model: nn.Module, pooling: str) -> None:
+    """Let another vector stand for the text, in place: what the head reads."""
+    assert isinstance(model, Family)
+    field = type(model.config).model_fields.get("pooling")
+    if field is None or isinstance(model, ConvNet | ConvNeXt | ViT) or getattr(model, "writes", False):
+        raise ConfigError(
+            "finetune.pooling: is for classes or values of texts; this model has no such choice"
+        )
+    if pooling not in (choices := get_args(field.annotation)):
+        raise ConfigError(
+            f"finetune.pooling: {pooling!r} is not for this model (choices: {', '.join(choices)})"
+        )
+    model.config = model.config.model_copy(update={"pooling": pooling})
 
 
 def _new_linear(old: nn.Linear, outputs: int, generator: torch.Generator) -> nn.Linear:
@@ -295,7 +314,7 @@ def _new_heads(old: Heads, outputs: int, generator: torch.Generator) -> Heads:
 
 def untie(model: nn.Module) -> None:
     """Give an output layer that is tied to the embeddings weights of its own."""
-    if isinstance(model, Transformer) and model.config.tie_embeddings:
+    if isinstance(model, Transformer) and model.writes and model.config.tie_embeddings:
         model.untie()
 
 

@@ -1,4 +1,4 @@
-"""What every decoder-only transformer has, whatever its modules are called."""
+"""What every decoder-only transformer has, whatever its modules are called: the next token, or a class."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
-from llmtool.core.contracts import NextToken, OutputSpec, Tokens
+from llmtool.core.contracts import Classes, NextToken, OutputSpec, Tokens, Values
 from llmtool.models.cache import Cache, Sight, look
+from llmtool.models.headed import pool
 from llmtool.models.layers import Conv1D
 
 if TYPE_CHECKING:
@@ -16,16 +17,40 @@ if TYPE_CHECKING:
 
 
 class Transformer(nn.Module):
-    """A decoder-only transformer: ids to the logits of the next one."""
+    """A decoder-only transformer: ids to the logits of the next one, or to the classes or values of a text.
+
+    lm_head: scores the next token. score: in its place, of a model for classes or values; labels and
+    head_is_new are of such a model, as in models.headed.
+    """
 
     head_name: str = "lm_head"
     caches: ClassVar[bool] = True  # whether `hidden` takes a cache
     lm_head: nn.Linear
+    score: nn.Linear
+    labels: list[str] | None
+    head_is_new: bool = False
 
     def __init__(self, config: TransformerConfig, inputs: Tokens) -> None:
         super().__init__()
         self.config, self.inputs, self.context = config, inputs, config.context
         self.outputs: OutputSpec = NextToken(inputs.vocabulary)
+
+    def give_head(self, outputs: OutputSpec) -> None:
+        """Make the output layer for `outputs`, with torch's usual weights; an older one goes."""
+        device = self.embeddings[0].get_parameter("weight").device
+        if isinstance(outputs, Classes | Values):
+            if self.head_name in self._modules:
+                del self._modules[self.head_name]
+            self.score = nn.Linear(self.config.width, outputs.n, bias=False, device=device)
+            self.head_name, self.labels = "score", None
+        else:
+            self.lm_head = nn.Linear(self.config.width, self.inputs.vocabulary, bias=False, device=device)
+        self.outputs = outputs
+
+    @property
+    def writes(self) -> bool:
+        """Whether it gives the next token, and not classes or values."""
+        return isinstance(self.outputs, NextToken)
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -62,6 +87,8 @@ class Transformer(nn.Module):
         matrices = c.width * (2 * queries + 2 * pairs) + feed_forward
         attention = 4 * tokens * tokens * queries  # scores and their weighted sum
         forward = c.depth * (2 * tokens * matrices + attention)
+        if isinstance(self.outputs, Classes | Values):
+            return 3 * (forward + 2 * c.width * self.outputs.n)
         return 3 * (forward + 2 * tokens * c.width * self.inputs.vocabulary)
 
     @property
@@ -70,17 +97,23 @@ class Transformer(nn.Module):
         return 2 * self.config.depth * self.config.key_value_heads * self.config.head_width * 4
 
     def forward(self, inputs: Tensor, segments: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """(B, T) ids -> (B, T, V) logits.
+        """(B, T) ids -> (B, T, V) logits, or (B, C) classes or values.
 
         segments: (B, T) document numbers, 0 at padding (on either side); a token sees its own document only,
         and positions start again with each. cache: what the rows have seen before; then `inputs` are the
         next tokens, and `segments` says no more than where there is padding on the left (see Cache).
         """
+        if not self.writes:  # padding on the right is seen by nobody
+            return self.score(self.pooled(self.hidden(inputs), segments))
         return self.logits(self.hidden(inputs, segments, cache))
+
+    def pooled(self, hidden: Tensor, segments: Tensor | None) -> Tensor:
+        """(B, T, D) -> (B, D), what stands for the text. segments: (B, T), 0 where a row is padded."""
+        return pool(hidden, segments, self.config.pooling)
 
     def tie(self) -> None:
         """Let the output layer share the embedding's weights, where the configuration says so."""
-        if self.config.tie_embeddings:
+        if self.config.tie_embeddings and self.writes:
             self.lm_head.weight = self.embeddings[0].get_parameter("weight")
 
     def untie(self) -> None:

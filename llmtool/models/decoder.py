@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmtool.core.contracts import Tokens
+from llmtool.core.contracts import OutputSpec, Tokens
 from llmtool.models.cache import Cache, Sight
 from llmtool.models.causal import Transformer, initialise
 from llmtool.models.layers import OffsetRMSNorm, RMSNorm, attend, rotate
@@ -175,10 +175,10 @@ class DecoderBody(nn.Module):
 class Decoder(Transformer):
     """Llama or one of its relatives: rotary positions, RMSNorm, gated feed-forward."""
 
-    def __init__(self, config: TransformerConfig, inputs: Tokens) -> None:
+    def __init__(self, config: TransformerConfig, inputs: Tokens, outputs: OutputSpec) -> None:
         super().__init__(config, inputs)
         self.model = DecoderBody(config, inputs.vocabulary)
-        self.lm_head = nn.Linear(config.width, inputs.vocabulary, bias=False)
+        self.give_head(outputs)
         initialise(self, residual=("o_proj", "down_proj"))
         self.tie()
 

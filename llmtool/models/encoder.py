@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llmtool.core.config import Section
 from llmtool.core.contracts import Classes, InputSpec, OutputSpec, Tokens, Values
 from llmtool.core.errors import ConfigError
-from llmtool.models.headed import Headed
+from llmtool.models.headed import Headed, pool
 from llmtool.models.layers import Rotary, document_positions, rotate
 
 MAX_ROTARY = 2**28  # numbers in the rotary tables
@@ -219,14 +219,7 @@ class Encoder(Headed):
 
     def pooled(self, hidden: Tensor, segments: Tensor | None) -> Tensor:
         """(B, T, D) -> (B, D): the first token that is no padding, or the mean of those that are none."""
-        if segments is None:
-            return hidden[:, 0] if self.config.pooling == "cls" else hidden.mean(dim=1)
-        real = segments != 0
-        if self.config.pooling == "cls":
-            first = real.to(torch.int8).argmax(dim=1)  # (B,)
-            return hidden[torch.arange(hidden.shape[0], device=hidden.device), first]
-        weights = real.to(hidden.dtype).unsqueeze(2)  # (B, T, 1)
-        return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        return pool(hidden, segments, self.config.pooling)
 
 
 def same_document(segments: Tensor) -> Tensor:

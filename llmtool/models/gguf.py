@@ -98,6 +98,8 @@ def layout_of(model: nn.Module) -> Layout:
     kind = model.config.architecture if isinstance(model, Transformer) else type(model).__name__.lower()
     if not isinstance(model, Transformer) or kind not in LAYOUTS:
         raise ConfigError(f"--to gguf: no form of {kind} (there is one of {', '.join(LAYOUTS)})")
+    if not model.writes:
+        raise ConfigError("--to gguf: this model gives classes or values of texts, and writes none")
     layout, config = LAYOUTS[kind], model.config
     for key in ("attention_bias", "mlp_bias"):
         if getattr(config, key) and key not in layout.biases:

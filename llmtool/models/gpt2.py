@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmtool.core.contracts import Tokens
+from llmtool.core.contracts import OutputSpec, Tokens
 from llmtool.models.cache import Cache, Sight
 from llmtool.models.causal import Transformer, initialise
 from llmtool.models.layers import Conv1D, attend
@@ -96,10 +96,10 @@ class GPT2Body(nn.Module):
 class GPT2(Transformer):
     """GPT-2: learned positions, LayerNorm, GELU."""
 
-    def __init__(self, config: TransformerConfig, inputs: Tokens) -> None:
+    def __init__(self, config: TransformerConfig, inputs: Tokens, outputs: OutputSpec) -> None:
         super().__init__(config, inputs)
         self.transformer = GPT2Body(config, inputs.vocabulary)
-        self.lm_head = nn.Linear(config.width, inputs.vocabulary, bias=False)
+        self.give_head(outputs)
         initialise(self, residual=("c_proj",))
         self.tie()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from llmtool.core.contracts import Classes, Images, InputSpec, OutputSpec, Values
 from llmtool.core.errors import ConfigError
@@ -35,3 +36,25 @@ def of_pictures(family: str, inputs: InputSpec, outputs: OutputSpec) -> tuple[Im
     if not isinstance(outputs, Classes | Values):
         raise ConfigError(f"model.family {family} gives classes or values of pictures, no tokens")
     return inputs, outputs
+
+
+Pooling = Literal["cls", "last", "mean"]
+
+
+def pool(hidden: Tensor, segments: Tensor | None, how: Pooling) -> Tensor:
+    """(B, T, D) -> (B, D): the first or the last token that is no padding, or the mean of all such.
+
+    segments: (B, T), 0 at padding; None: there is none.
+    """
+    if segments is None:
+        return hidden.mean(dim=1) if how == "mean" else hidden[:, 0 if how == "cls" else -1]
+    real = segments != 0
+    if how == "mean":
+        weights = real.to(hidden.dtype).unsqueeze(2)  # (B, T, 1)
+        return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    if how == "cls":
+        at = real.to(torch.int8).argmax(dim=1)  # (B,)
+    else:
+        places = torch.arange(hidden.shape[1], device=hidden.device)
+        at = (real * places).argmax(dim=1)  # (B,)
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), at]

@@ -37,6 +37,15 @@ class Graph(nn.Module):
         return self.model(inputs)
 
 
+class DecoderGraph(Graph):
+    """Texts of different lengths, filled up on the right, to classes or values: filling is seen by nobody."""
+
+    def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        """(B, T) ids, (B, T) int64: 1 at tokens and 0 at filling -> (B, C)."""
+        model: Any = self.model
+        return model.score(model.pooled(model.hidden(inputs), mask))
+
+
 class EncoderGraph(Graph):
     """Texts of different lengths in one batch, filled up on the right."""
 
@@ -122,7 +131,14 @@ def check(model: Any, path: Path) -> list[dict[str, Any]] | None:
 
 def graph_of(model: nn.Module) -> Graph:
     """What is written: the model as a function of its inputs."""
-    return EncoderGraph(model) if isinstance(model, Encoder) else Graph(model)
+    if isinstance(model, Encoder):
+        return EncoderGraph(model)
+    return DecoderGraph(model) if _reads_texts(model) else Graph(model)
+
+
+def _reads_texts(model: Any) -> bool:
+    """Whether it gives one answer for a whole text."""
+    return isinstance(model.inputs, Tokens) and not isinstance(model.outputs, NextToken)
 
 
 def example(model: Any, rows: int, tokens: int) -> tuple[Tensor, ...]:
@@ -134,7 +150,7 @@ def example(model: Any, rows: int, tokens: int) -> tuple[Tensor, ...]:
         spec = model.inputs
         return (torch.randn(rows, spec.channels, spec.height, spec.width, generator=generator),)
     ids = torch.randint(model.inputs.vocabulary, (rows, tokens), generator=generator)
-    if not isinstance(model, Encoder):
+    if not _reads_texts(model):
         return (ids,)
     ends = torch.arange(tokens, tokens - rows, -1).clamp(min=1)  # (B,)
     return ids, (torch.arange(tokens) < ends.unsqueeze(1)).long()
@@ -151,7 +167,7 @@ def describe(model: Any) -> dict[str, Any]:
         spec, says = model.inputs, "pictures, resized and standardised as in training"
         pixels = {"shape": [ROWS, spec.channels, spec.height, spec.width], "type": "float32", "says": says}
         return {"inputs": {"pixel_values": pixels}, "outputs": _outputs(model)}
-    if isinstance(model, Encoder):
+    if _reads_texts(model):
         says = "1 at tokens, 0 at filling, which stands on the right"
         mask = {"shape": [ROWS, TOKENS], "type": "int64", "says": says}
         return {"inputs": {"input_ids": ids, "attention_mask": mask}, "outputs": _outputs(model)}

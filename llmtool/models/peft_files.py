@@ -194,9 +194,9 @@ def _in_our_names(form: dict[str, Any], model: nn.Module) -> dict[str, Any]:
 
 
 def _task_type(model: nn.Module) -> str | None:
-    return (
-        "CAUSAL_LM" if isinstance(model, Transformer) else "SEQ_CLS" if isinstance(model, Encoder) else None
-    )
+    if isinstance(model, Transformer) and model.writes:
+        return "CAUSAL_LM"
+    return "SEQ_CLS" if isinstance(model, Encoder | Transformer) else None
 
 
 def _targets_for_peft(model: nn.Module, method: LoRAConfig, names: list[str]) -> list[str]:
@@ -241,6 +241,8 @@ def _whole_from(form: dict[str, Any], model: nn.Module, path: Path) -> list[str]
     if _renamed(model) and isinstance(named, list):
         parts = set(form_of(model).head_modules(model))
         named = ends if set(named) - {"score"} == parts else named  # PEFT lists it, whatever the model has
+    if isinstance(model, Transformer) and not model.writes and isinstance(named, list):
+        named = [name for name in named if name != "classifier"]  # PEFT lists both names of such heads
     if isinstance(model, Transformer):
         table = model.embeddings[0]
         ends.append(next(name for name, module in model.named_modules() if module is table))

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from llmtool.core.config import Section
-from llmtool.core.contracts import InputSpec, NextToken, OutputSpec, Tokens
+from llmtool.core.contracts import Classes, InputSpec, NextToken, OutputSpec, Tokens, Values
 from llmtool.core.errors import ConfigError
 from llmtool.models.causal import Transformer
 from llmtool.models.decoder import Decoder
@@ -113,6 +113,11 @@ class TransformerConfig(Section):
     logit_soft_cap: float | None = Field(
         default=None, gt=0, le=1e6, description="logits stay below this, gemma2 and gemma3_text"
     )
+    pooling: Literal["last", "mean"] = Field(
+        default="last",
+        description="for classes or values of texts: what stands for the text, the vector of its last token, "
+        "which has seen all of it, or the mean of all tokens' vectors",
+    )
     query_scale: int | None = Field(
         default=None,
         gt=0,
@@ -121,10 +126,11 @@ class TransformerConfig(Section):
     )
 
     accepts: ClassVar[tuple[type, ...]] = (Tokens,)
-    gives: ClassVar[tuple[type, ...]] = (NextToken,)
+    gives: ClassVar[tuple[type, ...]] = (NextToken, Classes, Values)
     suits: ClassVar[str] = (
         "text and other token sequences, where the next token follows from those before it; it wants many "
-        "tokens: about 20 for each parameter when trained from the start, far fewer when fine-tuned"
+        "tokens: about 20 for each parameter when trained from the start, far fewer when fine-tuned; one that "
+        "has learned to write texts of a kind then learns their classes from fewer labels"
     )
 
     @model_validator(mode="after")
@@ -220,15 +226,13 @@ class TransformerConfig(Section):
         """The module with new weights from torch's global stream; ConfigError for specs of other families."""
         if not isinstance(inputs, Tokens):
             raise ConfigError(f"model.family transformer takes tokens, not {type(inputs).__name__.lower()}")
-        if not isinstance(outputs, NextToken) or outputs.vocabulary != inputs.vocabulary:
-            raise ConfigError(
-                "model.family transformer predicts the next token of its own vocabulary and nothing else"
-            )
+        if isinstance(outputs, NextToken) and outputs.vocabulary != inputs.vocabulary:
+            raise ConfigError("model.family transformer predicts the next token of its own vocabulary only")
         if inputs.length is not None and inputs.length > self.context:
             raise ConfigError(
                 f"model.context {self.context} is shorter than the data's rows of {inputs.length} tokens"
             )
-        return GPT2(self, inputs) if self.architecture == "gpt2" else Decoder(self, inputs)
+        return GPT2(self, inputs, outputs) if self.architecture == "gpt2" else Decoder(self, inputs, outputs)
 
 
 # keys that some architectures have and others have not

@@ -22,6 +22,7 @@ from llmtool.data.store import Dataset, without_places
 from llmtool.evaluation import requirements
 from llmtool.experiment import Experiment
 from llmtool.models import adapters, lora, peft_files, pretrained
+from llmtool.models.causal import Transformer
 from llmtool.models.forms import huggingface
 from llmtool.stages.checkpoints import CARD_FILE, Start, fingerprint, lineage, made_from
 from llmtool.tasks import TaskConfig, default_task
@@ -73,7 +74,7 @@ class Assembled:
             assert isinstance(self.adapter, adapters.LoRAConfig)
             peft_files.save_adapter(self.model, directory, self.adapter, base=str(self.base))
             base = {"path": str(self.base), "hash": fingerprint(self.base)}
-            base |= self.adapter.base_form() | huggingface.about(self.model)
+            base |= self.adapter.base_form() | huggingface.about(self.model) | self._pools()
         else:
             pretrained.save(self.model, directory)
         for name in TOKENIZER_FILES:
@@ -92,6 +93,12 @@ class Assembled:
             "made_from": [document(chain) for chain in self.made_from],
         }
         files.write_json(directory / CARD_FILE, about)
+
+    def _pools(self) -> dict[str, str]:
+        """What the base's own file may say otherwise."""
+        config: Any = getattr(self.model, "config", None)
+        texts = isinstance(self.dataset.inputs, Tokens) and self.targets["kind"] != "next_token"
+        return {"pooling": config.pooling} if texts else {}
 
     def restore(self, directory: Path) -> None:
         """Take over, in place, the weights that `save` wrote into `directory`."""
@@ -144,6 +151,8 @@ def from_start(experiment: Experiment, dataset: Dataset, start: Start) -> tuple[
             said = f"the head is new, the model had none: {_spoken(targets)}"
     elif targets["kind"] == "values":
         targets = start.card["targets"]
+    if experiment.finetune is not None and experiment.finetune.pooling is not None:
+        adapters.pool_by(start.model, experiment.finetune.pooling)
     before = (start.lineage, dataset.lineage)
     made = _assembled(experiment, dataset, start.model, task_config, targets, before)
     spoken = start.card["encoder"]
@@ -222,6 +231,8 @@ def _assembled(
     task = task_config.build({**dataset.card, "targets": targets})
     if targets["kind"] == "next_token":
         _say_where_texts_end(model, dataset.card["encoder"])
+    elif isinstance(model, Transformer):  # others' classifiers read the last token that is not this one
+        pretrained.carry(model, pad_token_id=dataset.card["encoder"]["tokenizer"].get("end"))
     return Assembled(
         model.to(device), task_config, task, dataset, targets, experiment.seed, device, precision, before
     )

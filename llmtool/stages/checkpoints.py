@@ -17,12 +17,12 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from llmtool.core import checkpoint, files
-from llmtool.core.contracts import OutputSpec
+from llmtool.core.contracts import NextToken, OutputSpec
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.core.files import HashFile
 from llmtool.core.lineage import Chain, extend, read
 from llmtool.data.store import without_places
-from llmtool.models import hub, lora, peft_files, pretrained, quantised
+from llmtool.models import adapters, hub, lora, peft_files, pretrained, quantised
 from llmtool.models.forms import huggingface
 from llmtool.stages import foreign
 from llmtool.tasks import TaskConfig
@@ -139,7 +139,7 @@ def fingerprint(directory: Path) -> str:
         if not isinstance(form, dict):
             raise LlmtoolError(f"{directory / peft_files.ADAPTER_CONFIG}: not the form of an adapter")
         parts += [about.base.get("hash"), {**form, "base_model_name_or_path": None}]
-        parts += [about.base[key] for key in ("quantise", "double") if key in about.base]
+        parts += [about.base[key] for key in ("quantise", "double", "pooling") if key in about.base]
     return files.hash_bytes(files.json_bytes(parts))
 
 
@@ -189,13 +189,23 @@ def _model(directory: Path, about: About) -> tuple[TaskConfig | None, nn.Module]
         if about.base is not None:
             if about.base.get("quantise"):  # as it was trained, so that it scores as it did
                 quantised.quantise(model, bool(about.base["double"]), torch.device("cpu"))
-            if vars(model)["outputs"] is None and task is not None:
-                vars(model)["outputs"] = task.outputs(about.card["targets"])  # whose head is the adapter's
+            if task is not None:
+                _expect_head(model, task.outputs(about.card["targets"]))
+            if about.base.get("pooling"):
+                adapters.pool_by(model, about.base["pooling"])
             peft_files.load_adapter(model, directory)
             lora.merge(model)
     except (ValueError, KeyError, TypeError) as error:
         raise LlmtoolError(f"{directory / CARD_FILE}: not a card of this version ({error})") from None
     return task, model
+
+
+def _expect_head(model: Any, outputs: OutputSpec) -> None:
+    """Room in the base for a head that is the adapter's."""
+    if model.outputs is None:
+        model.outputs = outputs
+    elif isinstance(model.outputs, NextToken) and not isinstance(outputs, NextToken):
+        adapters.replace_head(model, outputs, seed=0)
 
 
 def _others(directory: Path, hash_file: HashFile | None = None) -> str:

@@ -16,7 +16,6 @@ from llmtool.core.files import HashFile
 from llmtool.data import templates, tokenizers
 from llmtool.data.tokenizers import FileTokenizer
 from llmtool.models import peft_files, preprocessing, pretrained
-from llmtool.models.encoder import Encoder
 
 # All that is read of such a directory; what else lies there (code, pickles, drawings) is not looked at.
 READ = (
@@ -66,8 +65,8 @@ def task_and_card(directory: Path) -> tuple[dict[str, Any] | None, dict[str, Any
     """The task of the model (None: it has no head) and the card of data that it takes, as ours have them."""
     model: Any = pretrained.skeleton(directory)
     inputs, outputs = model.inputs, model.outputs
-    if isinstance(model, Encoder):
-        return _of_encoder(directory, model)
+    if isinstance(inputs, Tokens) and not isinstance(outputs, NextToken):
+        return _of_texts(directory, model)
     if isinstance(inputs, Images):
         return _of_pictures(directory, model)
     if not isinstance(inputs, Tokens) or not isinstance(outputs, NextToken):
@@ -84,8 +83,8 @@ def task_and_card(directory: Path) -> tuple[dict[str, Any] | None, dict[str, Any
     return {"kind": "language"}, card
 
 
-def _of_encoder(directory: Path, model: Encoder) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """The same of an encoder, whose head may be missing."""
+def _of_texts(directory: Path, model: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The same of a model for classes or values of texts; an encoder's head may be missing."""
     card: dict[str, Any] = {
         "encoding": "text",
         "inputs": {"kind": "tokens", "vocabulary": model.inputs.vocabulary, "length": model.context},

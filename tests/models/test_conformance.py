@@ -73,6 +73,8 @@ CASES = {
     ),
     "gpt2": (SMALL | {"architecture": "gpt2", "dropout": 0.1}, *TOKENS),
     "gpt2 untied": (SMALL | {"architecture": "gpt2", "tie_embeddings": False, "feed_forward": 10}, *TOKENS),
+    "gpt2 classes": (SMALL | {"architecture": "gpt2", "dropout": 0.1}, Tokens(17), Classes(3)),
+    "qwen3 values": (SMALL | {"architecture": "qwen3", "pooling": "mean"}, Tokens(17), Values(2)),
     "llama": (SMALL | {"architecture": "llama", "dropout": 0.1}, *TOKENS),
     "llama shared keys": (SMALL | {"key_value_heads": 2, "tie_embeddings": False}, *TOKENS),
     "llama biases": (SMALL | {"attention_bias": True, "mlp_bias": True, "rope_scaling": YARN}, *TOKENS),
@@ -210,9 +212,13 @@ def closed_form(config, inputs, outputs, tokens):
         vectors += (h + 2 * kv) * (config.attention_bias or config.architecture == "qwen2")
         vectors += d * config.attention_bias + (2 * f + d) * config.mlp_bias
         outside = v * d + d
-    parameters = config.depth * (matrices + vectors) + outside + (0 if config.tie_embeddings else v * d)
+    parameters = config.depth * (matrices + vectors) + outside
+    if isinstance(outputs, NextToken):
+        parameters, head = parameters + (0 if config.tie_embeddings else v * d), tokens * d * v
+    else:
+        parameters, head = parameters + d * outputs.n, d * outputs.n
     attention = 2 * 2 * tokens * tokens * h  # scores and their weighted sum
-    forward = config.depth * (2 * tokens * matrices + attention) + 2 * tokens * d * v
+    forward = config.depth * (2 * tokens * matrices + attention) + 2 * head
     return parameters, forward, 2 * forward
 
 
@@ -369,7 +375,7 @@ def test_unsuitable_specs_are_refused_in_one_line(member):
     with pytest.raises(ConfigError, match="takes"):
         member().build(*wrong)
     inputs = Images(3, 32, 32) if Images in member.accepts else member.accepts[0](9)
-    outputs = Classes(2) if NextToken in member.gives else NextToken(9)
+    outputs = NextToken(8)  # of no family that reads these inputs: it is not their vocabulary
     with pytest.raises(ConfigError, match=r"model\.family"):
         member().build(inputs, outputs)
 

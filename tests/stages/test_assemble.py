@@ -17,7 +17,7 @@ from llmtool.models.quantised import NF4Linear
 from llmtool.stages import assemble, checkpoints, score
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.fit import fit
-from tests.conftest import TABLE, TEXT
+from tests.conftest import TABLE, TEXT, Run, reviews
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"kind": "full"},
@@ -156,3 +156,74 @@ def test_the_experiment_says_its_own_method_back() -> None:
         made = experiment_of("text", method)
         again = config.parse(experiment.resolved(made), "b.yaml").data
         assert Experiment.model_validate(again) == made
+
+
+# --- from a language model to classes of texts ---
+
+LANGUAGE = """\
+seed: 1
+data:
+  source: {format: csv, path: reviews.csv}
+  encode: {as: tokens, text: review, tokenizer: {kind: bpe, vocabulary: 300}}
+model: {family: transformer, depth: 1, heads: 2, width: 32, context: 24}
+train: {budget: {steps: 60}, batch: 8, optimizer: {name: adamw, lr: 5e-3}}
+"""
+SENTIMENT = """\
+seed: 1
+data:
+  source: {format: csv, path: reviews.csv}
+  encode: {as: text, text: review, target: sentiment, length: 24, tokenizer: {kind: file, path: runs/lm}}
+finetune:
+  start: runs/lm
+  pooling: mean
+  budget: {epochs: 8}
+  batch: 16
+  optimizer: {name: adamw, lr: 5e-3}
+evaluate: {baselines: {kind: simple}}
+"""
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory: pytest.TempPathFactory, llmtool: Run) -> Path:
+    """A small language model of reviews."""
+    directory = tmp_path_factory.mktemp("language")
+    (directory / "reviews.csv").write_text(reviews())
+    (directory / "lm.yaml").write_text(LANGUAGE)
+    (directory / "a.yaml").write_text(SENTIMENT)
+    ended = llmtool("train", "lm.yaml", cwd=directory)
+    assert ended.code == 0, ended.err
+    return directory
+
+
+@pytest.mark.parametrize("method", ["{kind: full}", "{kind: lora, rank: 2, merge: true}"])
+def test_a_language_model_learns_classes_of_texts(method: str, language: Path, llmtool: Run) -> None:
+    more = ["--set", f"finetune.method={method}", "--set", f"run=runs/{method[7:11]}"]
+    ended = llmtool("finetune", "a.yaml", "--json", *more, cwd=language)
+    assert ended.code == 0, ended.err
+    assert ended.json["head"] == "the head is new: next token became 2 classes (bad, good)"
+    scored = llmtool("evaluate", "a.yaml", "--json", *more, cwd=language)
+    assert scored.code == 0, scored.err
+    assert scored.json["metrics"]["test"]["accuracy"] > (0.6 if "lora" in method else 0.9)
+    best = ended.json["metrics"]["validation"]
+    assert scored.json["metrics"]["validation"]["log_loss"] == pytest.approx(best["log_loss"])
+    again = ["--set", f"finetune.start=runs/{method[7:11]}/finetune", "--set", "run=runs/more"]
+    if "lora" in method:
+        again[1] = again[1].replace("/finetune", "/finetune/merged")
+    ended = llmtool(
+        "finetune", "a.yaml", "--json", *again, "--set", "finetune.budget={epochs: 1}", cwd=language
+    )
+    assert (ended.code, ended.json["head"]) == (0, None), ended.err
+
+
+def test_a_classifier_of_texts_from_the_start(language: Path, llmtool: Run) -> None:
+    text = (language / "lm.yaml").read_text()
+    encode = (
+        "{as: text, text: review, target: sentiment, length: 24, tokenizer: {kind: bpe, vocabulary: 300}}"
+    )
+    lines = [line if "encode" not in line else f"  encode: {encode}" for line in text.splitlines()]
+    (language / "scratch.yaml").write_text("\n".join(lines) + "\n")
+    for command in ("train", "evaluate", "describe"):
+        ended = llmtool(command, "scratch.yaml", "--json", cwd=language)
+        assert ended.code == 0, ended.err
+    ended = llmtool("generate", "runs/scratch", "--prompt", "the", cwd=language)
+    assert (ended.code, "language model" in ended.error) == (2, True), ended.error

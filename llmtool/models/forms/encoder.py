@@ -18,10 +18,9 @@ from llmtool.core.contracts import Tokens
 from llmtool.core.errors import ConfigError
 from llmtool.models.encoder import Encoder, EncoderConfig
 from llmtool.models.forms.form import Form, Stored, refuse_foreign, refuse_other_values, whole_number
-from llmtool.models.forms.heads import labels_of, labels_written, outputs_of
+from llmtool.models.forms.heads import POOLING, labels_of, labels_written, outputs_of
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
-POOLING = "llmtool_pooling"  # of heads on a mean, which only ModernBERT has a key of its own for
 
 
 @dataclass(kw_only=True)
