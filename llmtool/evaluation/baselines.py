@@ -25,11 +25,13 @@ from llmtool.core.contracts import Tally, Tokens
 from llmtool.core.environment import code_version
 from llmtool.data.batches import unit_edges
 from llmtool.data.decoding import texts_of
+from llmtool.data.games.legality import Legality
 from llmtool.data.store import Dataset, Split
 from llmtool.evaluation import kept
 from llmtool.evaluation.ngrams import MOST_TOKENS, NGrams, Stream, best_order
 from llmtool.metrics import direction
 from llmtool.metrics.classification import ClassificationTally
+from llmtool.metrics.games import GamesTally
 from llmtool.metrics.language import LanguageTally
 from llmtool.metrics.regression import RegressionTally
 
@@ -360,13 +362,17 @@ def _texts(dataset: Dataset, split: str, rows: np.ndarray | None = None) -> list
 
 
 class _Tokens:
-    """Evidence: (3, u) nats, scored tokens and first choices of each unit of the text."""
+    """Evidence: (3, u) nats, scored tokens and first choices of each unit of the text; of games (6, u), as of
+    metrics.games.GamesTally."""
 
     def __init__(self, dataset: Dataset, positive: int, seed: int) -> None:
         self.dataset, self.vocabulary = dataset, int(dataset.targets["vocabulary"])
+        self.legality = Legality.of(dataset.card) if "game" in dataset.targets else None
 
     def tally(self, split: Split, evidence: np.ndarray) -> Tally:
         """Judged as a model's evidence is."""
+        if self.legality is not None:
+            return GamesTally(*torch.from_numpy(evidence))
         nats, tokens, correct = torch.from_numpy(evidence)
         whole = split.meta.get("bytes")
         size = whole * float(tokens.sum()) / split.meta["tokens"] if whole else None
@@ -394,7 +400,13 @@ class _Tokens:
             if len(split.arrays["tokens"]) > LONGEST:
                 raise ValueError(f"{name} has more than {LONGEST:,} tokens")
             highest = min(chosen, model.highest)
-            evidence[name] = _by_unit(split, *model.score(_stream(split), [highest])[highest])
+            stream = _stream(split)
+            nats, guess = model.score(stream, [highest])[highest]
+            evidence[name] = _by_unit(split, nats, guess == stream.tokens)
+            if self.legality is not None:
+                legal, judged = self.legality.counted(self.dataset, name, guess)
+                unknown = np.full(len(legal), np.nan)
+                evidence[name] = np.concatenate([evidence[name], [legal, unknown, judged]])
         said = f"order {chosen}, chosen on the last tenth of the training text" if order is None else ""
         return evidence, _joined(said, cut)
 

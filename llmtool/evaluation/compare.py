@@ -20,6 +20,7 @@ from llmtool.evaluation.report import PROBABILITY, harmless
 from llmtool.evaluation.sentences import sentence
 from llmtool.metrics import bootstrap
 from llmtool.metrics.classification import ClassificationTally
+from llmtool.metrics.games import GamesTally
 from llmtool.metrics.language import LanguageTally
 from llmtool.metrics.regression import RegressionTally
 from llmtool.metrics.suites import SuiteTally
@@ -144,6 +145,9 @@ def _tally(cells: Mapping[str, Sequence[str]], details: Mapping[str, Any]) -> Ta
         targets = torch.tensor([place[name] for name in cells["target"]])
         positive = names.index(details["positive"]) if "positive" in details else 1
         return ClassificationTally(logits, targets, names, positive)
+    if "judged" in cells:
+        columns = ("nats", "tokens", "correct", "legal", "legal_mass", "judged")
+        return GamesTally(*(torch.from_numpy(_numbers(cells[name])) for name in columns))
     if "nats" in cells:
         nats, tokens, correct = (torch.from_numpy(_numbers(cells[n])) for n in ("nats", "tokens", "correct"))
         return LanguageTally(nats, tokens, correct, details.get("bytes"))

@@ -54,7 +54,7 @@ def _values(tally: RegressionTally) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def _text(tally: LanguageTally) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    nats, tokens, correct = tally.sums()
+    nats, tokens, correct = tally.sums()[:3]
     long = tokens >= SHORTEST
     loss = np.divide(nats, tokens, out=np.full(len(nats), -np.inf), where=long)
     right = np.divide(correct, tokens, out=np.zeros(len(nats)), where=long)

@@ -20,6 +20,7 @@ from llmtool.core import files
 from llmtool.core.contracts import Tally
 from llmtool.core.errors import LlmtoolError
 from llmtool.metrics.classification import ClassificationTally
+from llmtool.metrics.games import GamesTally
 from llmtool.metrics.language import LanguageTally
 from llmtool.metrics.regression import RegressionTally
 
@@ -82,4 +83,6 @@ def read_tally(path: Path, key: Mapping[str, str]) -> Tally | None:
         return ClassificationTally(arrays["logits"], arrays["targets"], **about)
     if "predictions" in arrays:
         return RegressionTally(arrays["predictions"], arrays["targets"], **about)
-    return LanguageTally(*arrays["sums"], **about)
+    if len(arrays["sums"]) == 3:
+        return LanguageTally(*arrays["sums"], **about)
+    return GamesTally(*arrays["sums"])

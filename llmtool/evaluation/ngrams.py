@@ -83,8 +83,8 @@ class NGrams:
         """The highest order there is."""
         return len(self._plain)
 
-    def score(self, stream: Stream, orders: list[int]) -> dict[int, tuple[Floats, NDArray[np.bool_]]]:
-        """Order -> the nats of each token of the stream, and whether it is the one foreseen.
+    def score(self, stream: Stream, orders: list[int]) -> dict[int, tuple[Floats, Integers]]:
+        """Order -> the nats of each token of the stream, and which one was foreseen.
 
         Foreseen is what most often followed the longest context that was seen in training.
         """
@@ -101,7 +101,7 @@ class NGrams:
                 probability[there], seen[there] = _mix(
                     self._plain[order - 1], *asked, lower[there], guess[there]
                 )
-                found[order] = -np.log(probability), seen == stream.tokens
+                found[order] = -np.log(probability), seen
             if order < max(orders):
                 lower[there], guess[there] = _mix(
                     self._continued[order - 1], *asked, lower[there], guess[there]

@@ -27,6 +27,7 @@ from llmtool.metrics.classification import AVERAGES
 
 MOST_CLASSES = 30  # rows of the per-class table; beyond it, those with the lowest F1
 BASELINE_FIGURES = ("accuracy", "f1", "roc_auc", "log_loss", "rmse", "mae", "r2", "loss", "token_accuracy")
+OF_GAMES = ("match", "legal")
 MOST_CELLS = 12  # classes of the confusion matrix on a screen
 NOTHING: dict[str, Any] = {  # the evidence of a report that has none
     "intervals": {},
@@ -162,6 +163,7 @@ def show(report: Mapping[str, Any]) -> Group:
     if report["against"]:
         parts.append(Text(report["against"]["says"], style="" if report["against"]["beats"] else "bold"))
     parts += [Text(console.clean(line, lines=False)) for line in missing_lines(report)]
+    parts += [Text(line, style="dim") for line in judged_lines(report)]
     split = list(report["details"])[-1] if report["details"] else ""
     details = report["details"].get(split, {})
     if "per_class" in details:
@@ -233,7 +235,7 @@ def baselines_table(found: Sequence[Mapping[str, Any]], against: Mapping[str, An
     names = list(dict.fromkeys(name for one in found for name in one["metrics"].get(split, {})))
     names = [name for name in names if not name.endswith(tuple(f"_{average}" for average in AVERAGES))]
     first = [against["metric"]] if against else []
-    shown = [name for name in dict.fromkeys([*first, *BASELINE_FIGURES]) if name in names][:4]
+    shown = [name for name in dict.fromkeys([*first, *BASELINE_FIGURES, *OF_GAMES]) if name in names][:4]
     table = _table(f"baselines on {split}" if split else "baselines", ["", *shown, "what it is"])
     table.columns[-1].justify = "left"
     for one in found:
@@ -327,6 +329,13 @@ def missing_lines(report: Mapping[str, Any]) -> list[str]:
                 if not name.endswith(tuple(f"_{average}" for average in AVERAGES)):
                     notes.setdefault(f"no {what}{{}} of {split}: {reason}", []).append(name)
     return [note.replace("{}", ", ".join(names), 1) for note, names in notes.items()]
+
+
+def judged_lines(report: Mapping[str, Any]) -> list[str]:
+    """Of game records: in how many positions legality was looked at."""
+    found = {split: one for split, one in report["details"].items() if one.get("judged")}
+    said = "legality of {judged:,} of {tokens:,} positions of "
+    return [said.format(**one) + split for split, one in found.items()]
 
 
 def requirement_line(outcome: Mapping[str, Any]) -> Text:

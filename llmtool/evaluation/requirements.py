@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from llmtool.core.config import suggest
 from llmtool.core.errors import ConfigError
-from llmtool.metrics import classification, language, regression, suites
+from llmtool.metrics import classification, games, language, regression, suites
 
 SplitName = Literal["train", "validation", "test"]
 BASELINE = "beats_baseline"
@@ -132,6 +132,7 @@ Requirements = Annotated[dict[Figure, Bound], BeforeValidator(_flat), AfterValid
 
 
 FIGURES = {"classes": classification.FIGURES, "values": regression.FIGURES, "next_token": language.FIGURES}
+FIGURES["games"] = games.FIGURES
 
 
 def refuse_unknown(
@@ -155,7 +156,7 @@ def refuse_unknown(
         if name == BASELINE:
             continue
         place, figure = parts(name)
-        bare, known, more = _END.sub("", figure), figures, ["overlap"] * (kind == "next_token")
+        bare, known, more = _END.sub("", figure), figures, ["overlap"] * (kind in ("next_token", "games"))
         if place.startswith(SUITES):
             known, more = list(suites.FIGURES[(asked or {})[place.removeprefix(SUITES)]]), []
         if bare not in known and figure not in more:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ class LanguageTally:
     that was scored (without it there is no bits_per_byte), and `all_units`, how many units the text has: the
     last may be documents of one token, in which nothing is scored.
     """
+
+    figures: ClassVar[tuple[str, ...]] = FIGURES
 
     def __init__(
         self,
@@ -54,7 +56,7 @@ class LanguageTally:
         self.bytes = (self.bytes or 0) + (other.bytes or 0) if known else None
 
     def sums(self) -> Floats:
-        """(3, u) nats, scored tokens and first choices of each unit."""
+        """(3, u) nats, scored tokens and first choices of each unit; more rows where a tally has more."""
         if self._settled is None:
             parts = torch.cat([part.cpu() for part in self._parts], dim=1).numpy()
             if any(units is None for units in self._units):
@@ -120,7 +122,7 @@ class LanguageTally:
 
     def predictions(self) -> dict[str, np.ndarray]:
         """Columns `nats`, `tokens` and `correct`: the sums of each unit."""
-        nats, tokens, correct = self.sums()
+        nats, tokens, correct = self.sums()[:3]
         return {"nats": nats, "tokens": tokens.astype(np.int64), "correct": correct.astype(np.int64)}
 
     def _of(self, sums: Floats) -> dict[str, Floats]:
@@ -136,11 +138,14 @@ class LanguageTally:
     def _figures(self) -> tuple[dict[str, float], dict[str, str]]:
         if not self.tokens or not math.isfinite(self.nats):
             reason = "the model's outputs are not finite" if self.tokens else "no token is scored"
-            return {}, dict.fromkeys(FIGURES, reason)
+            return {}, dict.fromkeys(self.figures, reason)
         found = self._of(self.sums().sum(axis=1)[None])
-        reasons = {
+        defined = {name: float(value[0]) for name, value in found.items() if np.isfinite(value[0])}
+        return defined, {name: reason for name, reason in self._reasons().items() if name not in defined}
+
+    def _reasons(self) -> dict[str, str]:
+        """Figures that finite sums may leave undefined."""
+        return {
             "perplexity": "too large for a number",
             "bits_per_byte": "the length of the scored text in bytes is not known",
         }
-        defined = {name: float(value[0]) for name, value in found.items() if np.isfinite(value[0])}
-        return defined, {name: reason for name, reason in reasons.items() if name not in defined}

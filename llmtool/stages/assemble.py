@@ -258,7 +258,8 @@ def refuse_unknown_figures(experiment: Experiment, dataset: Dataset) -> None:
     if asked.suites and kind in ("classes", "values"):
         raise ConfigError("evaluate.suites: are for language models; this model writes no text")
     suites = {suite.name: suite.kind for suite in asked.suites}
-    requirements.refuse_unknown(asked.require, asked.metric, kind, suites)
+    figures = "games" if "game" in dataset.targets else kind
+    requirements.refuse_unknown(asked.require, asked.metric, figures, suites)
 
 
 def refuse_other_encoding(dataset: Dataset, start: Start) -> None:

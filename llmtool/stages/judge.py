@@ -169,7 +169,7 @@ def unit(dataset: Dataset, split: Split) -> str:
     if is_labelled(split):
         return "text"
     if not _stretches(dataset, split.name):
-        return "document"
+        return "game" if "game" in dataset.targets else "document"
     edges = unit_edges(split)
     length = int(edges[-1]) / max(1, len(edges) - 1)
     return f"stretch of about {int(float(f'{length:.1g}')):,} tokens"

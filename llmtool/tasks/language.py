@@ -1,9 +1,10 @@
-"""Language modelling: the next token at every position."""
+"""Language modelling: the next token at every position, of texts and of game records."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 from llmtool.core.config import Section
 from llmtool.core.contracts import IGNORE, Batch, Loss, NextToken
 from llmtool.core.errors import ConfigError
+from llmtool.data.games.legality import Legality
+from llmtool.metrics.games import GamesTally
 from llmtool.metrics.language import LanguageTally
 
 
@@ -28,7 +31,7 @@ class LanguageConfig(Section):
     def build(self, card: dict[str, Any]) -> LanguageTask:
         """The task for a dataset's card."""
         self._refuse(card["targets"])
-        return LanguageTask()
+        return GamesTask(Legality.of(card)) if "game" in card["targets"] else LanguageTask()
 
     def _refuse(self, targets: dict[str, Any]) -> None:
         if targets["kind"] != "next_token":
@@ -69,3 +72,38 @@ class LanguageTask:
     def _flat(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = model(batch.inputs, batch.segments)  # (B, T, V), in the precision of the model
         return logits.flatten(0, 1).float(), batch.targets.flatten()  # (B * T, V), (B * T,)
+
+
+class GamesTask(LanguageTask):
+    """The next move; learned as any next token, judged by the rules too."""
+
+    def __init__(self, legality: Legality) -> None:
+        self.legality = legality
+
+    def measure(self, model: nn.Module, batch: Batch) -> GamesTally:
+        """Sums of each game: nats, moves, first choices; of the judged games legal choices and legal mass.
+
+        A row is a game (batch.segments is None).
+        """
+        assert batch.segments is None, "games are not packed"
+        logits, targets = self._flat(model, batch)  # (B * T, V), (B * T,)
+        shape, scored = batch.targets.shape, targets != IGNORE
+        first = logits.argmax(dim=-1)
+        nats = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none").double()
+        units = None if batch.units is None else batch.units[:, 0]
+        judged = np.ones(len(batch), dtype=bool) if units is None else self.legality.judged(units.numpy())
+        rows = torch.from_numpy(np.flatnonzero(judged)).to(logits.device)
+        legal, mass, looked = logits.new_zeros(3, len(batch)).double()
+        if len(rows):
+            played = batch.inputs[rows].cpu().numpy()
+            allowed = torch.from_numpy(self.legality.after(played)).to(logits.device)  # (J, T, V)
+            here = scored.view(shape)[rows]
+            chosen = allowed.gather(2, first.view(shape)[rows][..., None])[..., 0]
+            shares = logits.view(*shape, -1)[rows][..., : allowed.shape[2]].softmax(dim=-1)
+            legal[rows] = (chosen & here).double().sum(dim=1)
+            mass[rows] = ((shares * allowed).sum(dim=-1) * here).double().sum(dim=1)
+            looked[rows] = here.double().sum(dim=1)
+        surprise, moves, right = (
+            part.view(shape).double().sum(dim=1) for part in (nats, scored, first == targets)
+        )
+        return GamesTally(surprise, moves, right, legal, mass, looked, units=units)

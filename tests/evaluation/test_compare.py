@@ -16,6 +16,7 @@ from llmtool.evaluation.compare import compare, saved, sentence
 from llmtool.evaluation.report import report, write_predictions
 from llmtool.metrics.bootstrap import Difference
 from llmtool.metrics.classification import ClassificationTally
+from llmtool.metrics.games import GamesTally
 from llmtool.metrics.language import LanguageTally
 from llmtool.metrics.regression import RegressionTally
 
@@ -46,6 +47,13 @@ def read(seed: int = 0) -> LanguageTally:
     return LanguageTally(*map(torch.from_numpy, sums), 3000.0)
 
 
+def played(seed: int = 0) -> GamesTally:
+    random = np.random.default_rng(seed)
+    sums = [random.uniform(50, 60, 30), np.full(30, 25), np.full(30, 9)]
+    sums += [random.integers(20, 25, 30), random.uniform(15, 20, 30), np.full(30, 25)]
+    return GamesTally(*(torch.from_numpy(part).double() for part in sums))
+
+
 def evaluated(directory: Path, tally: Tally, fingerprint: str = "data", **fields: Any) -> str:
     files.make_directories(directory / "evaluate")
     document = report(
@@ -58,7 +66,7 @@ def evaluated(directory: Path, tally: Tally, fingerprint: str = "data", **fields
     return str(directory)
 
 
-TALLIES = {"classes": classified, "two": two_classes, "values": regressed, "text": read}
+TALLIES = {"classes": classified, "two": two_classes, "values": regressed, "text": read, "games": played}
 
 
 @pytest.mark.parametrize("kind", TALLIES)

@@ -13,6 +13,7 @@ from llmtool.core.contracts import Tally
 from llmtool.evaluation import kept
 from llmtool.evaluation.requirements import FIGURES
 from llmtool.metrics.classification import ClassificationTally
+from llmtool.metrics.games import GamesTally
 from llmtool.metrics.language import LanguageTally
 from llmtool.metrics.regression import RegressionTally
 
@@ -29,6 +30,7 @@ def tallies() -> dict[str, Tally]:
         "classes": ClassificationTally(logits, targets, ["a", "b", "c"], 2),
         "values": RegressionTally(values + 0.1, 5 * values + 3, ["x", "y"], [3.0, 3.0], [5.0, 5.0]),
         "text": LanguageTally(nats, tokens, tokens // 2, 1234.5),
+        "games": GamesTally(nats, tokens, tokens // 2, tokens // 3, tokens / 2, tokens),
         "broken": ClassificationTally(logits / 0, targets, ["a", "b", "c"]),
     }
 
@@ -51,7 +53,8 @@ def test_a_tally_comes_back_as_it_was(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "data"), [("classes", "classes"), ("values", "values"), ("next_token", "text")]
+    ("kind", "data"),
+    [("classes", "classes"), ("values", "values"), ("next_token", "text"), ("games", "games")],
 )
 def test_figures_are_those_that_may_be_required(kind: str, data: str) -> None:
     tally = tallies()[data]

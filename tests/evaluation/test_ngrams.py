@@ -92,10 +92,10 @@ def test_contexts_end_with_their_document() -> None:
 def test_what_is_foreseen_followed_most_often() -> None:
     tokens = np.array([0, 1, 2, 0, 1, 2, 0, 1, 3])
     model = NGrams(Stream.of(tokens, np.array([9])), VOCABULARY, 3)
-    _, right = model.score(Stream.of(np.array([0, 1, 2]), np.array([3])), [3])[3]
-    assert right[1:].tolist() == [True, True]
-    _, right = model.score(Stream.of(np.array([0, 1, 3]), np.array([3])), [3])[3]
-    assert right[1:].tolist() == [True, False]
+    _, guess = model.score(Stream.of(np.array([0, 1, 2]), np.array([3])), [3])[3]
+    assert guess[1:].tolist() == [1, 2]
+    _, guess = model.score(Stream.of(np.array([0, 1, 3]), np.array([3])), [3])[3]
+    assert guess[1:].tolist() == [1, 2]
 
 
 def test_the_order_is_chosen_on_training_text_alone_and_tiny_texts_work() -> None:

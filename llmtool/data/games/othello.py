@@ -42,6 +42,7 @@ class Othello(Rules[Board]):
     contents = ("empty", "mine", "theirs")
     absolute = ("empty", "black", "white")
     finishes = True
+    sample = None
 
     def vocabulary(self) -> list[str]:
         """The 60 squares that are empty at the start, row by row."""
@@ -119,6 +120,12 @@ class Othello(Rules[Board]):
         """All records at once; what is wrong is then said by playing the bad ones."""
         good, _ = othello_many.judged(_numbers(games))
         return [None if fine else self._flaw(moves) for moves, fine in zip(games, good, strict=True)]
+
+    def legal_along(self, games: np.ndarray) -> np.ndarray:
+        """All games at once."""
+        numbers = np.array([SQUARES.index(move) for move in MOVES])
+        squares = np.where(games >= 0, numbers[games], -1)
+        return othello_many.legal_along(squares)[:, :, numbers]
 
     def ended(self, games: Sequence[Sequence[str]]) -> list[bool]:
         """All records at once."""

@@ -91,6 +91,33 @@ def _judged(games: np.ndarray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     return good, good & (moves == 0)
 
 
+def legal_along(games: np.ndarray) -> NDArray[np.bool_]:
+    """(n, T + 1, 64) where a disc may be put after each of the first 0 to T moves of games without a flaw.
+
+    games: (n, T) squares, -1 after the last move, where nothing is legal.
+    """
+    found = np.zeros((len(games), games.shape[1] + 1, 64), dtype=bool)
+    mine = np.full(len(games), START_BLACK, dtype=np.uint64)
+    theirs = np.full(len(games), START_WHITE, dtype=np.uint64)
+    moves, on = movable(mine, theirs), np.arange(len(games))
+    found[:, 0] = unpacked(moves)
+    for turn, squares in enumerate(games.T):
+        going = squares[on] >= 0
+        on, mine, theirs = on[going], mine[going], theirs[going]
+        if not len(on):
+            break
+        bit = np.uint64(1) << squares[on].astype(np.uint64)
+        mine, theirs, moves = _played(mine, theirs, bit, turned(mine, theirs, bit))
+        found[on, turn + 1] = unpacked(moves)
+    return found
+
+
+def unpacked(boards: Boards) -> NDArray[np.bool_]:
+    """(n, 64) bool of each square."""
+    found = np.unpackbits(boards.astype("<u8").view(np.uint8), bitorder="little")
+    return found.reshape(len(boards), 64).astype(bool)
+
+
 def random_games(seed: int, first: int, count: int) -> NDArray[np.int8]:
     """(count, 60) int8 squares of the games first to first + count, -1 after the last move.
 
@@ -106,13 +133,13 @@ def random_games(seed: int, first: int, count: int) -> NDArray[np.int8]:
 
 def _random_games(seed: int, first: int, count: int) -> NDArray[np.int8]:
     found = np.full((count, LONGEST), -1, dtype=np.int8)
-    stream = _mixed(np.arange(first, first + count, dtype=np.uint64) * np.uint64(_GOLDEN))
-    stream = _mixed(stream + np.uint64(seed & FULL))
+    stream = mixed(np.arange(first, first + count, dtype=np.uint64) * np.uint64(_GOLDEN))
+    stream = mixed(stream + np.uint64(seed & FULL))
     mine = np.full(count, START_BLACK, dtype=np.uint64)
     theirs = np.full(count, START_WHITE, dtype=np.uint64)
     moves, games = movable(mine, theirs), np.arange(count)
     for turn in range(LONGEST):
-        chance = _mixed(stream[games] + np.uint64((turn + 1) * _GOLDEN & FULL)) >> np.uint64(32)
+        chance = mixed(stream[games] + np.uint64((turn + 1) * _GOLDEN & FULL)) >> np.uint64(32)
         which = (chance * np.bitwise_count(moves).astype(np.uint64)) >> np.uint64(
             32
         )  # (n,) below their number
@@ -144,7 +171,7 @@ def _nth_set(boards: Boards, which: Boards) -> NDArray[np.int64]:
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-def _mixed(numbers: Boards) -> Boards:
+def mixed(numbers: Boards) -> Boards:
     """SplitMix64's finaliser (Steele, Lea and Flood 2014, https://doi.org/10.1145/2714064.2660195)."""
     numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -37,7 +37,8 @@ class Rules(ABC, Generic[Position]):
     name: in `game:`. sides: what the one who begins and the other are called. board: rows and columns.
     contents: what `squares` counts from 0, seen from the side to move; absolute: the same seen from nobody.
     finishes: whether a record that is whole ends where the rules end the game (nobody gives up or agrees to a
-    draw before).
+    draw before). sample: positions of a split whose legality `evaluate` looks at, about; None: all of them,
+    because `legal_along` is fast.
     """
 
     name: ClassVar[str]
@@ -46,6 +47,7 @@ class Rules(ABC, Generic[Position]):
     contents: ClassVar[tuple[str, ...]]
     absolute: ClassVar[tuple[str, ...]]
     finishes: ClassVar[bool]
+    sample: ClassVar[int | None] = 20_000
 
     @abstractmethod
     def vocabulary(self) -> list[str]:
@@ -99,6 +101,24 @@ class Rules(ABC, Generic[Position]):
     def ended(self, games: Sequence[Sequence[str]]) -> list[bool]:
         """Whether the rules end each of these games, which have no flaw, after its last move."""
         return [self.over(self.replay(moves)) for moves in games]
+
+    def legal_along(self, games: np.ndarray) -> np.ndarray:
+        """(n, T + 1, M) bool: the moves of the vocabulary that are legal after each of 0 to T moves.
+
+        games: (n, T) numbers of moves, of games that have no flaw; -1 after the last, where nothing is legal.
+        """
+        moves = self.vocabulary()
+        number = {move: at for at, move in enumerate(moves)}
+        found = np.zeros((len(games), games.shape[1] + 1, len(moves)), dtype=bool)
+        for row, game in zip(found, games.tolist(), strict=True):
+            position = self.start()
+            row[0, [number[move] for move in self.legal(position)]] = True
+            for turn, move in enumerate(game, 1):
+                if move < 0:
+                    break
+                position = self.play(position, moves[move])
+                row[turn, [number[move] for move in self.legal(position)]] = True
+        return found
 
     def replay(self, moves: Sequence[str]) -> Position:
         """The position after these moves. ValueError where one is not legal."""
