@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from llmtool import __version__
-from llmtool.commands import ExportOptions, GenerateOptions, Options, ReportOptions
+from llmtool.commands import ExportOptions, GenerateOptions, Options, PredictOptions, ReportOptions
 from llmtool.core.errors import Cancelled, ConfigError, Interrupted, LlmtoolError, Terminated
 
 app = typer.Typer(
@@ -258,6 +258,53 @@ def generate(
     _run("generate", options, json, debug)
 
 
+@app.command()
+def predict(
+    path: Place,
+    input_: Annotated[
+        str,
+        typer.Option("--input", metavar="FILE", help="The rows; - is standard input.", show_default=False),
+    ],
+    output: Annotated[
+        str,
+        typer.Option(
+            "--output", metavar="FILE", help="A .csv, .tsv, .jsonl or .parquet file; - is standard output."
+        ),
+    ] = "-",
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="csv|tsv|jsonl|json|text|parquet",
+            help="Of the input; default: what its name says, else that of the model's own data.",
+            show_default=False,
+        ),
+    ] = None,
+    of: Annotated[
+        str | None,
+        typer.Option(
+            "--of",
+            metavar="CHECKPOINT",
+            help="Which model; default: the one that evaluate scores.",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", metavar="predictions", help="Leave the input's own columns out."),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 4 when a row has an error.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an output that is there.")] = False,
+    set_: Set = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what the model says of new rows: as many out as in, in their order. A row that cannot be used says
+    why in the column `error`."""
+    options = PredictOptions(path, input_, output, set_ or [], of, format_, only, strict, force)
+    _run("predict", options, json, debug)
+
+
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if show:
@@ -267,7 +314,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def _run(
     command: str,
-    options: Options | ReportOptions | ExportOptions | GenerateOptions,
+    options: Options | ReportOptions | ExportOptions | GenerateOptions | PredictOptions,
     as_json: bool,
     debug: bool,
     rehearse: bool = False,

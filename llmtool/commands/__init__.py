@@ -77,3 +77,18 @@ class GenerateOptions:
     seed: int | None = None
     count: int = 1
     raw: bool = False
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What the command line of `llmtool predict` says. config: a file or a directory."""
+
+    config: str
+    input: str
+    output: str = "-"
+    overrides: list[str] = field(default_factory=list)
+    of: str | None = None
+    format: str | None = None  # of the input
+    only: str | None = None
+    strict: bool = False
+    force: bool = False

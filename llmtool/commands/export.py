@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtool import experiment
-from llmtool.commands import ExportOptions
+from llmtool.commands import ExportOptions, session
 from llmtool.core import checkpoint, console, files, lineage
 from llmtool.core.config import suggest
 from llmtool.core.environment import code_version
@@ -67,7 +67,7 @@ def _places(options: ExportOptions) -> tuple[Path, Path]:
     if Path(path).is_dir() or path.startswith("hf://"):
         if options.overrides:
             raise ConfigError("--set changes a configuration file; a directory is exported as it is")
-        root, source = _of_directory(path)
+        root, source = session.of_directory(path)
     else:
         loaded = experiment.load(path, options.overrides)
         root = Path(loaded.experiment.run)
@@ -86,19 +86,6 @@ def _places(options: ExportOptions) -> tuple[Path, Path]:
     if out.name in ("", ".."):
         raise ConfigError(f"--out {out}: give the export a directory of its own")
     return Path(source), out
-
-
-def _of_directory(path: str) -> tuple[Path | None, str]:
-    """The run that a directory belongs to, None where it is none, and the model that is meant."""
-    if path.startswith("hf://") or checkpoints.is_checkpoint(Path(path)):
-        return None, path
-    root, of = made.root_of(path)
-    found = made.models(root)
-    if of is not None and of not in found:
-        raise ConfigError(f"{path}: no model here")
-    if not found:
-        raise ConfigError(f"{path}: no trained model here yet")
-    return root, str(found[of] if of else found["finetune"] if "finetune" in found else found["train"])
 
 
 def _stands(out: Path) -> dict[str, Any] | None:

@@ -33,6 +33,7 @@ from llmtool.models.accounting import account
 from llmtool.models.choice import Choice
 from llmtool.models.forms import huggingface
 from llmtool.stages import advise, assemble, checkpoints, suites
+from llmtool.stages import lineage as made
 from llmtool.stages import prepare as stages
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import fingerprint
@@ -103,12 +104,30 @@ def model_to_start(loaded: Loaded) -> str:
 
 
 def model_to_score(loaded: Loaded, dataset: Dataset) -> str:
-    """The checkpoint that `evaluate` scores: of what `of` names, else of this run's finetune where there is
-    one, else of its train. Says so where that is not finished or not what the file asks for any more."""
+    """The checkpoint that `evaluate` scores. Says so where that is not finished or not what the file asks for
+    any more."""
+    stage, found = scored(loaded)
+    if stage is None:
+        return found
+    root = Path(loaded.experiment.run)
+    inputs = {"dataset": dataset.fingerprint}
+    if stage == "train":
+        loaded, _ = with_model(loaded, dataset.card)
+    with contextlib.suppress(ConfigError):  # what it was tuned from may be gone: that changes nothing here
+        inputs |= {"start": fingerprint(Path(model_to_start(loaded)))} if stage == "finetune" else {}
+    for change in Run.judge(root, stage, keys.fit(loaded, stage, inputs)).changes[:5]:
+        if not change.startswith((CODE_CHANGED, "start: ")):
+            console.note(f"{root / stage}, which is scored as it is: {change}")
+    return found
+
+
+def scored(loaded: Loaded) -> tuple[str | None, str]:
+    """Which model `evaluate` means, and its checkpoint: what `of` names (no stage), else this run's finetune
+    where there is one, else its train."""
     experiment = loaded.experiment
     if experiment.evaluate.of:
         with named("evaluate.of"):
-            return str(checkpoints.find_checkpoint(experiment.evaluate.of))
+            return None, str(checkpoints.find_checkpoint(experiment.evaluate.of))
     root = Path(experiment.run)
     tuned = experiment.finetune is not None and (root / "finetune" / "best").exists()
     stage = "finetune" if tuned else "train"
@@ -118,15 +137,20 @@ def model_to_score(loaded: Loaded, dataset: Dataset) -> str:
             f"{root} has no trained model yet: run `llmtool {verb} {loaded.document.name}` first, "
             "or name a model in evaluate.of"
         )
-    inputs = {"dataset": dataset.fingerprint}
-    if not tuned:
-        loaded, _ = with_model(loaded, dataset.card)
-    with contextlib.suppress(ConfigError):  # what it was tuned from may be gone: that changes nothing here
-        inputs |= {"start": fingerprint(Path(model_to_start(loaded)))} if tuned else {}
-    for change in Run.judge(root, stage, keys.fit(loaded, stage, inputs)).changes[:5]:
-        if not change.startswith((CODE_CHANGED, "start: ")):
-            console.note(f"{root / stage}, which is scored as it is: {change}")
-    return str(checkpoints.find_checkpoint(str(root / stage)))
+    return stage, str(checkpoints.find_checkpoint(str(root / stage)))
+
+
+def of_directory(path: str) -> tuple[Path | None, str]:
+    """The run that a directory (or hf:// name) belongs to, None where it is none, and the model meant."""
+    if path.startswith("hf://") or checkpoints.is_checkpoint(Path(path)):
+        return None, path
+    root, of = made.root_of(path)
+    found = made.models(root)
+    if of is not None and of not in found:
+        raise ConfigError(f"{path}: no model here")
+    if not found:
+        raise ConfigError(f"{path}: no trained model here yet")
+    return root, str(found[of] if of else found["finetune"] if "finetune" in found else found["train"])
 
 
 def compared(loaded: Loaded) -> Path | None:

@@ -113,6 +113,11 @@ def configure(json: bool = False, quiet: bool = False) -> None:
     _settings = _Settings(json, quiet)
 
 
+def is_json() -> bool:
+    """Whether stdout carries one document."""
+    return _settings.json
+
+
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
     """Inside, nothing is shown but warnings and errors."""

@@ -18,7 +18,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import xxhash
 
@@ -146,6 +146,24 @@ def write_bytes(path: Path, data: bytes) -> None:
             fs.sync(temporary)
             fs.rename(temporary, path)
         except OSError:
+            with contextlib.suppress(OSError):
+                fs.unlink(temporary)
+            raise
+        fs.sync(path.parent)
+
+
+@contextlib.contextmanager
+def stream(path: Path) -> Iterator[BinaryIO]:
+    """A file that is written bit by bit and gets its name once it is whole and durable; whatever ends the
+    block before leaves nothing of it."""
+    temporary = temporary_beside(path)
+    with disk_errors(path):
+        try:
+            with open(temporary, "xb") as file:
+                yield file
+            fs.sync(temporary)
+            fs.rename(temporary, path)
+        except BaseException:
             with contextlib.suppress(OSError):
                 fs.unlink(temporary)
             raise

@@ -60,6 +60,39 @@ def clean(steps: Sequence[Any], frame: pd.DataFrame) -> Cleaned:
     return result
 
 
+def on_new_rows(
+    steps: Sequence[Any], inputs: Sequence[str], targets: Sequence[str], available: Sequence[str]
+) -> tuple[list[Any], list[str]]:
+    """The steps as they run over rows whose target is not known yet, and a note for each that cannot.
+
+    Nothing looks at the target, rows that stand there twice are no fault, and `drop_missing` of all columns
+    looks at the inputs, as there may be others now.
+    """
+    kept: list[Any] = []
+    notes: list[str] = []
+    for position, step in enumerate(steps):
+        if isinstance(step, DropDuplicates):
+            continue
+        named = _columns_of(step)
+        read = list(inputs) if named is None else [name for name in named if name not in targets]
+        if missing := [name for name in read if name not in available]:
+            notes.append(f"data.clean.{position} ({step.step}) is left out: no column {missing[0]!r} here")
+        elif read and hasattr(step, "columns"):
+            whole = step.columns
+            part = {name: whole[name] for name in read} if isinstance(whole, dict) else read
+            kept.append(step.model_copy(update={"columns": part}))
+        elif read:
+            kept.append(step)
+    return kept, notes
+
+
+def _columns_of(step: Any) -> list[str] | None:
+    """The columns that a step names; None: every one."""
+    if hasattr(step, "column"):
+        return [step.column]
+    return None if step.columns is None else list(step.columns)
+
+
 Masks = dict[str, np.ndarray]  # reason -> (rows,) bool
 Applied = tuple["pd.DataFrame", Masks, Masks]  # the frame, rows to drop, rows that are bad
 

@@ -132,12 +132,19 @@ def reason_of(error: Exception) -> str:
 
 
 def blocks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, unpacked if its name ends in .gz or .zst, in blocks of about 256 KiB."""
+    """The bytes of a file, unpacked if its name ends in .gz or .zst, in blocks of about 256 KiB.
+
+    What stands in place of a path and has `piped` (data.incoming.Piped) gives its own.
+    """
+    if (piped := getattr(path, "piped", None)) is not None:
+        yield from _from_pipe(path, piped())
+        return
     _refuse_irregular(path)
     packing = path.suffix.lower() if path.suffix.lower() in (".gz", ".zst") else ""
     try:
         with path.open("rb") as raw:
-            _check_magic(path, raw, packing)
+            _check_magic(path, raw.read(16), packing)
+            raw.seek(0)
             produced = 0
             for block in _unpacked(raw, packing):
                 produced += len(block)
@@ -152,9 +159,15 @@ def blocks(path: Path) -> Iterator[bytes]:
         raise DataError(f"{path}: the file is empty")
 
 
-def _check_magic(path: Path, raw: BinaryIO, packing: str) -> None:
-    head = raw.read(16)
-    raw.seek(0)
+def _from_pipe(path: Path, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    if not (first := next(blocks, b"")):
+        raise DataError(f"{path}: is empty")
+    _check_magic(path, first[:16], "")
+    yield first
+    yield from blocks
+
+
+def _check_magic(path: Path, head: bytes, packing: str) -> None:
     if packing and head:
         wanted = b"\x1f\x8b" if packing == ".gz" else b"\x28\xb5\x2f\xfd"
         if not head.startswith(wanted):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -121,6 +121,16 @@ class ValueTarget:
 
 
 Target = ClassTarget | ValueTarget
+
+
+def stand_in(targets: Mapping[str, Any]) -> dict[str, str]:
+    """Column -> a cell that stands for the target of a row whose target nobody knows yet.
+
+    targets: as an encoder says them. Encoders write targets beside inputs; these are not looked at.
+    """
+    if targets["kind"] == "classes":
+        return {str(targets["column"]): str(targets["names"][0])}
+    return dict.fromkeys(map(str, targets["names"]), "0") if targets["kind"] == "values" else {}
 
 
 def target_from_state(state: dict[str, Any]) -> Target:

@@ -90,6 +90,7 @@ class Assembled:
             "dataset": {"path": str(self.dataset.directory), "fingerprint": self.dataset.fingerprint},
             "base": base,
             "card": card | {"targets": self.targets},
+            "reading": self.dataset.card.get("reading"),
             "made_from": [document(chain) for chain in self.made_from],
         }
         files.write_json(directory / CARD_FILE, about)

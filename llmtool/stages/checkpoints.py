@@ -38,7 +38,8 @@ class About:
 
     task: as its section of a file; None: the model has no head yet. card: of the data it learned from
     (encoding, inputs, targets, encoder). dataset: path and fingerprint of that data; None: not known. base:
-    path and hash of the model under an adapter. made_from: the chains of what it was made from.
+    path and hash of the model under an adapter. made_from: the chains of what it was made from. reading: how
+    its data was read and cleaned (data.Reading); None: not known.
     """
 
     task: dict[str, Any] | None
@@ -46,6 +47,7 @@ class About:
     dataset: dict[str, str] | None
     base: dict[str, str] | None = None
     made_from: tuple[Chain, ...] = ()
+    reading: dict[str, Any] | None = None
 
 
 @dataclass
@@ -115,7 +117,7 @@ def about_checkpoint(directory: Path) -> About:
             found = (extend("dataset", str(dataset["path"]), str(dataset["fingerprint"])),)
     except (ValueError, KeyError, TypeError) as error:
         raise LlmtoolError(f"{path}: {error}") from None
-    return About(task, card, dataset, base, found)
+    return About(task, card, dataset, base, found, about.get("reading"))
 
 
 def fingerprint(directory: Path) -> str:

@@ -23,6 +23,7 @@ from llmtool.data.features import FeatureEncoder
 from llmtool.data.games.moves import MovesEncode, MovesEncoder
 from llmtool.data.labelled import TextEncode
 from llmtool.data.readers import BadRow
+from llmtool.data.reading import Reading
 from llmtool.data.sources import SPLITS, Chunk
 from llmtool.data.splitting import DROPPED, Assigned, RowTable, labels
 from llmtool.data.store import CARD, make_card
@@ -87,6 +88,7 @@ def prepare(
     card = make_card(
         data.encode.as_, encoder.inputs, encoder.targets, encoder.state(), splits, notes, names, hashes
     )
+    card["reading"] = Reading.of(data).state()
     files.write_json(directory / LEDGER, ledger)
     for path in _written(directory):
         files.sync(path)

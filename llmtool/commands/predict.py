@@ -1,0 +1,206 @@
+"""llmtool predict: what a trained model says of new rows: as many rows out as in, in the same order."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from llmtool import experiment
+from llmtool.commands import PredictOptions, session
+from llmtool.core import console, files
+from llmtool.core.errors import ConfigError, DataError
+from llmtool.data import incoming, outgoing
+from llmtool.data.incoming import STANDARD, Stretch
+from llmtool.data.reading import Reading
+from llmtool.data.sources import CsvSource, Source, TextSource
+from llmtool.data.store import CARD, Dataset
+from llmtool.experiment import Loaded
+from llmtool.stages import assemble, checkpoints
+from llmtool.stages.predict import Answers, Predictor, can_restore
+
+ERROR = "error"
+TOLD = 3  # rows whose error is told on stderr
+
+
+@dataclass
+class Count:
+    """Rows so far, and those with an error: their number, and the first of them in words."""
+
+    rows: int = 0
+    wrong: int = 0
+    told: list[str] = field(default_factory=list)
+
+    def add(self, stretch: Stretch, errors: Sequence[str | None]) -> None:
+        """Take in some rows."""
+        self.rows += len(stretch)
+        for line, error in zip(stretch.lines, errors, strict=True):
+            if error is not None:
+                self.wrong += 1
+                if len(self.told) < TOLD:
+                    self.told.append(error if f"(line {line:,})" in error else f"{error} (line {line:,})")
+
+
+def run(options: PredictOptions) -> dict[str, Any]:
+    """Run the command; returns its document: the model, the rows, how many have an error. Writes nothing into
+    a run."""
+    _check(options)
+    if os.path.isdir(options.config) or options.config.startswith("hf://"):
+        if options.overrides:
+            raise ConfigError("--set changes a configuration file; the model of a directory is used as it is")
+        return _predict(options, None, options.of or session.of_directory(options.config)[1], own=True)
+    loaded = experiment.load(options.config, options.overrides)
+    with session.located(loaded, "evaluate"):
+        stage, found = (None, options.of) if options.of else session.scored(loaded)
+        return _predict(options, loaded, found, own=stage is not None)
+
+
+def _check(options: PredictOptions) -> None:
+    """What of the command line cannot be; before anything is read."""
+    if options.only not in (None, "predictions"):
+        raise ConfigError(f"--only {options.only}: there is `--only predictions`")
+    if options.output == STANDARD:
+        if console.is_json():
+            raise ConfigError(
+                "--json prints a document on stdout, where the rows would go: give --output FILE"
+            )
+        return
+    out = Path(options.output)
+    outgoing.form_of(out)
+    if out.is_dir():
+        raise ConfigError(f"--output {out}: a directory")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--output {out}: there is no directory {out.parent}")
+    given = Path(options.input)
+    if options.input != STANDARD and out.exists() and given.exists() and out.samefile(given):
+        raise ConfigError(f"--output {out}: the input; its rows would be replaced")
+    if os.path.lexists(out) and not options.force:
+        raise ConfigError(f"--output {out} is there already; --force replaces it")
+
+
+def _predict(options: PredictOptions, loaded: Loaded | None, of: str, own: bool) -> dict[str, Any]:
+    """own: the model is that of the run, and knows best how its rows are encoded."""
+    start = checkpoints.from_checkpoint(of)
+    card, directory = _card(None if loaded is None or own else Path(loaded.experiment.run), start)
+    reading = Reading.of(loaded.experiment.data) if loaded else _reading(start)
+    settings: dict[str, Any] = {}
+    if loaded:
+        settings = {
+            name: getattr(loaded.experiment, name) for name in ("device", "precision", "deterministic")
+        }
+        settings["batch"] = loaded.experiment.evaluate.batch
+    source = incoming.source_of(options.input, options.format, reading.source if reading else None)
+    path = incoming.opened(options.input, source, sys.stdin.buffer)
+    with Predictor(start, card, directory, reading, **settings) as predictor:
+        source = incoming.settled(source, path, list(predictor.stand_ins))
+        count = _write(options, predictor, source, path)
+    for note in [*predictor.notes, *count.told]:
+        console.note(f"predict: {note}")
+    wrong = f", {count.wrong:,} of them with an error instead of an answer" if count.wrong else ""
+    console.note(f"predict: {count.rows:,} rows{wrong}" + _to(options))
+    if count.wrong and options.strict:
+        raise DataError(f"--strict: {count.wrong:,} of {count.rows:,} rows have an error: {count.told[0]}")
+    model = {"path": str(start.directory), "hash": start.hash}
+    return {"model": model, "rows": count.rows, "errors": count.wrong, "output": options.output}
+
+
+def _to(options: PredictOptions) -> str:
+    return "" if options.output == STANDARD else f": {options.output}"
+
+
+def _card(root: Path | None, start: checkpoints.Start) -> tuple[dict[str, Any], Path]:
+    """The card whose encoder reads the rows, and where its tokenizer lies: that of the run's dataset, for the
+    model of another run (its columns may have other names), else the one that the model carries."""
+    prepared = root / "prepare" if root is not None else None
+    if prepared is not None and (prepared / CARD).is_file():
+        card: dict[str, Any] = files.read_json(prepared / CARD)
+        assemble.refuse_other_encoding(Dataset(prepared, card, ""), start)
+        return card, prepared
+    if can_restore(start.card):
+        return start.card, start.directory
+    raise ConfigError(
+        f"{start.directory} carries no encoder: nothing says which column it reads and how. Prepare a "
+        "dataset with it (data.encode in a configuration file, `llmtool prepare`), and predict with that file"
+    )
+
+
+def _reading(start: checkpoints.Start) -> Reading | None:
+    """How the rows that the model learned from were read and cleaned, as its checkpoint says."""
+    state = checkpoints.about_checkpoint(start.directory).reading
+    if state is None:
+        console.note(
+            f"{start.directory} does not say how its data was read and cleaned (an older version wrote it): "
+            "rows are read as their format has it, and not cleaned"
+        )
+        return None
+    return Reading.from_state(state, start.directory)
+
+
+def _write(options: PredictOptions, predictor: Predictor, source: Source, path: Path) -> Count:
+    """Read, predict and write, a stretch at a time."""
+    count = Count()
+    form, delimiter = _form(options, source)
+    numbers = predictor.numbers
+    with _stream(options) as stream, console.progress(None, "row") as display:
+        pace = session.Pace(display)
+        packed = options.output.lower().endswith(".gz")
+        writer = outgoing.writer(stream, form, numbers, delimiter, packed)
+        checked = False
+        for stretch in incoming.read(source, path):
+            frame = stretch.frame
+            if isinstance(source, TextSource) and len(predictor.inputs) == 1:
+                stretch.frame = frame = frame.set_axis(predictor.inputs, axis=1)
+            if not checked and (names := [str(name) for name in frame.columns]):
+                _check_columns(options, predictor, names, path)
+                checked = True
+            found = predictor.predict(stretch)
+            count.add(stretch, found.errors)
+            writer.write(_columns(options, stretch, found))
+            pace("predicting", count.rows)
+        writer.close()
+    return count
+
+
+def _check_columns(options: PredictOptions, predictor: Predictor, names: list[str], path: Path) -> None:
+    predictor.check(str(path), names)
+    taken = [name for name in [*predictor.names, ERROR] if name in names]
+    if taken and options.only is None:
+        raise ConfigError(
+            f"{path} has a column {taken[0]!r} already; leave the input's out with --only predictions"
+        )
+
+
+def _columns(options: PredictOptions, stretch: Stretch, found: Answers) -> dict[str, list[Any]]:
+    """The input's columns as they were written, unless they are not wanted, and the answers."""
+    columns: dict[str, list[Any]] = {}
+    if options.only is None:
+        for name in stretch.frame.columns:
+            cells = [None] * len(stretch)
+            for place, cell in zip(stretch.frame.index.tolist(), stretch.frame[name].tolist(), strict=True):
+                cells[place] = cell
+            columns[str(name)] = cells
+    return columns | found.columns | {ERROR: list(found.errors)}
+
+
+def _form(options: PredictOptions, source: Source) -> tuple[str, str]:
+    """The format of the output, and the delimiter of one that is CSV: those of the input, where it can be."""
+    given = str(source.format)  # type: ignore[attr-defined]
+    delimiter = source.delimiter if isinstance(source, CsvSource) and given == "csv" else ","
+    if options.output != STANDARD:
+        return outgoing.form_of(Path(options.output)), delimiter
+    return {"tsv": "tsv", "jsonl": "jsonl", "json": "jsonl"}.get(given, "csv"), delimiter
+
+
+@contextmanager
+def _stream(options: PredictOptions) -> Iterator[BinaryIO]:
+    if options.output != STANDARD:
+        with files.stream(Path(options.output)) as file:
+            yield file
+        return
+    sys.stdout.flush()
+    yield sys.stdout.buffer
+    sys.stdout.buffer.flush()

@@ -1,0 +1,201 @@
+"""Rows that come in for a trained model: every one in its place, those that cannot be read marked as such."""
+
+from __future__ import annotations
+
+import io
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+import numpy as np
+
+from llmtool.core.config import suggest
+from llmtool.core.errors import ConfigError, DataError
+from llmtool.data import SourceConfig, readers
+from llmtool.data.readers import BadRow
+from llmtool.data.sources import (
+    CHUNK_CHARACTERS,
+    CsvSource,
+    Layout,
+    Record,
+    RowSource,
+    Source,
+    TextSource,
+    frame,
+    too_long,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STANDARD = "-"  # standard input, or standard output
+ROWS = 8192  # of a stretch, at most
+SOURCES: dict[str, type[Source]] = {
+    typing.get_args(source.model_fields["format"].annotation)[0]: source
+    for source in typing.get_args(typing.get_args(SourceConfig)[0])
+    if issubclass(source, Source)
+}
+
+
+@dataclass
+class Stretch:
+    """Some rows that follow each other.
+
+    frame: those that could be read, cells as they were written; its index is their place among all, from 0.
+    lines: of each row, where it begins, from 1. bad: place -> why that row could not be read.
+    """
+
+    frame: pd.DataFrame
+    lines: list[int]
+    bad: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+
+class Piped:
+    """Standard input, in place of a file. Its beginning can be read several times, until `begin`."""
+
+    suffix = ""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._kept, self._keep = stream, list[bytes](), True
+
+    def __str__(self) -> str:
+        return "standard input"
+
+    def begin(self) -> None:
+        """From now on what is read is gone."""
+        self._keep = False
+
+    def piped(self) -> Iterator[bytes]:
+        """Blocks of bytes, those that were kept first."""
+        kept = self._kept if self._keep else [self._kept.pop(0) for _ in list(self._kept)]
+        yield from list(kept)
+        read = getattr(self._stream, "read1", self._stream.read)  # what is there, without waiting for more
+        while block := read(readers.BLOCK):
+            if self._keep:
+                self._kept.append(block)
+            yield block
+
+
+def form_of(path: str, given: RowSource | None) -> str:
+    """The format of an input: what its name announces, else that of the data the model learned from."""
+    if path != STANDARD:
+        plain = path.lower().removesuffix(".gz").removesuffix(".zst")
+        for form, source in SOURCES.items():
+            if plain.endswith(source.suffixes or ("/",)):
+                return form
+    if given is None or given.format not in SOURCES:  # type: ignore[attr-defined]
+        what = "standard input" if path == STANDARD else path
+        raise ConfigError(f"{what}: which format is it? Say with --format {'|'.join(SOURCES)}")
+    return str(given.format)  # type: ignore[attr-defined]
+
+
+def source_of(path: str, form: str | None, given: RowSource | None) -> Source:
+    """How this input is read: with what `given` says (delimiter, encoding, ...), where its format is that.
+
+    given: the source of the data that the model learned from. ConfigError for a format that does not exist.
+    """
+    form = form or form_of(path, given)
+    if form not in SOURCES:
+        raise ConfigError(
+            f"--format {form}: no such format{suggest(form, list(SOURCES))} (choices: {', '.join(SOURCES)})"
+        )
+    if isinstance(given, Source) and given.format == form:  # type: ignore[attr-defined]
+        return given.model_copy(update={"path": path})
+    more = {"documents": "line"} if form == "text" else {}
+    return SOURCES[form].model_validate({"format": form, "path": path, **more})
+
+
+def opened(path: str, source: Source, stdin: BinaryIO) -> Path:
+    """The file, or standard input in its place. DataError where there is no such regular file."""
+    if path == STANDARD:
+        if source.format == "parquet":  # type: ignore[attr-defined]
+            raise ConfigError("Parquet cannot be read from standard input: its end comes first")
+        return cast(Path, Piped(stdin))  # readers ask for nothing else of a path than its bytes and its name
+    (found,) = readers.expand(path, source.suffixes) if not Path(path).is_dir() else [None]
+    if found is None:
+        raise DataError(f"{path}: a folder; give one file of rows")
+    return found
+
+
+def settled(source: Source, path: Path, targets: Sequence[str]) -> Source:
+    """The source with its delimiter found out, and, where its columns are named in the configuration and the
+    rows are narrower by just the targets, without these."""
+    if not isinstance(source, CsvSource):
+        return source
+    if source.delimiter == "auto":
+        found = readers.sniff_delimiter(path, source.encoding, source.comment, source.quote)
+        source = source.model_copy(update={"delimiter": found})
+    if isinstance(source.header, list):
+        records = readers.csv_records(
+            path, source.encoding, source.delimiter, source.quote, source.comment, source.skip_space
+        )
+        first = next((record for record in records if not isinstance(record, BadRow)), None)
+        inputs = [name for name in source.header if name not in targets]
+        if first is not None and len(first[1]) == len(inputs) < len(source.header):
+            source = source.model_copy(update={"header": inputs})
+    return source
+
+
+def read(source: Source, path: Path, rows: int = ROWS) -> Iterator[Stretch]:
+    """The rows of an input in stretches, in memory that does not grow with it; one at least, perhaps empty.
+
+    source: as `settled` gave it. DataError for a file that is empty or breaks off in the middle.
+    """
+    layout = Layout(columns=[])
+    if isinstance(path, Piped):
+        path.begin()
+    lines, places, values, bad = list[int](), list[int](), list[Any](), dict[int, str]()
+    characters, given = 0, False
+    for item in _records(source, path, layout):
+        if isinstance(item, BadRow):
+            bad[len(lines)] = f"{item.reason} (line {item.line:,})"
+            lines.append(item.line)
+        else:
+            line, value = item
+            places.append(len(lines))
+            values.append(value)
+            lines.append(line)
+            characters += _size(value)
+        if len(lines) >= rows or characters > CHUNK_CHARACTERS:
+            yield Stretch(frame(layout.columns, values, np.array(places, np.int64)), lines, bad)
+            lines, places, values, bad, characters, given = [], [], [], {}, 0, True
+    if lines or not given:
+        yield Stretch(frame(layout.columns, values, np.array(places, np.int64)), lines, bad)
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    cells = value.values() if isinstance(value, dict) else value
+    return sum(len(cell) for cell in cells if type(cell) is str)
+
+
+def _records(source: Source, path: Path, layout: Layout) -> Iterator[Record | BadRow]:
+    """As the source gives them; of lines of text the blank ones too, and a text that is a file as one row."""
+    if not isinstance(source, TextSource) or source.documents == "blank":
+        return source._records(path, layout)
+    layout.columns = ["text"]
+    return _whole(source, path) if source.documents == "file" else _lines(source, path)
+
+
+def _lines(source: TextSource, path: Path) -> Iterator[Record | BadRow]:
+    for number, text, whole in readers.lines(path, source.encoding, readers.LINE_LIMIT):
+        problem = readers.flaw(text, source.encoding) if whole else too_long("line")
+        yield BadRow(str(path), number, problem) if problem else (number, text)
+
+
+def _whole(source: TextSource, path: Path) -> Iterator[Record | BadRow]:
+    text = io.StringIO()
+    for part in readers.characters(path, source.encoding, strict=True):
+        text.write(part)
+        if text.tell() > readers.LINE_LIMIT:
+            yield BadRow(str(path), 1, f"a file of more than {readers.LINE_LIMIT:,} characters")
+            return
+    whole = text.getvalue()
+    problem = readers.flaw(whole, source.encoding)
+    yield BadRow(str(path), 1, problem) if problem else (1, whole)

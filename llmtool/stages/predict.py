@@ -1,0 +1,255 @@
+"""What a trained model says of rows that no dataset holds: they are encoded as its own training rows were."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+
+from llmtool.core import files
+from llmtool.core.config import suggest
+from llmtool.core.contracts import Tally
+from llmtool.core.devices import resolve_device, resolve_precision, set_determinism
+from llmtool.core.errors import ConfigError, DataError
+from llmtool.data.batches import unit_edges
+from llmtool.data.cleaning import clean, on_new_rows
+from llmtool.data.encoding import Encoder, RowError
+from llmtool.data.incoming import Stretch
+from llmtool.data.reading import ENCODERS, Reading, restore_encoder
+from llmtool.data.sources import Chunk
+from llmtool.data.store import Dataset, Split
+from llmtool.data.targets import stand_in
+from llmtool.evaluation.report import PROBABILITY
+from llmtool.metrics.language import LARGEST, LanguageTally
+from llmtool.stages.assemble import Assembled
+from llmtool.stages.checkpoints import Start
+from llmtool.stages.score import score
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SPLIT = "rows"  # what the rows at hand are called while they are arrays
+NOT_FINITE = "the model's output is not a finite number"
+Batch = int | Literal["auto"]
+Device = Literal["auto", "cpu", "cuda"]
+PrecisionName = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """columns: name -> a cell for each row, None where there is an error. errors: why, else None."""
+
+    columns: dict[str, list[Any]]
+    errors: list[str | None]
+
+
+class _Every(list[str]):
+    """The columns of data that has any column."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+def can_restore(card: Mapping[str, Any]) -> bool:
+    """Whether a card holds a whole encoder, and not only the tokenizer of a model that others made."""
+    state = card["encoder"]
+    return state.get("as") in ENCODERS and len(state.keys() - {"as", "tokenizer", "template"}) > 0
+
+
+class Predictor:
+    """A model, and the encoder that turns rows into what it takes; rows become arrays in a directory of their
+    own, which goes with it (`with`).
+
+    card: with the encoder, perhaps that of another dataset than the model's own. directory: of its tokenizer.
+    reading: how rows are cleaned. Raises ConfigError where the model has no head for a task.
+    """
+
+    def __init__(
+        self, start: Start, card: Mapping[str, Any], directory: Path, reading: Reading | None, *,
+        device: Device = "auto", precision: PrecisionName = "auto", deterministic: bool = False,
+        batch: Batch = "auto",
+    ) -> None:  # fmt: skip
+        if start.task is None:
+            raise ConfigError(
+                f"{start.directory} has no head for a task yet: `llmtool finetune` gives it one"
+            )
+        self.encoder: Encoder = restore_encoder(card, directory)
+        self.stand_ins = stand_in(self.encoder.targets)
+        self.inputs = [name for name in self.encoder.columns(_Every()) if name not in self.stand_ins]
+        self.steps = [] if reading is None else reading.clean
+        self.notes: list[str] = []
+        self._batch, self._ready = batch, False
+        self._place = tempfile.TemporaryDirectory(prefix="llmtool-predict-")
+        where = resolve_device(device)
+        how = resolve_precision(precision, where)
+        how.apply()
+        set_determinism(deterministic)
+        targets = start.card["targets"]
+        self._card = {**card, "targets": targets, "sources": [], "splits": {}}
+        dataset = Dataset(Path(self._place.name), self._card, "")
+        task = start.task.build(self._card)
+        self._assembled = Assembled(
+            start.model.to(where), start.task, task, dataset, targets, 0, where, how
+        )  # fmt: skip
+        self.names = columns_of(targets)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._place.cleanup()
+
+    @property
+    def numbers(self) -> list[str]:
+        """The columns of answers that hold numbers."""
+        classes = self._card["targets"]["kind"] == "classes"
+        return [name for name in self.names if not (classes and name == "prediction")]
+
+    def check(self, name: str, available: Sequence[str]) -> None:
+        """DataError, naming the input, where it lacks a column that the model reads; settles what cleaning
+        can do."""
+        if missing := [column for column in self.inputs if column not in available]:
+            near = suggest(missing[0], list(available))
+            known = ", ".join(available[:30]) + (", ..." if len(available) > 30 else "")
+            listed = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
+            raise DataError(f"{name}: no column {listed}{near} (columns: {known})")
+        self.steps, notes = on_new_rows(self.steps, self.inputs, list(self.stand_ins), available)
+        self.notes += notes
+        self._ready = True
+
+    def predict(self, stretch: Stretch) -> Answers:
+        """The answers to these rows, in their order, with a reason for each row that gets none."""
+        assert self._ready or not len(stretch.frame), "check() comes first"
+        errors: list[str | None] = [stretch.bad.get(place) for place in range(len(stretch))]
+        columns: dict[str, list[Any]] = {name: [None] * len(stretch) for name in self.names}
+        frame = self._good(stretch.frame, errors) if len(stretch.frame) else stretch.frame
+        if len(frame) and (found := self._encoded(frame, errors)) is not None:
+            dataset, split = found
+            tally = score(replace(self._assembled, dataset=dataset), [SPLIT], self._batch)[SPLIT]
+            self._take(*answers_of(tally, split), columns, errors)
+            self._forget()
+        return Answers(columns, errors)
+
+    def _good(self, frame: pd.DataFrame, errors: list[str | None]) -> pd.DataFrame:
+        """The rows, cleaned, that neither cleaning nor the encoder refuses at sight."""
+        absent = [name for name in self.inputs if name not in frame.columns]  # keys of JSON that come later
+        frame = frame.assign(**dict.fromkeys(absent, None), **self.stand_ins).astype(object)
+        cleaned = clean(self.steps, frame)
+        for found in (cleaned.dropped, cleaned.bad):
+            for reason, places in found.items():
+                for place in places.tolist():
+                    errors[place] = reason
+        frame = cleaned.frame
+        good = np.ones(len(frame), dtype=bool)
+        for reason, mask in self.encoder.refuse(frame).items():
+            for place in frame.index.to_numpy()[mask & good].tolist():
+                errors[place] = reason
+            good &= ~mask
+        return frame if good.all() else frame.loc[good]
+
+    def _encoded(self, frame: pd.DataFrame, errors: list[str | None]) -> tuple[Dataset, Split] | None:
+        """The rows as a split; those that the encoder refuses get their reason. None where none is left."""
+        while len(frame):
+            places = frame.index.to_numpy(np.int64)
+            chunk = Chunk(frame, places, np.zeros(len(frame), np.int32), places)
+            writer = self.encoder.writer(Path(self._place.name), SPLIT)
+            try:
+                reasons = writer.add(chunk)
+                meta = writer.close()
+            except RowError as error:  # it would end `prepare`; its line is the row's place here
+                errors[error.line] = str(error)
+                frame = frame.drop(index=error.line)
+                continue
+            for place, reason in reasons.items():
+                errors[place] = reason
+            if not meta["rows"]:
+                return None
+            dataset = Dataset(Path(self._place.name), {**self._card, "splits": {SPLIT: meta}}, "")
+            return dataset, dataset.split(SPLIT)
+        return None
+
+    def _take(
+        self,
+        found: Mapping[str, np.ndarray],
+        places: np.ndarray,
+        columns: dict[str, list[Any]],
+        errors: list[str | None],
+    ) -> None:
+        """Put the answers where their rows are."""
+        good = np.ones(len(places), dtype=bool)
+        for cells in found.values():
+            if cells.dtype.kind == "f":
+                good &= np.isfinite(cells)
+        for name, cells in found.items():
+            column = columns[name]
+            digits = 9 if name == "probability" or name.startswith("p_") else 12
+            values = cells[good].tolist()
+            if cells.dtype.kind == "f":  # as predictions.csv of evaluate has them
+                values = [float(f"{value:.{digits}g}") for value in values]
+            for place, value in zip(places[good].tolist(), values, strict=True):
+                column[place] = value
+        for place in places[~good].tolist():
+            errors[place] = NOT_FINITE
+        answered = set(places.tolist())
+        for place, error in enumerate(errors):
+            if error is None and place not in answered:
+                errors[place] = "nothing in it that the model could judge"
+
+    def _forget(self) -> None:
+        """Take the arrays away: what is still mapped keeps its bytes, and the next rows get files anew."""
+        with files.disk_errors(Path(self._place.name)):
+            for path in Path(self._place.name).glob(f"{SPLIT}.*"):
+                path.unlink()
+
+
+def columns_of(targets: Mapping[str, Any]) -> list[str]:
+    """The names of the columns that hold a model's answers."""
+    names = [str(name) for name in targets.get("names", [])]
+    if targets["kind"] == "classes":
+        return ["prediction", "probability", *(f"p_{name}" for name in names)]
+    if targets["kind"] == "values":
+        return ["prediction"] if len(names) == 1 else [f"prediction_{name}" for name in names]
+    return ["log_likelihood", "tokens", "perplexity"]
+
+
+def answers_of(tally: Tally, split: Split) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The same columns with a cell for each row of the split, and (n,) the places of these rows."""
+    # (n,) of rows, or of documents; a row's line, as the encoder was told it, is its place
+    places = np.asarray(split.arrays["origin"], np.int64)[:, 1]
+    if isinstance(tally, LanguageTally):
+        return _of_text(tally, split, places)
+    found = {name: cells for name, cells in tally.predictions().items() if not name.startswith("target")}
+    classes = [cells for name, cells in found.items() if name.startswith(PROBABILITY)]
+    answers = {}
+    for name, cells in found.items():
+        if name.startswith(PROBABILITY):
+            answers[f"p_{name.removeprefix(PROBABILITY)}"] = cells
+        else:
+            answers[name.replace("prediction ", "prediction_", 1)] = cells
+    return answers | ({"probability": np.max(classes, axis=0)} if classes else {}), places
+
+
+def _of_text(
+    tally: LanguageTally, split: Split, places: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Sums by row: the tally's units are documents, or stretches of them where there are few, and a row of
+    chats may hold several. Rows in which nothing is scored are left out."""
+    ends = np.asarray(split.arrays["documents"], np.int64)
+    document = np.searchsorted(ends, unit_edges(split)[:-1], side="right")
+    rows, row = np.unique(places, return_inverse=True)
+    row = row[np.minimum(document, len(places) - 1)]  # a unit without tokens may lie behind the last
+    nats, tokens, _ = (np.bincount(row, part, len(rows)) for part in tally.sums())
+    scored = tokens > 0
+    nats, tokens = nats[scored], tokens[scored]
+    perplexity = np.exp(np.minimum(nats / tokens, LARGEST))
+    return (
+        {"log_likelihood": -nats, "tokens": tokens.astype(np.int64), "perplexity": perplexity},
+        rows[scored],
+    )

@@ -1,0 +1,70 @@
+"""Rows that come in: every one in its place, whatever can be read of it, and the format found out."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from llmtool.core.errors import ConfigError
+from llmtool.data import incoming
+from llmtool.data.incoming import Piped
+from llmtool.data.sources import CsvSource, TextSource
+
+CSV = CsvSource(format="csv", path="train.csv", delimiter=";", encoding="latin-1")
+
+
+def read(source: Any, content: bytes, rows: int = 8192) -> list[tuple[list[list[Any]], dict[int, str]]]:
+    path = cast(Path, Piped(io.BytesIO(content)))
+    settled = incoming.settled(source, path, ["y"])
+    return [(part.frame.values.tolist(), part.bad) for part in incoming.read(settled, path, rows)]
+
+
+def test_bad_rows_keep_their_place_across_stretches() -> None:
+    source = CsvSource(format="csv", path="-")
+    found = read(source, b"a,b\n1,2\n3\n4,5\n\xff,6\n7,8\n", rows=2)
+    assert found == [
+        ([["1", "2"]], {1: "1 field where there are 2 columns (line 3)"}),
+        ([["4", "5"]], {1: "not valid utf-8 (line 5)"}),
+        ([["7", "8"]], {}),
+    ]
+
+
+def test_there_is_a_stretch_even_where_there_is_no_row() -> None:
+    source = CsvSource(format="csv", path="-")
+    assert read(source, b"a,b\n") == [([], {})]
+    assert read(source, b"a,b\n1,2\n", rows=1) == [([["1", "2"]], {})]
+
+
+def test_names_of_the_configuration_are_without_the_target_where_rows_are() -> None:
+    source = CsvSource(format="csv", path="-", header=["a", "y"])
+    path = cast(Path, Piped(io.BytesIO(b"1\n2\n")))
+    (part,) = incoming.read(incoming.settled(source, path, ["y"]), path)
+    assert list(part.frame.columns) == ["a"]
+    assert read(source, b"1,2\n3\n") == [([["1", "2"]], {1: "1 field where there are 2 columns (line 2)"})]
+
+
+def test_lines_of_text_are_rows_the_blank_ones_too_and_a_file_is_one() -> None:
+    lines = TextSource(format="text", path="-", documents="line")
+    assert read(lines, b"one\n\n two\n") == [([["one"], [""], [" two"]], {})]
+    whole = TextSource(format="text", path="-", documents="file")
+    assert read(whole, b"one\n\n two\n") == [([["one\n\n two\n"]], {})]
+
+
+def test_the_format_is_what_the_name_says_else_that_of_the_data() -> None:
+    assert incoming.source_of("new.csv", None, CSV).encoding == "latin-1"  # type: ignore[attr-defined]
+    assert incoming.source_of("new.csv.gz", None, CSV).path == "new.csv.gz"
+    for name, form in (
+        ("a.tsv", "tsv"),
+        ("a.jsonl.gz", "jsonl"),
+        ("a.txt", "text"),
+        ("a.data", "csv"),
+        ("-", "csv"),
+    ):
+        assert incoming.source_of(name, None, CSV).format == form  # type: ignore[attr-defined]
+    assert incoming.source_of("a.csv", "text", CSV).documents == "line"  # type: ignore[attr-defined]
+    for name in ("a.data", "-"):
+        with pytest.raises(ConfigError, match="which format"):
+            incoming.source_of(name, None, None)
