@@ -14,6 +14,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from llmtool.core import config
 from llmtool.core.config import Document, Key, Section
+from llmtool.core.contracts import Images
 from llmtool.core.errors import ConfigError
 from llmtool.data import DataConfig, EncodeConfig
 from llmtool.evaluation import EvaluateConfig
@@ -99,6 +100,10 @@ class Experiment(Section):
             if ENCODED.isdisjoint(self.model.accepts):
                 gives = f"no data.encode of this version gives them: {READ_ONLY}"
             raise ValueError(f"model.family: {self.model.family!r} takes {takes}; {gives}")
+        for name, section in (("train", self.train), ("finetune", self.finetune)):
+            if section is not None and section.augment.active and inputs is not Images:
+                gives = f"data.encode gives {inputs.__name__.lower()}"
+                raise ValueError(f"{name}.augment: changes pictures; {gives}")
         return self
 
 

@@ -87,6 +87,8 @@ class Batch:
         that each of the row's S segments belongs to, -1 where a row has fewer.
     scale: mean and deviation of each channel, (c,) float32 each, in units of a byte (0 to 255), of pictures
         that are bytes still; None for all other batches.
+    mixed: of pictures that are two in one, the (B,) targets of the others and the (B,) float32 share of each
+        row that is its own.
     """
 
     inputs: Tensor
@@ -94,6 +96,7 @@ class Batch:
     segments: Tensor | None = None
     units: Tensor | None = None
     scale: tuple[Tensor, Tensor] | None = None
+    mixed: tuple[Tensor, Tensor] | None = None
 
     def pinned(self) -> Batch:
         """The same in page-locked memory, from which `to` copies without waiting."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llmtool.core import checkpoint, files
-from llmtool.core.contracts import Batch, Loss
+from llmtool.core.contracts import Batch, Images, Loss
 from llmtool.core.environment import environment
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data.batches import Batches
@@ -24,13 +25,17 @@ from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import STATE
 from llmtool.stages.score import auto_batch
 from llmtool.stages.settings import few_threads, make_plan, out_of_memory, resolve, threads
-from llmtool.training import TrainConfig
+from llmtool.tasks.classification import ClassificationTask
+from llmtool.training import TrainConfig, average
+from llmtool.training.augment import Augment
+from llmtool.training.average import Average, moving
 from llmtool.training.loop import Loop, Plan, State, Verbs
 from llmtool.training.replay import Refused
 from llmtool.training.throughput import Meter
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 OPTIMIZER, LOOP = "optimizer.safetensors", "loop.json"
+WEIGHTS = "weights.safetensors"  # as trained, where those of the model are their average
 
 
 class Progress(Protocol):
@@ -134,12 +139,15 @@ class _Session:
         self.config = config
         self.metric = config.select.metric if config.select else assembled.task.metric
         self.optimizers = config.optimizer.build(assembled.model, assembled.rates)
+        self.average = Average(assembled.model, config.ema) if config.ema else None
         self.state = State()
         self.resumed_from: int | None = None
         self.notes: list[str] = []
         if self.validation is None and (config.stop or config.select):
             key = "stop" if config.stop else "select"
             raise ConfigError(f"{key}: needs validation scores, but the dataset has no validation split")
+        if config.augment.mixes and not isinstance(assembled.task, ClassificationTask):
+            raise ConfigError("augment: mixup and cutmix mix classes; this task has none")
 
     @property
     def checkpoints(self) -> Path:
@@ -174,9 +182,17 @@ class _Session:
         self.state = State(**saved["state"], seconds=saved["time"]["seconds"])
         self.optimizers.restore(safetensors.torch.load_file(found / STATE / OPTIMIZER))
         self.assembled.goes_on_from(found)
+        if self.average is not None:
+            self.average.begin()
+        if (path := found / STATE / WEIGHTS).is_file():
+            average.restore(self.assembled.model, safetensors.torch.load_file(path))
 
     def loop(self, meter: Meter, compiled: Callable[[Batch], Loss] | None) -> Loop:
         """The loop over this run's parts."""
+        inputs, augment = self.assembled.dataset.inputs, self.config.augment
+        changes = None
+        if isinstance(inputs, Images) and augment.active:
+            changes = Augment(augment, inputs, self.plan.seed, self.plan.batch)
         return Loop(
             model=self.assembled.model,
             loss=self.loss(),
@@ -188,6 +204,8 @@ class _Session:
             device=self.assembled.device,
             meter=meter,
             verbs=Verbs(self.validate if self.validation else None, self.record, self.save, self.refuse),
+            augment=changes,
+            average=self.average,
         )
 
     def environment(self) -> dict[str, Any]:
@@ -215,19 +233,25 @@ class _Session:
         """Model and loss as one compiled graph, tried on a micro-batch; None, with a note, if that fails."""
         loss = self.loss()
 
-        def tensors(inputs: Tensor, targets: Tensor, segments: Tensor | None) -> tuple[Tensor, Tensor]:
-            result = loss(Batch(inputs, targets, segments))
+        def tensors(
+            inputs: Tensor,
+            targets: Tensor,
+            segments: Tensor | None,
+            mixed: tuple[Tensor, Tensor] | None,
+        ) -> tuple[Tensor, Tensor]:
+            result = loss(Batch(inputs, targets, segments, mixed=mixed))
             return result.total, result.count
 
         even = self.train.scored is None
         graph = torch.compile(tensors, dynamic=False if even else None)
 
         def compiled(batch: Batch) -> Loss:
-            return Loss(*graph(batch.inputs, batch.targets, batch.segments))
+            return Loss(*graph(batch.inputs, batch.targets, batch.segments, batch.mixed))
 
+        loop = self.loop(Meter(self.plan.batch), None)
         try:
             self.assembled.model.train()
-            compiled(self.train.batch(0, self.plan.micro_batch).to(self.assembled.device)).total.backward()
+            compiled(loop.rows(0, self.plan.micro_batch)).total.backward()
             return compiled
         except Exception as error:  # whatever the compiler cannot do, the same model does without it
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -236,13 +260,19 @@ class _Session:
             return None
         finally:
             self.optimizers.zero_grad()
+            loop.statistics.put_back()
 
     def validate(self) -> tuple[dict[str, float], float | None]:
         """Figures of the validation split, and the one that selects (None where it is undefined)."""
         assert self.validation is not None
-        tally = self._tally(self.validation.in_order(self._scoring_rows()))
+        with self._averaged():
+            tally = self._tally(self.validation.in_order(self._scoring_rows()))
         metrics = tally.metrics()
         return metrics, metrics.get(self.metric)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Within it the model has the weights that are judged and saved."""
+        return nullcontext() if self.average is None else self.average.inside()
 
     def _tally(self, batches: Iterator[Batch]) -> Any:
         part = self.assembled
@@ -315,8 +345,12 @@ class _Session:
         return words
 
     def _write(self, directory: Path, state: State) -> None:
-        self.assembled.save(directory)
+        with self._averaged():
+            self.assembled.save(directory)
         (directory / STATE).mkdir()
+        if self.average is not None:
+            weights = {name: tensor.contiguous() for name, tensor in moving(self.assembled.model).items()}
+            files.write_bytes(directory / STATE / WEIGHTS, safetensors.torch.save(weights))
         files.write_bytes(directory / STATE / OPTIMIZER, safetensors.torch.save(self.optimizers.state()))
         fields = asdict(state)
         seconds = fields.pop("seconds")

@@ -105,20 +105,33 @@ class ClassificationTask:
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Weighted sum of the rows' cross entropies (nats); the count is the sum of the rows' weights."""
         logits = member_outputs(model, batch).float()  # (B, K, C)
-        members, weights = logits.shape[1], self._on(logits.device)
-        total = F.cross_entropy(
+        weights = self._on(logits.device)
+        if batch.mixed is None:
+            total = self._entropies(logits, batch.targets, weights, "sum")
+            return Loss(total / logits.shape[1], self._counts(batch.targets, weights).sum())
+        others, share = batch.mixed  # a picture that is two counts as much as each has of it
+        own, other = (
+            self._entropies(logits, each, weights, "none").view(logits.shape[:2]).mean(dim=1)  # (B * K,) -> (B,)
+            for each in (batch.targets, others)
+        )
+        counts = share * self._counts(batch.targets, weights) + (1 - share) * self._counts(others, weights)
+        return Loss((share * own + (1 - share) * other).sum(), counts.sum())
+
+    def _entropies(self, logits: Tensor, targets: Tensor, weights: Tensor, reduction: str) -> Tensor:
+        """Cross entropy of each member of each row, (B * K,), or their sum; 0 where a row is not scored."""
+        return F.cross_entropy(
             logits.flatten(0, 1),
-            batch.targets.repeat_interleave(members),
+            targets.repeat_interleave(logits.shape[1]),
             weights if self.weighted else None,
             ignore_index=IGNORE,
-            reduction="sum",
+            reduction=reduction,
             label_smoothing=self.smoothing,
         )
-        total = total / members
-        scored = batch.targets != IGNORE
-        if not self.weighted:
-            return Loss(total, scored.sum())
-        return Loss(total, torch.where(scored, weights[batch.targets.clamp(min=0)], 0.0).sum())
+
+    def _counts(self, targets: Tensor, weights: Tensor) -> Tensor:
+        """(B,) how much each row counts."""
+        scored = targets != IGNORE
+        return torch.where(scored, weights[targets.clamp(min=0)], 0.0) if self.weighted else scored
 
     def measure(self, model: nn.Module, batch: Batch) -> ClassificationTally:
         """The logits of the rows; weights and smoothing play no part in how a model is judged."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from llmtool.core.config import Section
+from llmtool.training.augment import AugmentConfig
 from llmtool.training.budget import Budget
 from llmtool.training.guard import GuardConfig
 from llmtool.training.optimizers import AdamWConfig, OptimizerConfig
@@ -44,6 +45,17 @@ class TrainConfig(Section):
     guard: GuardConfig = Field(
         default=GuardConfig(), description="updates that are refused: not finite, or a loss that jumps"
     )
+    augment: AugmentConfig = Field(
+        default=AugmentConfig(),
+        description="pictures: what is done to them at random before a step sees them",
+    )
+    ema: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="weights are averaged over the steps, each average keeping so much of the last (0.999; "
+        "less in the first steps): the averaged ones are validated, saved and evaluated; null: no average",
+    )
     compile: bool | Literal["auto"] = Field(
         default="auto",
         description="torch.compile; auto: on CUDA, and on a CPU where the run is long enough to pay",
@@ -68,4 +80,13 @@ class TrainConfig(Section):
         return self
 
 
-__all__ = ["Budget", "GuardConfig", "OptimizerConfig", "ScheduleConfig", "Select", "Stop", "TrainConfig"]
+__all__ = [
+    "AugmentConfig",
+    "Budget",
+    "GuardConfig",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "Select",
+    "Stop",
+    "TrainConfig",
+]

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from llmtool.core.contracts import Batch, Loss
 from llmtool.core.errors import Cancelled, DivergedError, Interrupted
 from llmtool.core.seeds import derive
+from llmtool.training.augment import Augment
+from llmtool.training.average import Average, Statistics
 from llmtool.training.guard import DeviceGuard, Guard, Memory, Why
 from llmtool.training.optimizers import Optimizers
 from llmtool.training.replay import TINY, Refused, refused
@@ -113,17 +115,21 @@ class Loop:
     device: torch.device
     meter: Meter
     verbs: Verbs
+    augment: Augment | None = None  # of pictures
+    average: Average | None = None  # of the weights
     total: Number = 0.0  # loss and count since the last line
     count: Number = 0.0
     highest: Number | None = None  # loss and gradient norm of a step since then
     longest: Number | None = None
     guard: Guard | DeviceGuard = field(init=False)
+    statistics: Statistics = field(init=False)
     waits: bool = field(init=False)  # whether reading a number from the device costs nothing (a CPU)
     work: float = 0.0  # seconds of the current step inside forward, backward, clipping and optimizer
 
     def __post_init__(self) -> None:
         self.waits = self.device.type != "cuda"
         self.guard = Guard(self.plan.spread, Memory([], None))
+        self.statistics = Statistics(self.model)
 
     def run(self, state: State) -> str:
         """Train until the budget is spent ("budget") or patience is at its end ("patience"); returns which.
@@ -162,6 +168,7 @@ class Loop:
 
     def _update(self, state: State) -> Number:
         """One optimizer step; returns the gradient's norm. A step that the guard refuses changes nothing."""
+        self.statistics.keep()
         total, count = self.accumulate(state.step, state.scale if self.plan.fp16 else 1.0)
         divisor = _at_least(count, TINY)
         loss = total / divisor
@@ -169,9 +176,13 @@ class Loop:
         norm = self.norm() / divisor
         divisor = self.clipped(divisor, norm)
         if isinstance(self.guard, DeviceGuard):
-            self._step(divisor, self.guard.judge(state.step, torch.as_tensor(loss), torch.as_tensor(norm)))
+            bad = self.guard.judge(state.step, torch.as_tensor(loss), torch.as_tensor(norm))
+            self._step(state.step, divisor, bad)
+            self.statistics.put_back(bad)
         elif self._may_step(state, float(loss), float(norm)):
-            self._step(divisor)
+            self._step(state.step, divisor)
+        else:
+            self.statistics.put_back()
         self.optimizers.zero_grad()
         if not state.in_a_row:
             self.total, self.count = self.total + total, self.count + count
@@ -187,6 +198,7 @@ class Loop:
         why = self.guard.judge(loss, norm)
         if why:
             state.in_a_row, state.skipped = before + 1, state.skipped + 1
+            self.statistics.put_back()
             self._refuse(state, state.step, why, loss, norm)
         return not why
 
@@ -236,15 +248,28 @@ class Loop:
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _step(self, divisor: Number, skip: Tensor | None = None) -> None:
+    def _step(self, step: int, divisor: Number, skip: Tensor | None = None) -> None:
         started = time.perf_counter()
         self.optimizers.step(torch.as_tensor(divisor, dtype=torch.float32), skip)
+        if self.average is not None:
+            self.average.update(step, skip)
         self.work += time.perf_counter() - started
 
     def rows(self, start: int, count: int) -> Batch:
-        """Rows start to start + count of the training order, on the device."""
-        batch = self.batches.batch(start, count)
-        return (batch.pinned() if self.device.type == "cuda" else batch).to(self.device)
+        """Rows start to start + count of the training order, all of one step, on the device."""
+        step, first = divmod(start, self.plan.batch)
+        batch = self._moved(step, first, count)
+        if self.augment is None or not self.augment.mixes:
+            return batch
+        other = self.plan.batch - first - count  # the rows that these meet, from the end of the batch
+        met = batch if other == first else self._moved(step, other, count)
+        return self.augment.mixed(batch, met, step, first)
+
+    def _moved(self, step: int, first: int, count: int) -> Batch:
+        """Rows from `first` on of a step, on the device, changed if they are to be."""
+        batch = self.batches.batch(step * self.plan.batch + first, count)
+        change = None if self.augment is None else self.augment.change(step, first)
+        return (batch.pinned() if self.device.type == "cuda" else batch).to(self.device, change)
 
     def _fits_fp16(self, state: State, loss: float, norm: float) -> bool:
         """Whether the scaled gradient is finite; moves the scale. The guard has what no scale mends."""

@@ -80,7 +80,9 @@ def replay(loop: Loop, step: int) -> Replayed:
     plan, model = loop.plan, loop.model
     loop.optimizers.zero_grad()
     model.train()
+    loop.statistics.keep()
     total, count = (float(number) for number in loop.accumulate(step, 1.0))
+    loop.statistics.put_back()
     divisor = max(count, TINY)
     norms = {
         name: float(torch.linalg.vector_norm(parameter.grad)) / divisor

@@ -321,3 +321,31 @@ def test_a_section_survives_its_own_json(section: Any, card: dict[str, Any]) -> 
 def test_every_key_is_described() -> None:
     for member in get_args(get_args(TaskConfig)[0]):
         assert all(field.description for field in member.model_fields.values())
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 0.1, 5.0]])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_two_targets_in_shares_are_the_entropy_of_their_mixture(
+    weights: list[float] | None, smoothing: float
+) -> None:
+    """By hand, from probabilities: -sum of q * w * log p, q the smoothed mixture of two one-hot rows."""
+    task = ClassificationConfig(class_weights=weights or "none", label_smoothing=smoothing).build(CLASSES)
+    model, batch = case(CLASSES)
+    others, share = batch.targets.roll(1), torch.linspace(0, 1, 12)
+    batch.targets[3], others[5] = IGNORE, IGNORE
+    mixed = Batch(batch.inputs, batch.targets, mixed=(others, share))
+    found = task.loss(model, mixed)
+    log = model(batch.inputs).log_softmax(dim=1)
+    w = torch.tensor(weights or [1.0, 1.0, 1.0])
+    total, count = 0.0, 0.0
+    for row in range(12):
+        for target, part in ((int(batch.targets[row]), share[row]), (int(others[row]), 1 - share[row])):
+            if target != IGNORE:
+                q = F.one_hot(torch.tensor(target), 3) * (1 - smoothing) + smoothing / 3
+                total, count = total - part * (q * w * log[row]).sum(), count + part * w[target]
+    torch.testing.assert_close(found.total, torch.as_tensor(total))
+    torch.testing.assert_close(found.count, torch.as_tensor(count))
+    alone = Batch(batch.inputs, batch.targets, mixed=(others, torch.ones(12)))
+    plain = task.loss(model, batch)
+    torch.testing.assert_close(task.loss(model, alone).total, plain.total)
+    torch.testing.assert_close(task.loss(model, alone).count, plain.count.float())
