@@ -111,7 +111,9 @@ class ClassificationTask:
             return Loss(total / logits.shape[1], self._counts(batch.targets, weights).sum())
         others, share = batch.mixed  # a picture that is two counts as much as each has of it
         own, other = (
-            self._entropies(logits, each, weights, "none").view(logits.shape[:2]).mean(dim=1)  # (B * K,) -> (B,)
+            self._entropies(logits, each, weights, "none")
+            .view(logits.shape[:2])
+            .mean(dim=1)  # (B * K,) -> (B,)
             for each in (batch.targets, others)
         )
         counts = share * self._counts(batch.targets, weights) + (1 - share) * self._counts(others, weights)
