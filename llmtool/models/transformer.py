@@ -129,8 +129,8 @@ class TransformerConfig(Section):
     gives: ClassVar[tuple[type, ...]] = (NextToken, Classes, Values)
     suits: ClassVar[str] = (
         "text and other token sequences, where the next token follows from those before it; it wants many "
-        "tokens: about 20 for each parameter when trained from the start, far fewer when fine-tuned; one that "
-        "has learned to write texts of a kind then learns their classes from fewer labels"
+        "tokens: about 20 for each parameter when trained from the start, far fewer when fine-tuned; one "
+        "that has learned to write texts of a kind then learns their classes from fewer labels"
     )
 
     @model_validator(mode="after")
