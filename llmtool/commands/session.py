@@ -436,13 +436,14 @@ def _as_given(command: str, options: Options) -> str:
 
 def flops_of(assembled: Assembled) -> float:
     """FLOPs of a row of training, forward and backward."""
-    rows = assembled.batches("train")
+    tokens = assembled.batches("train").tokens_per_row
+    at_once = min(tokens, getattr(assembled.model, "context", tokens))  # fewer where texts are in chunks
     if assembled.adapter is None or isinstance(assembled.adapter, adapters.FullConfig):
         model: Any = assembled.model  # every family counts itself
-        return float(model.flops(rows.tokens_per_row))
+        return float(model.flops(at_once)) * tokens / at_once
     # with frozen parts and updates beside them; counting them imports torch's compiler
-    figures = account(assembled.model, 1, rows.tokens_per_row, assembled.precision.name)
-    return float(figures.flops_forward + figures.flops_backward)
+    figures = account(assembled.model, 1, at_once, assembled.precision.name)
+    return float(figures.flops_forward + figures.flops_backward) * tokens / at_once
 
 
 def assembled(loaded: Loaded, command: str, dataset: Dataset) -> Assembled:

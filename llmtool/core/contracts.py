@@ -79,8 +79,8 @@ OutputSpec = Classes | Values | NextToken
 class Batch:
     """Rows that go through the model together.
 
-    inputs: (B, F) or (B, c, h, w) float32, or (B, T) int64 token ids; pictures before
-        `to`: (B, c, h, w) uint8.
+    inputs: (B, F) or (B, c, h, w) float32, or (B, T) int64 token ids; (B, K, T) of texts that are one row in
+        K chunks, whose segments are (B, K, T); pictures before `to`: (B, c, h, w) uint8.
     targets: (B,) int64 classes, (B, n) float32 values, or (B, T) int64 next tokens, IGNORE where unscored.
     segments: (B, T) int32 document of each token, from 1 in its row; 0 is padding. None: one document.
     units: (B, S) int64, on the host, when text is scored: the unit of the split (data.batches.unit_edges)

@@ -6,9 +6,9 @@ permutation of epoch g // rows. A position in the data is one integer: resume, w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -55,13 +55,19 @@ def open_batches(dataset: Dataset, split: str, seed: int, context: int | None = 
     if dataset.card["inputs"]["kind"] == "images":
         return ImageBatches(found, dataset.card["inputs"], seed)
     if is_labelled(found):
-        return TextBatches(found, seed)
+        return TextBatches(found, seed, chunk_of(dataset.card))
     assert context is not None, "a tokens dataset needs a context"
     if dataset.card["encoding"] == "chat":
         return ChatBatches(found, context, seed, packing=dataset.card["encoder"]["packing"])
     if dataset.card["encoding"] == "moves":
         return ChatBatches(found, context, seed, packing=False)
     return TokenBatches(found, context, seed)
+
+
+def chunk_of(card: Mapping[str, Any]) -> int | None:
+    """Tokens of a chunk, where texts longer than that are several (data.labelled, long: chunks)."""
+    rows = card["encoder"].get("rows", {})
+    return int(rows["length"]) if rows.get("long") == "chunks" else None
 
 
 def is_labelled(split: Split) -> bool:
@@ -271,11 +277,14 @@ class TextBatches:
     Segments (B, T) are 1, and 0 where a shorter text is padded with token 0; None where none is. Rows of like
     length stand together, so that little is padding: each epoch's permutation is sorted by length within
     stretches of ALIKE * AMONG rows and cut into runs of ALIKE, which are put into a random order.
+
+    chunk: where given, a batch with a text of more tokens is (B, K, chunk), texts in up to K chunks, and its
+    segments say which tokens of which chunks are there.
     """
 
-    def __init__(self, split: Split, seed: int) -> None:
+    def __init__(self, split: Split, seed: int, chunk: int | None = None) -> None:
         self.rows = split.rows
-        self._split = split
+        self._split, self._chunk = split, chunk
         self._tokens, self._targets = split.arrays["tokens"], np.asarray(split.arrays["targets"])
         self._ends = np.asarray(split.arrays["documents"], np.int64)
         self._lengths = np.diff(self._ends, prepend=0)
@@ -306,13 +315,25 @@ class TextBatches:
     def _gather(self, rows: np.ndarray) -> Batch:
         lengths = self._lengths[rows]
         longest = int(lengths.max())
+        chunks = None if self._chunk is None or longest <= self._chunk else -(-longest // self._chunk)
+        if chunks is not None:
+            assert self._chunk is not None
+            longest = chunks * self._chunk
         inputs = np.zeros((len(rows), longest), dtype=np.int64)
         for at, (end, length) in enumerate(zip(self._ends[rows].tolist(), lengths.tolist(), strict=True)):
             inputs[at, :length] = self._tokens[end - length : end]
         segments = None
         if int(lengths.min()) < longest:
             segments = torch.from_numpy((np.arange(longest) < lengths[:, None]).astype(np.int32))
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(self._targets[rows]), segments)
+        batch = Batch(torch.from_numpy(inputs), torch.from_numpy(self._targets[rows]), segments)
+        return batch if chunks is None else _in_chunks(batch, chunks)
+
+
+def _in_chunks(batch: Batch, chunks: int) -> Batch:
+    """Rows (B, K * T) as (B, K, T)."""
+    shape = (len(batch), chunks, -1)
+    segments = torch.ones_like(batch.inputs, dtype=torch.int32) if batch.segments is None else batch.segments
+    return Batch(batch.inputs.reshape(shape), batch.targets, segments.reshape(shape))
 
 
 class _AlikeOrder(Order):

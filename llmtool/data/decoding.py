@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llmtool.core.contracts import Features, Images
-from llmtool.data.batches import Batches, ChatBatches, FeatureBatches, TextBatches, unit_edges
+from llmtool.data.batches import Batches, ChatBatches, FeatureBatches, TextBatches, chunk_of, unit_edges
 from llmtool.data.columns import column_from_state
 from llmtool.data.image_batches import ImageBatches
 from llmtool.data.layout import place_of
@@ -77,16 +77,20 @@ def decoded_rows(dataset: Dataset, split: str, rows: np.ndarray) -> list[dict[st
 
 
 def texts_of(dataset: Dataset, split: str, rows: np.ndarray, around: bool = True) -> list[str]:
-    """The texts of these rows of a labelled split, as far as they were kept. around: with the tokens that
-    were put before and after them."""
+    """The texts of these rows of a labelled split, as far as they were kept; what chunks share stands twice.
+    around: with the tokens that were put before and after them."""
     arrays, state = dataset.split(split).arrays, dataset.card["encoder"]
     tokenizer = FittedTokenizer.from_state(state["tokenizer"], dataset.directory)
     before, after = (0, 0) if around else (len(state["prefix"]), len(state["suffix"]))
     edges = np.concatenate([[0], np.asarray(arrays["documents"], np.int64)])
     tokens = np.asarray(arrays["tokens"])
-    return tokenizer.decode_all(
-        [tokens[edges[row] + before : edges[row + 1] - after].tolist() for row in map(int, rows)]
-    )
+    found = []
+    for row in map(int, rows):
+        start, end = int(edges[row]), int(edges[row + 1])
+        length = chunk_of(dataset.card) or max(1, end - start)
+        parts = [(at + before, min(at + length, end) - after) for at in range(start, end, length)]
+        found.append([token for a, b in parts for token in tokens[a:b].tolist()])
+    return tokenizer.decode_all(found)
 
 
 def _plain(value: Any) -> Any:

@@ -35,12 +35,13 @@ if TYPE_CHECKING:
     from llmtool.data.sources import Chunk
 
 Columns = str | Annotated[list[str], Field(min_length=1)]
-Long = Literal["head", "tail", "head_tail"]
+Long = Literal["head", "tail", "head_tail", "chunks"]
 LENGTH = 256
 TEXTS = 4096  # encoded at once
+CHUNKS = 8
 HEAD = 4  # head_tail keeps this part of a row for the beginning: 128 of 510 in the paper
 _KEPT = {"head": "their beginning was kept", "tail": "their end was kept", "head_tail": "their beginning and "
-         "end were kept"}  # fmt: skip
+         "end were kept", "chunks": "chunks evenly taken from all of each were kept"}  # fmt: skip
 _NOTHING = ("is missing", "is empty")
 _MARKERS = frozenset(MARKERS) | {""}
 
@@ -74,8 +75,12 @@ class TextEncode(Section):
     )
     long: Long = Field(
         default="head",
-        description="What is kept of a longer text: its beginning, its end, or a quarter of it from the "
-        "beginning and the rest from the end.",
+        description="What is kept of a longer text: its beginning, its end, or a quarter of the tokens from "
+        "the beginning and the rest from the end; chunks: all of it, as rows of `length` tokens that overlap "
+        "a little, whose vectors the model averages.",
+    )
+    chunks: int = Field(
+        default=CHUNKS, ge=2, le=4096, description="The most rows that long: chunks makes of a text."
     )
     like: str | None = Field(
         default=None,
@@ -99,6 +104,8 @@ class TextEncode(Section):
             raise ValueError(f"column {min(shared)!r} stands in both text and target")
         if len(targets) > 1 and self.target_kind == "classes":
             raise ValueError("several targets are values; target_kind: classes needs a single one")
+        if "chunks" in self.model_fields_set and self.long != "chunks":
+            raise ValueError("chunks is read only with long: chunks")
         return self
 
     def files(self) -> list[Path]:
@@ -233,15 +240,38 @@ class TextEncoder:
 
     def encode(self, texts: list[str]) -> tuple[list[np.ndarray], np.ndarray]:
         """The ids of each text, cut to the length, and (texts,) how many tokens each had before; 0 where a
-        text gives none."""
+        text gives none. Of long: chunks, the ids of one chunk after the other; all but a single one are of
+        the whole length."""
         ids, lengths = self.fitted.ids(self.fitted.encode(texts))
         parts = np.split(ids, np.cumsum(lengths)[:-1])
-        room = self.config.length - len(self.prefix) - len(self.suffix)
         rows = [
-            np.concatenate([self.prefix, cut(part, room, self.config.long), self.suffix]) for part in parts
+            np.concatenate([part for kept in self._kept(part) for part in (self.prefix, kept, self.suffix)])
+            for part in parts
         ]
-        around = len(self.prefix) + len(self.suffix)
-        return rows, np.where(lengths > 0, lengths + around, 0)
+        return rows, np.where(lengths > 0, lengths + self._around, 0)
+
+    def _kept(self, ids: np.ndarray) -> list[np.ndarray]:
+        """What is kept of a text's ids: one part, or its chunks."""
+        config = self.config
+        return (
+            chunked(ids, self.room, config.chunks)
+            if config.long == "chunks"
+            else [cut(ids, self.room, config.long)]
+        )
+
+    @property
+    def _around(self) -> int:
+        return len(self.prefix) + len(self.suffix)
+
+    @property
+    def room(self) -> int:
+        """The most tokens of a text in a row or a chunk, beside those around it."""
+        return self.config.length - self._around
+
+    def left_out(self, lengths: np.ndarray) -> np.ndarray:
+        """(texts,) how many tokens of texts of so many, as `encode` counts them, are in no row or chunk."""
+        most = self.room * (self.config.chunks if self.config.long == "chunks" else 1)
+        return np.maximum(lengths - self._around - most, 0)
 
     def writer(self, directory: Path, split: str) -> TextWriter:
         """Writes `{split}.tokens.bin`, `.documents.bin`, `.targets.bin`, `.origin.bin` and the tokenizer."""
@@ -259,7 +289,8 @@ class TextEncoder:
             "tokenizer": self.fitted.state(),
             "prefix": self.prefix,
             "suffix": self.suffix,
-            "rows": {"text": config.text, "length": config.length, "long": config.long},
+            "rows": {"text": config.text, "length": config.length, "long": config.long}
+            | ({"chunks": config.chunks} if config.long == "chunks" else {}),
             "target": config.target,
             "fitted_target": self.target.state(),
         }
@@ -287,6 +318,16 @@ def cut(ids: np.ndarray, room: int, long: Long) -> np.ndarray:
     return np.concatenate([ids[:head], ids[len(ids) - (room - head) :]])
 
 
+def chunked(ids: np.ndarray, room: int, most: int) -> list[np.ndarray]:
+    """A text's ids as the fewest parts of `room` ids that cover it, spread evenly, so that they overlap by
+    as little as they can; of a text that takes more than `most`, so many from its beginning to its end."""
+    if len(ids) <= room:
+        return [ids]
+    count = min(-(-len(ids) // room), most)
+    starts = np.linspace(0, len(ids) - room, count).round().astype(int)
+    return [ids[start : start + room] for start in starts]
+
+
 class TextWriter:
     """tokens (n,), documents (rows,) int64 ends, targets (rows,) or (rows, n), origin (rows, 2) of places."""
 
@@ -301,7 +342,7 @@ class TextWriter:
             directory / f"{split}.targets.bin", self._target.dtype, self._target.shape
         )
         self._origin = ArrayWriter(directory / f"{split}.origin.bin", "<i8", (2,))
-        self._long = self._lost = self._unknown = self._longest = 0
+        self._long = self._lost = self._unknown = self._longest = self._seen = self._chunks = 0
 
     def add(self, chunk: Chunk) -> dict[int, str]:
         """Write the rows that can be encoded; the ordinals of the others come back with reasons."""
@@ -336,8 +377,11 @@ class TextWriter:
         ids = np.concatenate(rows)
         if self._encoder.fitted.unknown is not None:
             self._unknown += int((ids == self._encoder.fitted.unknown).sum())
-        self._long += int((lengths > sizes).sum())
-        self._lost += int((lengths - sizes).sum())
+        lost = self._encoder.left_out(lengths)
+        self._long += int((lost > 0).sum())
+        self._lost += int(lost.sum())
+        self._seen += int(lengths.sum())
+        self._chunks += int(-(-sizes // self._encoder.config.length).sum())
         self._longest = max(self._longest, int(sizes.max()))
         self._documents.append(np.cumsum(sizes) + self._tokens.rows)
         self._tokens.append(ids)
@@ -345,10 +389,15 @@ class TextWriter:
     def close(self) -> dict[str, Any]:
         """Rows written, what was cut, and the arrays."""
         rows, tokens, config = self._documents.rows, self._tokens.rows, self._encoder.config
+        most = config.length * (config.chunks if config.long == "chunks" else 1)
         if self._long:
             self._encoder.notes.append(
-                f"{self._split}: {self._long:,} of {rows:,} texts have more than {config.length:,} tokens; "
-                f"{_KEPT[config.long]}, {self._lost:,} of {self._lost + tokens:,} tokens were left out"
+                f"{self._split}: {self._long:,} of {rows:,} texts have more than {most:,} tokens; "
+                f"{_KEPT[config.long]}, {self._lost:,} of {self._seen:,} tokens were left out"
+            )
+        if self._chunks > rows:
+            self._encoder.notes.append(
+                f"{self._split}: {rows:,} texts are {self._chunks:,} chunks of up to {config.length:,} tokens"
             )
         if self._unknown:
             self._encoder.notes.append(
@@ -365,5 +414,6 @@ class TextWriter:
             "tokens": tokens,
             "longest": self._longest,
             "cut": self._long,
+            **({"chunks": self._chunks} if config.long == "chunks" else {}),
             "arrays": {name: array.close() for name, array in arrays.items()},
         }

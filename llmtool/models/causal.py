@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from llmtool.core.contracts import Classes, NextToken, OutputSpec, Tokens, Values
 from llmtool.models.cache import Cache, Sight, look
-from llmtool.models.headed import pool
+from llmtool.models.headed import per_text, pool
 from llmtool.models.layers import Conv1D
 
 if TYPE_CHECKING:
@@ -103,9 +103,13 @@ class Transformer(nn.Module):
         and positions start again with each. cache: what the rows have seen before; then `inputs` are the
         next tokens, and `segments` says no more than where there is padding on the left (see Cache).
         """
-        if not self.writes:  # padding on the right is seen by nobody
-            return self.score(self.pooled(self.hidden(inputs), segments))
+        if not self.writes:
+            return self.score(per_text(self.vectors, inputs, segments))
         return self.logits(self.hidden(inputs, segments, cache))
+
+    def vectors(self, inputs: Tensor, segments: Tensor | None) -> Tensor:
+        """(B, T) ids -> (B, D), what stands for each row; padding on its right is seen by no token before."""
+        return self.pooled(self.hidden(inputs), segments)
 
     def pooled(self, hidden: Tensor, segments: Tensor | None) -> Tensor:
         """(B, T, D) -> (B, D), what stands for the text. segments: (B, T), 0 where a row is padded."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from llmtool.core.config import Section
 from llmtool.core.contracts import Classes, InputSpec, OutputSpec, Tokens, Values
 from llmtool.core.errors import ConfigError
-from llmtool.models.headed import Headed, pool
+from llmtool.models.headed import Headed, per_text, pool
 from llmtool.models.layers import Rotary, document_positions, rotate
 
 MAX_ROTARY = 2**28  # numbers in the rotary tables
@@ -214,8 +214,12 @@ class Encoder(Headed):
         return self.norm(x)
 
     def forward(self, inputs: Tensor, segments: Tensor | None = None) -> Tensor:
-        """(B, T) ids -> (B, C) logits or values. segments: (B, T), 0 where a row is padded."""
-        return self.head(self.pooled(self.hidden(inputs, segments), segments))
+        """(B, T) ids, or (B, K, T) in chunks -> (B, C) logits or values. segments: as ids, 0 at padding."""
+        return self.head(per_text(self.vectors, inputs, segments))
+
+    def vectors(self, inputs: Tensor, segments: Tensor | None) -> Tensor:
+        """(B, T) ids -> (B, D), what stands for each row."""
+        return self.pooled(self.hidden(inputs, segments), segments)
 
     def pooled(self, hidden: Tensor, segments: Tensor | None) -> Tensor:
         """(B, T, D) -> (B, D): the first token that is no padding, or the mean of those that are none."""

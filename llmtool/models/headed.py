@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -58,3 +59,18 @@ def pool(hidden: Tensor, segments: Tensor | None, how: Pooling) -> Tensor:
         places = torch.arange(hidden.shape[1], device=hidden.device)
         at = (real * places).argmax(dim=1)  # (B,)
     return hidden[torch.arange(hidden.shape[0], device=hidden.device), at]
+
+
+def per_text(
+    vectors: Callable[[Tensor, Tensor | None], Tensor], inputs: Tensor, segments: Tensor | None
+) -> Tensor:
+    """(B, D), what stands for each text: `vectors` of its tokens, or the mean of those of its chunks.
+
+    inputs: (B, T), or (B, K, T) of texts in up to K chunks, and segments of that shape. vectors: of (N, T).
+    """
+    if inputs.ndim == 2:
+        return vectors(inputs, segments)
+    assert segments is not None, "which chunks are there"
+    found = vectors(inputs.flatten(0, 1), segments.flatten(0, 1)).unflatten(0, inputs.shape[:2])  # (B, K, D)
+    there = (segments != 0).any(dim=2, keepdim=True).to(found.dtype)  # (B, K, 1)
+    return (found * there).sum(dim=1) / there.sum(dim=1).clamp(min=1)

@@ -77,6 +77,7 @@ OTHERS: dict[str, Any] = {
     "DecodedSource.encoding": "latin-1",
     "ChatEncode.template": "my.jinja",
     "ChatEncode.columns": {"messages": "x"},
+    "TextEncode.chunks": Beside(long="chunks", chunks=5),
     "ChatEncode.long": Beside(long="cut", length=64),
     "Filter.drop": Beside(keep=None, drop=["x"]),
     "Filter.matches": Beside(keep=None, matches="x"),

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -15,7 +17,7 @@ from llmtool.core.contracts import Tokens
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data.batches import open_batches
 from llmtool.data.decoding import columns_of, decoded_batch, texts_of
-from llmtool.data.labelled import TextEncode, TextEncoder, cut
+from llmtool.data.labelled import TextEncode, TextEncoder, chunked, cut
 from llmtool.data.sources import Chunk
 from llmtool.data.store import Dataset, make_card
 from tests.conftest import REVIEWS, Run, reviews
@@ -124,6 +126,43 @@ def test_head_and_tail_of_bert_are_the_papers() -> None:
     assert kept[:127].tolist() == list(range(127))
     assert kept[127:].tolist() == list(range(2000 - 383, 2000))
     assert cut(np.arange(3), 3, "tail").tolist() == [0, 1, 2]
+
+
+@given(st.integers(0, 3000), st.integers(1, 60), st.integers(2, 9))
+def test_chunks_cover_a_text_with_as_few_as_can(size: int, room: int, most: int) -> None:
+    parts = chunked(np.arange(size), room, most)
+    assert len(parts) == min(max(1, -(-size // room)), most)
+    assert len(parts) == 1 or {len(part) for part in parts} == {room}
+    assert parts[0][:1].tolist() == [0][:size]
+    assert parts[-1][-1:].tolist() == [size - 1][:size]
+    if size <= room * most:
+        assert set(np.concatenate(parts).tolist()) == set(range(size))
+
+
+def test_a_long_text_is_one_row_of_chunks(words: Path, tmp_path: Path) -> None:
+    texts = [*TEXTS, "", "a " * 100_000]
+    made = encoder(texts[:4], TARGETS, length=5, long="chunks", chunks=3,
+                   tokenizer={"kind": "file", "path": str(words)})  # fmt: skip
+    dataset, refused = write(made, tmp_path, rows(texts, [*TARGETS, "x", "y"]))
+    assert refused == {4: "text is empty"}
+    # three tokens and BERT's own around them a chunk; the second begins before the first ends
+    assert stored(dataset)[2] == [1, 4, 5, 6, 2, 1, 6, 7, 8, 2, 1, 9, 4, 5, 2]
+    assert [len(row) for row in stored(dataset)] == [5, 3, 15, 4, 15]
+    meta = dataset.card["splits"]["train"]
+    assert (meta["rows"], meta["chunks"], meta["cut"]) == (5, 9, 1)
+    assert "train: 1 of 5 texts have more than 15 tokens; chunks evenly taken" in made.notes[0]
+    assert "99,991 of" in made.notes[0]
+    assert made.notes[1] == "train: 5 texts are 9 chunks of up to 5 tokens"
+    again = TextEncoder.from_state(dataset.card["encoder"], tmp_path)
+    assert again.encode(texts[:4])[0][2].tolist() == stored(dataset)[2]
+    assert texts_of(dataset, "train", np.array([2, 1]), around=False) == ["a b c c d e f a b", "d"]
+    batches = open_batches(dataset, "train", 0)
+    shapes = [tuple(batch.inputs.shape) for batch in batches.in_order(3)]
+    assert shapes == [(3, 5), (2, 3, 5)]  # short ones as ever
+    whole = next(iter(batches.in_order(5)))
+    assert whole.segments is not None
+    assert whole.segments.sum(dim=(1, 2)).tolist() == [3, 4, 5, 15, 15]
+    assert len(batches.batch(0, 5)) == 5  # rows are texts
 
 
 def test_without_such_tokens_the_end_token_stands_in_front(tmp_path: Path) -> None:

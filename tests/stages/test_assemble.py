@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -217,13 +218,18 @@ def test_a_language_model_learns_classes_of_texts(method: str, language: Path, l
 
 def test_a_classifier_of_texts_from_the_start(language: Path, llmtool: Run) -> None:
     text = (language / "lm.yaml").read_text()
-    encode = (
-        "{as: text, text: review, target: sentiment, length: 24, tokenizer: {kind: bpe, vocabulary: 300}}"
-    )
+    encode = "{as: text, text: review, target: sentiment, length: 6, long: chunks, chunks: 4, "
+    encode += "tokenizer: {kind: bpe, vocabulary: 300}}"
     lines = [line if "encode" not in line else f"  encode: {encode}" for line in text.splitlines()]
     (language / "scratch.yaml").write_text("\n".join(lines) + "\n")
-    for command in ("train", "evaluate", "describe"):
-        ended = llmtool(command, "scratch.yaml", "--json", cwd=language)
+    for command in ("train", "describe", "train --verify invariance", "evaluate"):
+        ended = llmtool(*command.split(), "scratch.yaml", "--json", cwd=language)
         assert ended.code == 0, ended.err
+    test = ended.json["metrics"]["test"]
+    assert test["accuracy"] > 0.9  # the class stands in one word
+    split = json.loads((language / "runs/scratch/prepare/card.json").read_text())["splits"]["test"]
+    assert split["chunks"] > split["rows"]
+    predicted = pd.read_csv(language / "runs/scratch/evaluate/predictions.csv")
+    assert (predicted["split"] == "test").sum() == split["rows"]  # a text is one prediction, not a chunk
     ended = llmtool("generate", "runs/scratch", "--prompt", "the", cwd=language)
     assert (ended.code, "language model" in ended.error) == (2, True), ended.error
