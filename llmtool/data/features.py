@@ -28,6 +28,7 @@ from llmtool.data.columns import (
 from llmtool.data.encoding import Chunks
 from llmtool.data.statistics import ColumnStatistics
 from llmtool.data.store import CARD, ArrayWriter, Dataset
+from llmtool.data.targets import Scale as TargetScaleName
 from llmtool.data.targets import Target, fit_target, target_from_state, target_stratum, without_target
 
 if TYPE_CHECKING:
@@ -53,6 +54,12 @@ class FeaturesEncode(Section):
     target_kind: Literal["auto", "classes", "values"] = Field(
         default="auto",
         description="classes to classify, values for regression; auto decides by the train rows.",
+    )
+    target_scale: TargetScaleName = Field(
+        default="standard",
+        description="the scale on which values are learned: standard: mean 0, deviation 1; log: their "
+        "logarithm, for prices and counts; quantile: a normal distribution. Figures and predictions are in "
+        "the target's own units.",
     )
     columns: list[str] | None = Field(
         default=None, description="The input columns; default all but the target."
@@ -96,7 +103,7 @@ class FeaturesEncode(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        given = self.model_fields_set - {"as_", "like", "target", "target_kind"}
+        given = self.model_fields_set - {"as_", "like", "target", "target_kind", "target_scale"}
         if self.like is not None and given:
             raise ValueError(
                 f"like takes the encoder as it is; {', '.join(sorted(given))} cannot stand beside it"
@@ -222,7 +229,10 @@ class FeatureEncoder:
         if rows == 0:
             raise DataError("the train split has no rows; nothing can be learned from it")
         self.target = fit_target(
-            [found[name] for name in self.target_names], self.config.target_kind, self.notes
+            [found[name] for name in self.target_names],
+            self.config.target_kind,
+            self.config.target_scale,
+            self.notes,
         )
         if self.fitted is None:
             self.fitted = [column for name in names if (column := self._fit_column(found[name])) is not None]

@@ -204,7 +204,9 @@ class TextEncoder:
                 found[name].add(Cells(chunk.frame[name]), ordinals)
         if rows == 0:
             raise DataError("the train split has no rows; nothing can be learned from it")
-        self.target = fit_target([found[name] for name in names], self.config.target_kind, self.notes)
+        self.target = fit_target(
+            [found[name] for name in names], self.config.target_kind, "standard", self.notes
+        )
         if self.tokenizer is not None:
             return
         self.tokenizer = self.config.tokenizer.fit(lambda: self._texts(chunks))

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data.cells import BLANK, Cells
@@ -16,6 +17,8 @@ from llmtool.data.statistics import ColumnStatistics
 if TYPE_CHECKING:
     import pandas as pd
 
+Scale = Literal["standard", "log", "quantile"]
+QUANTILES = 1000  # points of a distribution, at most
 NOT_IN_TRAIN = "target class not in train"
 MAX_CLASSES = 10_000
 FEW = 50  # whole numbers with at most this many different values are classes ...
@@ -75,12 +78,16 @@ class ClassTarget:
 
 @dataclass(frozen=True)
 class ValueTarget:
-    """Numbers, stored as they are; mean and scale of the train rows stand beside them for the task."""
+    """Numbers, stored as they are; mean and scale of the train rows stand beside them for the task.
+
+    transform: another scale to learn them on (metrics.target_scale), as the task reads it; None: these.
+    """
 
     columns: list[str]
     mean: list[float]
     scale: list[float]
     kind: str = "values"
+    transform: dict[str, Any] | None = None
     dtype = "<f4"
 
     @property
@@ -90,16 +97,16 @@ class ValueTarget:
 
     def spec(self) -> dict[str, Any]:
         """The card's entry."""
-        return {
-            "kind": "values",
-            "names": list(self.columns),
-            "mean": list(self.mean),
-            "scale": list(self.scale),
-        }
+        said: dict[str, Any] = {"kind": "values", "names": list(self.columns)}
+        said |= {"mean": list(self.mean), "scale": list(self.scale)}
+        return said if self.transform is None else said | {"transform": self.transform}
 
     def state(self) -> dict[str, Any]:
         """The target as JSON."""
-        return asdict(self)
+        state = asdict(self)
+        if self.transform is None:
+            del state["transform"]
+        return state
 
     def encode(self, frame: pd.DataFrame, markers: frozenset[str]) -> tuple[np.ndarray, dict[int, str]]:
         """(rows, n) float32 values, and row position -> reason where one is missing or none."""
@@ -139,7 +146,10 @@ def target_from_state(state: dict[str, Any]) -> Target:
 
 
 def fit_target(
-    found: list[ColumnStatistics], kind: Literal["auto", "classes", "values"], notes: list[str]
+    found: list[ColumnStatistics],
+    kind: Literal["auto", "classes", "values"],
+    scale: Scale,
+    notes: list[str],
 ) -> Target:
     """The target as the train rows have it; DataError when there is nothing to learn."""
     first = found[0]
@@ -150,7 +160,14 @@ def fit_target(
                 f"target {first.name!r}: {first.distinct} different whole numbers are taken as classes "
                 "(target_kind: values for regression)"
             )
-    return _fit_classes(first, notes) if kind == "classes" else _fit_values(found)
+    if kind == "values":
+        return _fit_values(found, scale)
+    if scale != "standard":
+        raise ConfigError(
+            f"data.encode.target_scale: {scale} is for numbers; {first.name!r} is taken as classes "
+            "(target_kind: values for regression)"
+        )
+    return _fit_classes(first, notes)
 
 
 def _guess(found: ColumnStatistics) -> Literal["classes", "values"]:
@@ -195,7 +212,7 @@ def _sorted(words: list[str]) -> list[str]:
     return sorted(words, key=lambda word: (numbers[word], word))
 
 
-def _fit_values(found: list[ColumnStatistics]) -> ValueTarget:
+def _fit_values(found: list[ColumnStatistics], scale: Scale) -> ValueTarget:
     for column in found:
         moments = column.numbers
         if moments.count == 0 or column.wrong > moments.count:
@@ -211,4 +228,37 @@ def _fit_values(found: list[ColumnStatistics]) -> ValueTarget:
         [column.name for column in found],
         [column.numbers.mean for column in found],
         [1.0 if column.numbers.constant else column.numbers.deviation for column in found],
+        transform={"log": _logarithms, "quantile": _quantiles}[scale](found) if scale != "standard" else None,
     )
+
+
+def _logarithms(found: list[ColumnStatistics]) -> dict[str, Any]:
+    """Logarithms of the numbers, or of 1 + the number where some are 0, standardised."""
+    said: dict[str, Any] = {"kind": "log", "offset": [], "mean": [], "scale": []}
+    for column in found:
+        least = column.numbers.minimum
+        if least < 0:
+            raise DataError(
+                f"target {column.name!r}: target_scale: log needs numbers of 0 and above, and one is "
+                f"{least:g}; quantile takes any"
+            )
+        offset = 1.0 if least == 0 else 0.0
+        logarithms = np.log(column.number_sample.values() + offset)
+        said["offset"].append(offset)
+        said["mean"].append(float(logarithms.mean()))
+        said["scale"].append(float(logarithms.std()) or 1.0)
+    return said
+
+
+def _quantiles(found: list[ColumnStatistics]) -> dict[str, Any]:
+    """Points of each distribution, and where they lie in a normal one; equal numbers share their middle."""
+    said: dict[str, Any] = {"kind": "quantile", "values": [], "normal": []}
+    for column in found:
+        values = np.sort(column.number_sample.values())
+        share = (np.arange(len(values)) + 0.5) / len(values)
+        points = np.unique(np.quantile(values, np.linspace(0, 1, QUANTILES), method="nearest"))
+        first, last = (np.searchsorted(values, points, side=side) for side in ("left", "right"))
+        middle = 0.5 * (share[first] + share[last - 1])
+        said["values"].append(points.tolist())
+        said["normal"].append(torch.special.ndtri(torch.from_numpy(middle)).tolist())
+    return said

@@ -23,6 +23,7 @@ from llmtool.metrics.classification import ClassificationTally
 from llmtool.metrics.games import GamesTally
 from llmtool.metrics.language import LanguageTally
 from llmtool.metrics.regression import RegressionTally
+from llmtool.metrics.target_scale import described, target_scale
 
 Arrays = dict[str, np.ndarray]
 
@@ -67,6 +68,7 @@ def write_tally(path: Path, key: Mapping[str, str], tally: Tally) -> None:
     elif isinstance(tally, RegressionTally):
         arrays = {"predictions": tally.standardised(), "targets": tally.pairs()[1]}
         about = {"names": tally.names, "mean": list(tally.mean), "scale": list(tally.scale)}
+        about["transform"] = described(tally.transform)
     else:
         assert isinstance(tally, LanguageTally)
         arrays, about = {"sums": tally.sums()}, {"size": tally.bytes}
@@ -82,6 +84,7 @@ def read_tally(path: Path, key: Mapping[str, str]) -> Tally | None:
     if "logits" in arrays:
         return ClassificationTally(arrays["logits"], arrays["targets"], **about)
     if "predictions" in arrays:
+        about["transform"] = target_scale(about["transform"])
         return RegressionTally(arrays["predictions"], arrays["targets"], **about)
     if len(arrays["sums"]) == 3:
         return LanguageTally(*arrays["sums"], **about)

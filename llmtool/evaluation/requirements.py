@@ -131,8 +131,13 @@ def _right_kind(requirements: dict[str, str | bool]) -> dict[str, str | bool]:
 Requirements = Annotated[dict[Figure, Bound], BeforeValidator(_flat), AfterValidator(_right_kind)]
 
 
-FIGURES = {"classes": classification.FIGURES, "values": regression.FIGURES, "next_token": language.FIGURES}
-FIGURES["games"] = games.FIGURES
+FIGURES = {
+    "classes": classification.FIGURES,
+    "values": regression.FIGURES,
+    "log_values": (*regression.FIGURES, regression.RMSE_LOG),  # those that are learned as logarithms
+    "next_token": language.FIGURES,
+    "games": games.FIGURES,
+}
 
 
 def refuse_unknown(
@@ -143,8 +148,8 @@ def refuse_unknown(
 ) -> None:
     """ConfigError for a name that no evaluation can have a figure of: before an hour is spent on training.
 
-    metric: what `evaluate.metric` names. kind: of the dataset's targets. asked: each suite's
-    name and kind.
+    metric: what `evaluate.metric` names. kind: of the dataset's targets, a key of FIGURES. asked: each
+    suite's name and kind.
     """
     figures = list(FIGURES[kind])
     if metric is not None and metric not in figures:

@@ -9,7 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llmtool.metrics.target_scale import LogScale, TargetScale
+
 FIGURES = ("mae", "rmse", "r2")
+RMSE_LOG = "rmse_log"  # of targets that are learned as logarithms: the root mean squared error of those
 
 Floats = NDArray[np.float64]
 
@@ -19,15 +22,23 @@ class RegressionTally:
 
     predictions: (n, k) float32, standardised as the model gives them; `value = prediction * scale + mean` is
     taken in float64 on the host. targets: (n, k) in the target's own units. names, mean, scale: k of each.
+    transform: what predictions are on in place of mean and scale; None: those.
     """
 
     def __init__(
-        self, predictions: Tensor, targets: Tensor, names: list[str], mean: list[float], scale: list[float]
+        self,
+        predictions: Tensor,
+        targets: Tensor,
+        names: list[str],
+        mean: list[float],
+        scale: list[float],
+        transform: TargetScale | None = None,
     ) -> None:
         # Copies: a compiled model may write its next outputs over these, and a loader its next batch.
         self._predictions = [predictions.detach().to(torch.float32, copy=True)]
         self._targets = [targets.detach().to(torch.float64, copy=True)]
         self.names, self.mean, self.scale = names, np.asarray(mean, np.float64), np.asarray(scale, np.float64)
+        self.transform = transform
         self._pairs: tuple[Floats, Floats] | None = None
 
     def add(self, other: Self) -> None:
@@ -42,7 +53,11 @@ class RegressionTally:
             self._predictions = [torch.cat([part.cpu() for part in self._predictions])]
             self._targets = [torch.cat([part.cpu() for part in self._targets])]
             standardised = self._predictions[0].double().numpy()
-            self._pairs = standardised * self.scale + self.mean, self._targets[0].numpy()
+            if self.transform is None:
+                predictions = standardised * self.scale + self.mean
+            else:
+                predictions = self.transform.restore(standardised)
+            self._pairs = predictions, self._targets[0].numpy()
         return self._pairs
 
     def standardised(self) -> NDArray[np.float32]:
@@ -51,7 +66,7 @@ class RegressionTally:
         return self._predictions[0].numpy()
 
     def metrics(self) -> dict[str, float]:
-        """mae, rmse (in the target's units) and r2; the mean over the targets where there are several."""
+        """mae, rmse (in the target's units) and r2, of logarithms rmse_log; the mean over several targets."""
         return self._figures()[0]
 
     @property
@@ -100,7 +115,7 @@ class RegressionTally:
         return len(self.names)
 
     def resampled(self, weights: np.ndarray, only: str | None = None) -> dict[str, Floats]:
-        """mae, rmse and r2 with row i counted weights[b, i] times: name -> (B,), NaN where undefined."""
+        """The figures with row i counted weights[b, i] times: name -> (B,), NaN where undefined."""
         predictions, targets = self.pairs()
         middle = targets.mean(axis=0)  # squares of what is left lose nothing to a large mean
         error, centred, rows = predictions - targets, targets - middle, weights.sum(axis=1)
@@ -110,7 +125,9 @@ class RegressionTally:
             mean = (weights @ centred) / rows[:, None]
             spread = (weights @ np.square(centred)) / rows[:, None] - np.square(mean)
             r2 = 1 - mse / np.where(spread > 1e-12 * np.square(centred).mean(axis=0), spread, np.nan)
-        found = {"mae": mae, "rmse": np.sqrt(mse), "r2": r2}
+            found = {"mae": mae, "rmse": np.sqrt(mse), "r2": r2}
+            if isinstance(self.transform, LogScale):
+                found[RMSE_LOG] = np.sqrt((weights @ self._log_squares(self.transform)) / rows[:, None])
         return {name: values.mean(axis=1) for name, values in found.items()}
 
     def take(self, units: np.ndarray) -> RegressionTally:
@@ -118,24 +135,42 @@ class RegressionTally:
         self.pairs()
         rows = torch.from_numpy(np.asarray(units))
         return RegressionTally(
-            self._predictions[0][rows], self._targets[0][rows], self.names, list(self.mean), list(self.scale)
+            self._predictions[0][rows],
+            self._targets[0][rows],
+            self.names,
+            list(self.mean),
+            list(self.scale),
+            self.transform,
         )
+
+    def _log_squares(self, scale: LogScale) -> Floats:
+        """(n, k) squared differences of the logarithms; NaN where one is missing."""
+        predictions, targets = self.pairs()
+        found: Floats = np.square(scale.logarithms(predictions) - scale.logarithms(targets))
+        return found
 
     def _figures(self) -> tuple[dict[str, float], dict[str, str]]:
         predictions, targets = self.pairs()
         broken = int((~np.isfinite(predictions)).any(axis=1).sum())
         if broken or not len(targets):
             reason = f"the model's outputs are not finite in {broken} rows" if broken else "there are no rows"
-            return {}, dict.fromkeys(FIGURES, reason)
+            names = (*FIGURES, RMSE_LOG) if isinstance(self.transform, LogScale) else FIGURES
+            return {}, dict.fromkeys(names, reason)
         mae, rmse, r2 = errors(predictions, targets)
-        result = {"mae": float(mae.mean()), "rmse": float(rmse.mean())}
+        result, undefined = {"mae": float(mae.mean()), "rmse": float(rmse.mean())}, {}
+        if isinstance(self.transform, LogScale):
+            logarithmic = float(np.sqrt(self._log_squares(self.transform).mean(axis=0)).mean())
+            if np.isnan(logarithmic):
+                undefined[RMSE_LOG] = "a target has no logarithm"
+            else:
+                result[RMSE_LOG] = logarithmic
         if np.isnan(r2).any():
             constant = ", ".join(
                 repr(name) for name, value in zip(self.names, r2, strict=True) if np.isnan(value)
             )
             rows = "this row" if len(targets) == 1 else f"these {len(targets)} rows"
-            return result, {"r2": f"{constant} has one value only in {rows}"}
-        return result | {"r2": float(r2.mean())}, {}
+            return result, undefined | {"r2": f"{constant} has one value only in {rows}"}
+        return result | {"r2": float(r2.mean())}, undefined
 
 
 def errors(predictions: Floats, targets: Floats) -> tuple[Floats, Floats, Floats]:

@@ -258,6 +258,8 @@ def refuse_unknown_figures(experiment: Experiment, dataset: Dataset) -> None:
     kind = dataset.targets["kind"]
     if asked.suites and kind in ("classes", "values"):
         raise ConfigError("evaluate.suites: are for language models; this model writes no text")
+    if (dataset.targets.get("transform") or {}).get("kind") == "log":
+        kind = "log_values"
     suites = {suite.name: suite.kind for suite in asked.suites}
     figures = "games" if "game" in dataset.targets else kind
     requirements.refuse_unknown(asked.require, asked.metric, figures, suites)

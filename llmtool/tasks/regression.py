@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from llmtool.core.config import Section
 from llmtool.core.contracts import Batch, Loss, Values
 from llmtool.core.errors import ConfigError
-from llmtool.metrics.regression import RegressionTally
+from llmtool.metrics.regression import RMSE_LOG, RegressionTally
+from llmtool.metrics.target_scale import LogScale, TargetScale, target_scale
 from llmtool.tasks.members import member_outputs
 
 UNFIT = {
@@ -58,27 +59,37 @@ class RegressionConfig(Section):
         scale = [
             value or 1.0 for value in _each(targets["scale"])
         ]  # a constant target has no spread to divide by
-        return RegressionTask(names, _each(targets["mean"]), scale, self.loss, self.delta or 1.0)
+        mean, transform = _each(targets["mean"]), target_scale(targets.get("transform"))
+        return RegressionTask(names, mean, scale, self.loss, self.delta or 1.0, transform)
 
 
 class RegressionTask:
-    """Error of n standardised numbers a row. names, mean, scale: n of each, in the targets' own units."""
+    """Error of n standardised numbers a row. names, mean, scale: n of each, in the targets' own units.
 
-    metric = "rmse"
+    transform: the scale they are learned on in place of mean and scale. Of logarithms the best checkpoint is
+    that of the least error of these, which is what is learned.
+    """
+
     mode = "min"
 
     def __init__(
-        self, names: list[str], mean: list[float], scale: list[float], kind: str, delta: float
+        self,
+        names: list[str],
+        mean: list[float],
+        scale: list[float],
+        kind: str,
+        delta: float,
+        transform: TargetScale | None = None,
     ) -> None:
+        self.metric = RMSE_LOG if isinstance(transform, LogScale) else "rmse"
+        self.transform = transform
         self.names, self.mean, self.scale, self.kind, self.delta = names, mean, scale, kind, delta
         self._moments = torch.tensor([mean, scale], dtype=torch.float64)  # (2, n)
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Sum of the errors' costs, in standard deviations; the count is how many numbers are predicted."""
         predictions = member_outputs(model, batch).float()  # (B, K, n)
-        mean, scale = self._on(predictions.device)
-        # Float64 for the difference: a mean of 1.7e9 seconds, rounded to float32, is off by up to a minute.
-        targets = ((batch.targets.double() - mean) / scale).float()  # (B, n)
+        targets = self._standardised(batch.targets)  # (B, n)
         count, targets = targets.numel(), targets.unsqueeze(1).expand_as(predictions)
         if self.kind == "squared":
             total = F.mse_loss(predictions, targets, reduction="sum")
@@ -91,7 +102,15 @@ class RegressionTask:
     def measure(self, model: nn.Module, batch: Batch) -> RegressionTally:
         """The predictions of the rows beside their targets."""
         predictions = model(batch.inputs, batch.segments).float()
-        return RegressionTally(predictions, batch.targets, self.names, self.mean, self.scale)
+        return RegressionTally(predictions, batch.targets, self.names, self.mean, self.scale, self.transform)
+
+    def _standardised(self, targets: Tensor) -> Tensor:
+        """(B, n) as they are learned, float32."""
+        if self.transform is not None:
+            return self.transform.standardise(targets)
+        mean, scale = self._on(targets.device)
+        # Float64 for the difference: a mean of 1.7e9 seconds, rounded to float32, is off by up to a minute.
+        return ((targets.double() - mean) / scale).float()
 
     def _on(self, device: torch.device) -> Tensor:
         """Mean and scale where the predictions are; copied once: a copy a step would wait for the device."""

@@ -95,7 +95,7 @@ OTHER_VALUES: list[Any] = [
     {"metric": "loss", "mode": "min"}, {"patience": 3},
 ]  # fmt: skip
 # A tag with no other member that fits its file.
-ALONE = {"MovesEncode.game", "MLPConfig.family", "TransformerConfig.family", "FilesSplit.by"}
+ALONE = {"MovesEncode.game", "TransformerConfig.family", "FilesSplit.by"}
 
 SUITES: list[dict[str, Any]] = [
     {"kind": "multiple_choice", "path": "a.jsonl", "name": "choice"},
@@ -177,6 +177,8 @@ FORMS: dict[str, list[dict[str, Any]]] = {
     "data.encode.tokenizer": [{"kind": "bytes"}, {"kind": "bpe"}],
     "task": [{"kind": "regression", "loss": "huber", "delta": 2.0}, {"kind": "language"}],
     "model": [
+        {"family": "tabm"},
+        {"family": "mlp"},
         {"family": "encoder"},
         {"family": "encoder", "architecture": "roberta"},
         {"family": "encoder", "architecture": "modernbert"},
@@ -315,6 +317,7 @@ def documents() -> Iterator[tuple[str, dict[str, Any], str]]:
             base = TEXT_FILE if spot.endswith("tokenizer") else TABLE_FILE
             if spot.startswith("model"):
                 base = LABELLED_FILE if form.get("family") == "encoder" else TEXT_FILE
+            base = TABLE_FILE if form.get("family") in ("tabm", "mlp") else base
             base = WITHOUT_MODEL if spot == "data.encode" else base
             yield f"{spot} {number}", with_value(base, tuple(spot.split(".")), form), spot
 

@@ -420,6 +420,41 @@ def test_the_kind_of_target_can_be_said() -> None:
     assert fit(frame, target_kind="values").targets["kind"] == "values"
 
 
+def test_a_target_may_be_learned_on_another_scale() -> None:
+    prices = [float(1000 + 37 * i * i) for i in range(60)]
+    frame = table(a=range(60), y=prices, z=[str(i % 7) for i in range(60)])
+    said = fit(frame, target_kind="values", target_scale="log").targets
+    logarithms = np.log(prices)
+    assert said["mean"] == [pytest.approx(np.mean(prices))]
+    assert said["transform"] == {
+        "kind": "log",
+        "offset": [0.0],
+        "mean": [pytest.approx(logarithms.mean())],
+        "scale": [pytest.approx(logarithms.std())],
+    }
+    encoder = fit(frame, target=["y", "z"], target_scale="log")  # z has zeros
+    assert encoder.targets["transform"]["offset"] == [0.0, 1.0]
+    assert json.loads(json.dumps(encoder.state())) == encoder.state()
+    assert FeatureEncoder.from_state(encoder.state(), Path()).targets == encoder.targets
+    said = fit(frame, target=["y", "z"], target_scale="quantile").targets["transform"]
+    assert said["values"][0] == prices
+    assert said["values"][1] == [0, 1, 2, 3, 4, 5, 6]
+    for normal in said["normal"]:
+        assert normal == sorted(normal)
+        assert normal[0] == pytest.approx(-normal[-1], abs=0.2)
+    assert "transform" not in fit(frame, target_kind="values").targets
+
+
+def test_scales_that_a_target_has_not_are_refused() -> None:
+    below = table(a=range(60), y=[i - 5.5 for i in range(60)])
+    with pytest.raises(
+        DataError, match=r"log needs numbers of 0 and above, and one is -5\.5; quantile takes"
+    ):
+        fit(below, target_scale="log")
+    with pytest.raises(ConfigError, match=r"data\.encode\.target_scale: log is for numbers; 'y' is taken as"):
+        fit(table(a=range(60), y=Y * 30), target_scale="log")
+
+
 def test_several_targets_are_values(tmp_path: Path) -> None:
     frame = table(a=range(20), y=[i % 2 for i in range(20)], z=[i * 0.5 for i in range(20)])
     encoder = fit(frame, target=["y", "z"])

@@ -349,3 +349,21 @@ def test_two_targets_in_shares_are_the_entropy_of_their_mixture(
     plain = task.loss(model, batch)
     torch.testing.assert_close(task.loss(model, alone).total, plain.total)
     torch.testing.assert_close(task.loss(model, alone).count, plain.count.float())
+
+
+def test_a_number_learned_as_its_logarithm_is_judged_in_its_own_units():
+    transform = {"kind": "log", "offset": [0.0], "mean": [12.0], "scale": [0.4]}
+    card = {"targets": {"kind": "values", "names": ["price"], "mean": [1e5], "scale": [1e4]}}
+    card["targets"]["transform"] = transform
+    task = RegressionConfig().build(card)
+    assert (task.metric, task.mode) == ("rmse_log", "min")
+    model, inputs = nn.Linear(3, 1), torch.randn(8, 3)
+    own = nn.Module()
+    own.forward = lambda inputs, segments=None: model(inputs)
+    prices = torch.rand(8, 1) * 1e5 + 5e4
+    loss = task.loss(own, Batch(inputs, prices))
+    wanted = (model(inputs) - (prices.double().log() - 12) / 0.4).square().sum()
+    torch.testing.assert_close(loss.total, wanted.float())
+    with torch.no_grad():
+        found = task.measure(own, Batch(inputs, prices)).pairs()[0]
+        torch.testing.assert_close(torch.from_numpy(found), torch.exp(model(inputs).double() * 0.4 + 12))
