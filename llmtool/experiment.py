@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +15,12 @@ from llmtool.core import config
 from llmtool.core.config import Document, Key, Section
 from llmtool.core.contracts import Images
 from llmtool.core.errors import ConfigError
-from llmtool.data import DataConfig, EncodeConfig
+from llmtool.data import DataConfig
 from llmtool.evaluation import EvaluateConfig
 from llmtool.models import ModelConfig
 from llmtool.models.adapters import AdapterMethod, FullConfig
 from llmtool.tasks import TaskConfig
 from llmtool.training import TrainConfig
-
-ENCODED = {member.gives for member in typing.get_args(typing.get_args(EncodeConfig)[0])}
-READ_ONLY = "models of this family can be read from checkpoints, described and saved, but not trained yet"
-
 
 Model = Annotated[
     Annotated[ModelConfig, Tag("section")] | Annotated[Literal["auto"], Tag("word")],
@@ -97,8 +92,6 @@ class Experiment(Section):
         if isinstance(self.model, Section) and inputs not in self.model.accepts:
             takes = " or ".join(spec.__name__.lower() for spec in self.model.accepts)
             gives = f"data.encode gives {inputs.__name__.lower()}"
-            if ENCODED.isdisjoint(self.model.accepts):
-                gives = f"no data.encode of this version gives them: {READ_ONLY}"
             raise ValueError(f"model.family: {self.model.family!r} takes {takes}; {gives}")
         for name, section in (("train", self.train), ("finetune", self.finetune)):
             if section is not None and section.augment.active and inputs is not Images:

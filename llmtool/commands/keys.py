@@ -47,6 +47,10 @@ def prepare(loaded: Loaded, hash_file: HashFile) -> Key:
         inner = Path(like) / "prepare"
         hint = f"; did you mean {inner}?" if (inner / CARD).is_file() else ""
         raise ConfigError(f"data.encode.like: {like}: no prepared dataset here (no {CARD} in it){hint}")
+    if (model := getattr(data.encode, "like_model", None)) is not None:
+        for path in data.encode.files():
+            if not path.is_file():
+                raise ConfigError(f"data.encode.like_model: {model}: no {path.name} in it")
     return _key(loaded.slice(*READS["prepare"]), data_hashes(data, hash_file))
 
 
@@ -70,7 +74,9 @@ def describe(loaded: Loaded, card: dict[str, Any] | None, start: Path | None) ->
         notes = files.hash_bytes(files.json_bytes(card.get("notes")))
         inputs = {"dataset": card["fingerprint"], "notes of the dataset": notes}
     else:
-        reads += [f"data.encode.{name}" for name in ("as_", "like", "tokenizer", "template", "game")]
+        reads += [
+            f"data.encode.{name}" for name in ("as_", "like", "like_model", "tokenizer", "template", "game")
+        ]
         inputs = {str(path): files.hash_file(path) for path in experiment.data.encode.files()}
     machine = _machine(experiment.device, experiment.precision)
     return _key(loaded.slice(*reads) | machine, inputs)

@@ -23,7 +23,7 @@ from llmtool.core.environment import other_packages
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.core.freshness import CODE_CHANGED, Hashes
 from llmtool.core.run import UNFINISHED, Run, failed_result, hashes_of
-from llmtool.data import data_files, store
+from llmtool.data import store
 from llmtool.data.store import CARD, Dataset
 from llmtool.evaluation import compare
 from llmtool.experiment import FinetuneConfig, Loaded
@@ -307,7 +307,7 @@ def prepare_into(run: Run, loaded: Loaded, hashes: Hashes) -> stages.PrepareResu
     """Prepare the dataset into the stage's directory; `hashes` come to know its arrays."""
     experiment = loaded.experiment
     with console.progress(None, "row") as display:
-        sources = {name: run.key["inputs"][name] for name in map(str, data_files(experiment.data))}
+        sources = dict(run.key["inputs"])
         result = stages.prepare(experiment.data, experiment.seed, run.directory, Pace(display), sources)
     for meta in result.card["splits"].values():
         for array in meta["arrays"].values():

@@ -26,9 +26,12 @@ from llmtool.data.features import FeaturesEncode
 from llmtool.data.games.moves import MovesEncode
 from llmtool.data.games.pgn import PgnSource
 from llmtool.data.games.sources import OthelloRandomSource, WthorSource
+from llmtool.data.image_sources import CifarSource, IdxSource, ImageFolderSource, listing_hash
+from llmtool.data.images import ImagesEncode
 from llmtool.data.json_sources import JsonlSource, JsonSource
 from llmtool.data.labelled import TextEncode
-from llmtool.data.sources import CsvSource, ParquetSource, TextSource, TsvSource
+from llmtool.data.parquet_source import ParquetSource
+from llmtool.data.sources import CsvSource, TextSource, TsvSource
 from llmtool.data.splitting import (
     ColumnSplit,
     FilesSplit,
@@ -50,7 +53,10 @@ SourceConfig = Annotated[
     | ParquetSource
     | PgnSource
     | WthorSource
-    | OthelloRandomSource,
+    | OthelloRandomSource
+    | ImageFolderSource
+    | IdxSource
+    | CifarSource,
     Field(discriminator="format"),
 ]
 CleanStep = Annotated[
@@ -68,8 +74,10 @@ SplitConfig = Annotated[
     | FilesSplit,
     Field(discriminator="by"),
 ]
+PICTURES = ("image_folder", "idx", "cifar")  # formats whose rows name pictures
 EncodeConfig = Annotated[
-    FeaturesEncode | TokensEncode | TextEncode | ChatEncode | MovesEncode, Field(discriminator="as_")
+    FeaturesEncode | TokensEncode | TextEncode | ChatEncode | MovesEncode | ImagesEncode,
+    Field(discriminator="as_"),
 ]
 
 
@@ -107,6 +115,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.source.format in PICTURES and self.encode.as_ != "images":
+            raise ValueError(f"source.format: {self.source.format} gives pictures: encode: {{as: images}}")
         named = isinstance(getattr(self.source, "path", None), dict)
         if named and self.split.by != "files":
             raise ValueError(
@@ -121,13 +131,23 @@ class DataConfig(Section):
 
 def data_files(config: DataConfig) -> list[Path]:
     """Every file that preparing reads, in order. Raises DataError for one that is missing."""
-    further = getattr(config.encode, "files", None)
-    return [*config.source.files(), *(further() if further else [])]
+    further: list[Path] = getattr(config.encode, "files", lambda: [])()
+    return [*config.source.files(), *further, *_folders(config)]
+
+
+def _folders(config: DataConfig) -> list[Path]:
+    """Folders of pictures that rows name."""
+    found: list[Path] = getattr(config.encode, "folders", lambda: [])()
+    return found
 
 
 def data_hashes(config: DataConfig, hash_file: HashFile | None = None) -> dict[str, str]:
-    """Each of these files with the hash of its bytes; of a rehearsal with its size and time of change."""
+    """Each of these files with the hash of its bytes, each folder of pictures with that of its listing; of a
+    rehearsal with size and time of change."""
     if config.source._sample is None:
-        return {str(path): (hash_file or files.hash_file)(path) for path in data_files(config)}
+        hash_file = hash_file or files.hash_file
+        further: list[Path] = getattr(config.encode, "files", lambda: [])()
+        hashes = config.source.hashes(hash_file) | {str(path): hash_file(path) for path in further}
+        return hashes | {str(folder): listing_hash(folder) for folder in _folders(config)}
     stats = {path: path.stat() for path in data_files(config)}
     return {str(path): f"{stat.st_size} bytes of {stat.st_mtime_ns}" for path, stat in stats.items()}

@@ -53,7 +53,7 @@ def open_batches(dataset: Dataset, split: str, seed: int, context: int | None = 
     if dataset.card["inputs"]["kind"] == "features":
         return FeatureBatches(found, seed)
     if dataset.card["inputs"]["kind"] == "images":
-        return ImageBatches(found, dataset.card["inputs"], seed)
+        return ImageBatches(found, dataset.card, seed)
     if is_labelled(found):
         return TextBatches(found, seed, chunk_of(dataset.card))
     assert context is not None, "a tokens dataset needs a context"

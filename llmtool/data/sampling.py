@@ -135,6 +135,28 @@ class First:
         return self.part
 
 
+class PictureSample:
+    """Which pictures of class folders are read: so many of each split's, at equal distances."""
+
+    bytes = 0  # nobody has asked the files for their size
+
+    def __init__(self, counts: dict[str | None, int], pictures: int) -> None:
+        self._counts = counts
+        self._most = {split: pictures if split in (None, "train") else pictures // 4 for split in counts}
+        self.whole = all(count <= self._most[split] for split, count in counts.items())
+
+    def takes(self, split: str | None, number: int) -> bool:
+        """Whether the picture of this number, from 1, is read."""
+        count, most = self._counts[split], self._most[split]
+        return count <= most or number * most // count != (number - 1) * most // count
+
+    def share(self, split: str | None = None) -> float:
+        """Which part of a split's pictures (None: of all) is read."""
+        named = [name for name in self._counts if split is None or name in (None, split)]
+        read = sum(min(self._counts[name], self._most[name]) for name in named)
+        return read / max(1, sum(self._counts[name] for name in named))
+
+
 def sampled(source: SourceType, characters: int) -> SourceType:
     """The same source, of which about `characters` characters are read. DataError for a missing file."""
     given: Any = source
@@ -143,7 +165,7 @@ def sampled(source: SourceType, characters: int) -> SourceType:
         shorter._sample = First(shorter.games / given.games)
         return shorter
     copy: Any = given.model_copy()
-    copy._sample = Sample(given._placed(), characters, getattr(given, "quote", None))
+    copy._sample = given.sample(characters)
     return copy
 
 

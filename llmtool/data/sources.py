@@ -1,9 +1,8 @@
-"""Where rows come from: CSV, TSV, text and Parquet (JSON beside it); files, folders, globs; in chunks."""
+"""Where rows come from: CSV, TSV and text (others beside it); files, folders, globs; in chunks."""
 
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +13,10 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from llmtool.core.config import Section
 from llmtool.core.errors import ConfigError, DataError
+from llmtool.core.files import HashFile
 from llmtool.data import readers
 from llmtool.data.readers import BadRow, BrokenFile
-from llmtool.data.sampling import UNPACKED, Thin
+from llmtool.data.sampling import Sample, Thin
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,6 +84,18 @@ class RowSource(Section):
         """What messages call each file, by the numbers that chunks give."""
         return [str(path) for path in self.files()]
 
+    def stamps(self) -> list[tuple[str, int, int]]:
+        """What shows that the source changed while it was read: name, size and time of change."""
+        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files()]
+
+    def hashes(self, hash_file: HashFile) -> dict[str, str]:
+        """Each file with the hash of its bytes."""
+        return {str(path): hash_file(path) for path in self.files()}
+
+    def notes(self) -> list[str]:
+        """What a person should know of the last reading."""
+        return []
+
     def read(self, rows: int = 8192) -> Iterator[Chunk]:
         """Chunks of at most `rows` rows, in order; memory does not grow with the source."""
         raise NotImplementedError
@@ -117,6 +129,10 @@ class Source(RowSource):
     def files(self) -> list[Path]:
         """Every file, in reading order. Raises DataError when a path names none, or no regular file."""
         return [file for file, _ in self._placed()]
+
+    def sample(self, characters: int) -> Any:
+        """What a rehearsal reads of it."""
+        return Sample(self._placed(), characters, getattr(self, "quote", None))
 
     def _placed(self) -> list[tuple[Path, str | None]]:
         by_split: dict[Any, Any] = self.path if isinstance(self.path, dict) else {None: self.path}
@@ -288,7 +304,7 @@ class CsvSource(DecodedSource):
                 "header: a file without names in its first line needs them here: header: [age, income]"
             )
         if isinstance(self.header, list):
-            _check_names(self.header, "header")
+            check_names(self.header, "header")
         if self.delimiter != "auto" and (len(self.delimiter) != 1 or self.delimiter in '\r\n"'):
             raise ValueError(f"delimiter: {self.delimiter!r} is not one character (or the word auto)")
         if self.quote is not None and (len(self.quote) != 1 or self.quote in "\r\n "):
@@ -330,14 +346,12 @@ class CsvSource(DecodedSource):
         line, names = record
         if layout.first is None:
             try:
-                _check_names(names, f"{path}, line {line}")
+                check_names(names, f"{path}, line {line}")
             except ValueError as error:
                 raise DataError(str(error)) from None
             layout.columns, layout.first = names, path
         elif names != layout.columns:
-            raise DataError(
-                f"{path}: other columns than {layout.first}: {_difference(layout.columns, names)}"
-            )
+            raise DataError(f"{path}: other columns than {layout.first}: {difference(layout.columns, names)}")
 
 
 class TsvSource(CsvSource):
@@ -349,7 +363,8 @@ class TsvSource(CsvSource):
     delimiter: Literal["\t"] = Field(default="\t", description="always a tab")
 
 
-def _check_names(names: list[str], place: str) -> None:
+def check_names(names: list[str], place: str) -> None:
+    """ValueError for an empty name, or one that stands twice; place: what messages begin with."""
     empty = [position for position, name in enumerate(names, 1) if not name.strip()]
     if empty or not names:
         raise ValueError(f"{place}: column {empty[0] if empty else 1} has no name")
@@ -358,74 +373,13 @@ def _check_names(names: list[str], place: str) -> None:
         raise ValueError(f"{place}: the column {twice[0]!r} stands twice")
 
 
-def _difference(expected: list[str], found: list[str]) -> str:
+def difference(expected: list[str], found: list[str]) -> str:
+    """In words, how the columns of a file differ from those of the first."""
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
     parts = [f"no {', '.join(map(repr, missing[:3]))}"] if missing else []
     parts += [f"{', '.join(map(repr, extra[:3]))} besides"] if extra else []
     return "; ".join(parts) or "the same names in another order"
-
-
-class ParquetSource(Source):
-    """Apache Parquet (`pip install llmtool[data]`). Dates become ISO text, decimals numbers, lists JSON."""
-
-    suffixes: ClassVar[tuple[str, ...]] = (".parquet", ".pq")
-
-    format: Literal["parquet"]
-
-    def _records(self, path: Path, layout: Layout) -> Iterator[Record | BadRow]:
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError:
-            raise ConfigError("`pip install llmtool[data]` reads Parquet") from None
-        if path.suffix.lower() in (".gz", ".zst"):
-            raise DataError(f"{path}: Parquet is compressed inside; it is not read from .gz or .zst")
-        number = 0
-        try:
-            with pyarrow.parquet.ParquetFile(path) as table:
-                names = list(table.schema_arrow.names)
-                if layout.first is None:
-                    _check_names(names, str(path))
-                    layout.columns, layout.first = names, path
-                elif names != layout.columns:
-                    raise DataError(
-                        f"{path}: other columns than {layout.first}: {_difference(layout.columns, names)}"
-                    )
-                for batch in table.iter_batches(batch_size=8192):
-                    size = table.metadata.num_rows
-                    if layout.thin and not layout.thin.keeps(
-                        layout.thin.size * UNPACKED * len(batch) // size
-                    ):
-                        number += len(batch)
-                        continue
-                    columns = [[_cell(value) for value in column.to_pylist()] for column in batch.columns]
-                    for row in zip(*columns, strict=True):
-                        number += 1
-                        nul = any(isinstance(value, str) and "\0" in value for value in row)
-                        yield BadRow(str(path), number, "a NUL character") if nul else (number, row)
-        except (pyarrow.ArrowException, OSError, ValueError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise DataError(f"{path}: no such file") from None
-            raise BrokenFile(f"{path}: not readable as Parquet ({readers.reason_of(error)[:200]})") from None
-
-
-def _cell(value: Any) -> Any:
-    """A Parquet value as text, number, truth value or None."""
-    if value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, float):
-        return None if value != value else value
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return str(value)
 
 
 # --- text -------------------------------------------------------------------------------------------------

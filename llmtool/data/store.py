@@ -134,7 +134,7 @@ class Dataset:
         if name not in self.card["splits"]:
             raise DataError(f"{self.directory}: no split {name!r} (it has: {', '.join(self.splits)})")
         meta = self.card["splits"][name]
-        arrays = {key: _map(self.directory, array) for key, array in meta["arrays"].items()}
+        arrays = mapped(self.directory, meta)
         rows = meta["rows"]
         if self.limit is not None and name != "train":
             arrays, rows = _first(arrays, self.limit, rows)
@@ -341,6 +341,11 @@ def _first(arrays: dict[str, np.ndarray], limit: int, rows: int) -> tuple[dict[s
     stream = ("tokens", "trained")
     parts = {key: array[: limit if key in stream else count] for key, array in arrays.items()}
     return parts | {"documents": np.minimum(parts["documents"], limit)}, rows
+
+
+def mapped(directory: Path, meta: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a split's entry in the card, mapped into memory."""
+    return {key: _map(directory, array) for key, array in meta["arrays"].items()}
 
 
 def _check_size(directory: Path, split: str, array: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -59,6 +59,10 @@ class ClassTarget:
             "names": list(self.names),
             "counts": list(self.counts),
         }
+
+    def counted(self, counts: list[int]) -> ClassTarget:
+        """The same with other counts."""
+        return replace(self, counts=counts)
 
     def state(self) -> dict[str, Any]:
         """The target as JSON."""

@@ -62,8 +62,11 @@ def standardisation(data: dict[str, Any], path: Path) -> Standardisation:
 def size_of(path: Path) -> tuple[int, int] | None:
     """Height and width of the pictures that the file's recipe makes; None where it does not say."""
     data = read(path)
-    if data is None:
-        return None
+    return None if data is None else size_in(data)
+
+
+def size_in(data: dict[str, Any]) -> tuple[int, int] | None:
+    """The same of what stands in the file."""
     for size in (data.get("crop_size") if data.get("do_center_crop") else None, data.get("size")):
         edges = size if isinstance(size, dict) else {"shortest_edge": size}
         found: list[Any] = [edges.get(key, edges.get("shortest_edge")) for key in ("height", "width")]

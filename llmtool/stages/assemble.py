@@ -11,7 +11,7 @@ from torch import nn
 
 from llmtool.core import checkpoint, files, seeds
 from llmtool.core.config import Section
-from llmtool.core.contracts import NextToken, Task, Tokens
+from llmtool.core.contracts import Images, NextToken, Task, Tokens
 from llmtool.core.devices import Precision, resolve_device, resolve_precision, set_determinism
 from llmtool.core.errors import ConfigError
 from llmtool.core.lineage import Chain, document
@@ -25,6 +25,7 @@ from llmtool.models import adapters, lora, peft_files, pretrained
 from llmtool.models.causal import Transformer
 from llmtool.models.forms import huggingface
 from llmtool.stages.checkpoints import CARD_FILE, Start, fingerprint, lineage, made_from
+from llmtool.stages.likeness import refuse_other_pictures, say_how_prepared
 from llmtool.tasks import TaskConfig, default_task
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -225,6 +226,8 @@ def _assembled(
     _refuse_long_texts(dataset, model)
     if "labels" in vars(model):  # of families whose files name the classes
         vars(model)["labels"] = [str(name) for name in targets["names"]]
+    if isinstance(dataset.inputs, Images):
+        say_how_prepared(model, dataset.card)
     device = resolve_device(experiment.device)
     precision = resolve_precision(experiment.precision, device)
     precision.apply()
@@ -267,17 +270,14 @@ def refuse_unknown_figures(experiment: Experiment, dataset: Dataset) -> None:
 
 def refuse_other_encoding(dataset: Dataset, start: Start) -> None:
     """ConfigError unless the dataset's rows mean to this model what its own training rows meant."""
-    if start.card["inputs"]["kind"] == "images":
-        raise ConfigError(
-            f"{start.directory} takes pictures, and no data.encode of this version gives them; it can be "
-            "described (`llmtool describe`), but neither trained nor scored"
-        )
     if dataset.card["inputs"]["kind"] != start.card["inputs"]["kind"]:
         raise ConfigError(
             f"{start.directory} takes {start.card['encoding']}; "
             f"this file's data is encoded as {dataset.card['encoding']}"
         )
-    if isinstance(dataset.inputs, Tokens):
+    if isinstance(dataset.inputs, Images):
+        refuse_other_pictures(dataset, start)
+    elif isinstance(dataset.inputs, Tokens):
         _refuse_other_tokenizer(dataset, start)
     elif _of_inputs(dataset.card["encoder"]) != _of_inputs(start.card["encoder"]):
         assert start.dataset is not None

@@ -66,11 +66,10 @@ class Subject:
 
 def expected_inputs(encode: Any) -> tuple[InputSpec | None, str]:
     """What an `encode:` section will give, before `prepare`, and a note where that is a guess or unknown."""
-    if encode.like is not None and encode.as_ == "chat":
-        return input_spec(card_of(encode.like)["inputs"]), ""
     if encode.like is not None:
-        return Dataset.open(encode.like).inputs, ""
-    if encode.as_ == "text":
+        chat = encode.as_ == "chat"
+        return input_spec(card_of(encode.like)["inputs"]) if chat else Dataset.open(encode.like).inputs, ""
+    if encode.as_ in ("text", "images"):
         return None, "the classes, and with them the size of the head, are known after `llmtool prepare`"
     if encode.gives is not Tokens:
         return None, "the number of features, and with it every size, is known after `llmtool prepare`"
@@ -172,7 +171,9 @@ def _pixels(card: dict[str, Any] | None) -> dict[str, Any]:
     """Of pictures, what becomes of their pixels before the model sees them."""
     if card is None or card["inputs"]["kind"] != "images":
         return {}
-    how = card["encoder"].get("standardisation")
+    inputs, how = card["inputs"], card["encoder"].get("standardisation")
+    if "mean" in inputs:
+        return {"pixels": f"(0 to 255) less {inputs['mean']}, divided by {inputs['std']}"}
     if how is None:
         return {"pixels": f"standardised in a way that is not known (there is no {preprocessing.FILE})"}
     mean, deviation = ([round(value, 4) for value in how[key]] for key in ("mean", "deviation"))

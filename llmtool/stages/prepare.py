@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +15,11 @@ import numpy as np
 from llmtool.core import files
 from llmtool.core.errors import DataError
 from llmtool.data import DataConfig, audit, leakage
-from llmtool.data.chat import ChatEncode, ChatEncoder
+from llmtool.data.chat import ChatEncoder
 from llmtool.data.cleaning import Masks, clean, contents
 from llmtool.data.encoding import TOO_LONG, Encoder, RowError
-from llmtool.data.features import FeatureEncoder
-from llmtool.data.games.moves import MovesEncode, MovesEncoder
-from llmtool.data.labelled import TextEncode
+from llmtool.data.games.moves import MovesEncoder
+from llmtool.data.images import ImagesEncoder
 from llmtool.data.readers import BadRow
 from llmtool.data.reading import Reading
 from llmtool.data.sources import SPLITS, Chunk
@@ -29,7 +27,8 @@ from llmtool.data.splitting import DROPPED, Assigned, RowTable, labels
 from llmtool.data.store import CARD, make_card
 from llmtool.data.targets import NOT_IN_TRAIN
 from llmtool.data.templates import FILE as TEMPLATE_FILE
-from llmtool.data.tokens import TokensEncode
+from llmtool.stages.leaks import LEAKAGE, leaks
+from llmtool.stages.likeness import like_model
 from llmtool.stages.rows import Rows, complete
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 
 LEDGER = "ledger.json"
 QUARANTINE = "quarantine.jsonl"
-LEAKAGE = "leakage.json"
 HOPELESS = 10_000  # bad rows after which reading stops, if most rows are bad
 
 Progress = Callable[[str, int], None]  # what is being done, and how many rows so far
@@ -67,6 +65,8 @@ def prepare(
     """
     before = _stamps(data)
     encoder: Encoder = data.encode.build(seed)
+    if isinstance(encoder, ImagesEncoder):
+        like_model(encoder)
     rows = Rows(data.source)
     columns = _columns(data, rows)
     _sweep(directory)
@@ -83,8 +83,8 @@ def prepare(
     ledger = _ledger(scan, assigned, kept)
     if isinstance(encoder, ChatEncoder):
         ledger |= audit.account(encoder, names, directory)
-    found = _leaks(data, encoder, sample, directory)
-    notes = [*assigned.notes, *encoder.notes, *found]
+    found = leaks(data, encoder, sample, splits, directory)
+    notes = [*data.source.notes(), *assigned.notes, *encoder.notes, *found]
     card = make_card(
         data.encode.as_, encoder.inputs, encoder.targets, encoder.state(), splits, notes, names, hashes
     )
@@ -114,7 +114,7 @@ def _sweep(directory: Path) -> None:
 
 
 def _stamps(data: DataConfig) -> list[tuple[str, int, int]]:
-    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in data.source.files()]
+    return data.source.stamps()
 
 
 def _columns(data: DataConfig, rows: Rows) -> list[str]:
@@ -135,6 +135,7 @@ class _Scan:
     """The fate of every row, and what the split needs to know of those that are left."""
 
     quarantine: Path
+    named: str | None = None  # the column whose cell names a row better than file and line do
     read: int = 0
     fates: list[np.ndarray] = field(
         default_factory=list
@@ -174,7 +175,7 @@ def _scan(
 ) -> _Scan:
     content = encoder.columns(columns)
     paths = data.source.names()
-    scan = _Scan(quarantine)
+    scan = _Scan(quarantine, getattr(data.encode, "image", None))
     files.write_bytes(quarantine, b"")
     for chunk in rows:
         scan.read += len(chunk) + len(chunk.bad)
@@ -247,7 +248,10 @@ def _quarantine(
             text = json.dumps(cells, ensure_ascii=False, default=str)
             if detail := (details or {}).get(int(chunk.frame.index[row])):
                 reason = f"{reason}: {detail}"
-            bad.append(BadRow(paths[chunk.file[row]], int(chunk.line[row]), reason, text))
+            where = paths[chunk.file[row]], int(chunk.line[row])
+            if scan.named and cells.get(scan.named):
+                where = str(cells[scan.named]), 0
+            bad.append(BadRow(*where, reason, text))
     scan.note_bad(bad)
 
 
@@ -277,7 +281,9 @@ def _duplicates(scan: _Scan) -> None:
 def _refuse_bad(data: DataConfig, scan: _Scan) -> None:
     if scan.bad <= data.max_bad * scan.read:
         return
-    places = "; ".join(f"{row.file}, line {row.line}: {row.reason}" for row in scan.places)
+    places = "; ".join(
+        f"{row.file}{f', line {row.line}' * (row.line > 0)}: {row.reason}" for row in scan.places
+    )
     share = 100 * scan.bad / scan.read
     raise DataError(
         f"{scan.bad:,} of {scan.read:,} rows are bad "
@@ -411,30 +417,6 @@ def _refuse(scan: _Scan, chunk: Chunk, reasons: dict[int, str], paths: list[str]
         kind = "dropped" if reason in (NOT_IN_TRAIN, TOO_LONG) else "quarantined"
         fates[row] = scan.fates[0][ordinal] = scan.fate(kind, reason)
     _quarantine(scan, chunk, fates, paths)
-
-
-def _leaks(data: DataConfig, encoder: Encoder, sample: leakage.Sample, directory: Path) -> list[str]:
-    """Look for what leaks from split to split, write it down; returns a note for each thing found.
-
-    Raises DataError where the file says to refuse.
-    """
-    if isinstance(encoder, FeatureEncoder):
-        inputs = [column.name for column in encoder.fitted or []]
-        kind = encoder.targets["kind"]
-        found = leakage.of_table(sample.table(), inputs, encoder.target_names, kind, data.split.by)
-    else:
-        assert isinstance(data.encode, TokensEncode | TextEncode | ChatEncode | MovesEncode)
-        columns = getattr(data.encode, "text", "") or getattr(data.encode, "moves", "")
-        read = encoder.texts if isinstance(encoder, ChatEncoder) else partial(leakage.texts, columns=columns)
-        found = leakage.of_text(sample, read)
-    document = {"rows": sample.rows, "findings": [asdict(one) for one in found]}
-    files.write_json(directory / LEAKAGE, files.plain(document))
-    warnings = [one for one in found if one.warning]
-    if data.leakage == "refuse" and warnings:
-        more = f" (and {len(warnings) - 1} more in {directory / LEAKAGE})" if len(warnings) > 1 else ""
-        raise DataError(f"data.leakage: {warnings[0].says}; {warnings[0].advice}{more}")
-    shown = [one for one in found if one.warning or one.kind != "near_duplicates"]
-    return [f"{one.says}; {one.advice}" for one in shown]
 
 
 # --- the account ------------------------------------------------------------------------------------------

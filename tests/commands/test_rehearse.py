@@ -46,7 +46,7 @@ CAUGHT: dict[str, Fault] = {
                                            ["model.heads=3"], project="text"),
     "model takes other data": Fault(2, "", r"'transformer' takes tokens; data.encode gives features",
                                     ["model={family: transformer, depth: 1, heads: 1, width: 8}"]),
-    "family that no data feeds": Fault(2, "", r"'vit' takes images; no data\.encode of this version gives",
+    "family of other data": Fault(2, "", r"'vit' takes images; data\.encode gives features",
                                        ["model={family: vit}"]),
     # the place
     "run directory cannot be": Fault(2, "run directory", r"run: people\.csv/x: not a directory",

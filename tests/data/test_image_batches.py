@@ -31,7 +31,7 @@ def arrays(rows: int) -> dict[str, np.ndarray]:
 
 
 def batches(rows: int, seed: int = 0) -> ImageBatches:
-    return ImageBatches(Split("train", rows, arrays(rows), {}, ["photos"]), INPUTS, seed)
+    return ImageBatches(Split("train", rows, arrays(rows), {}, ["photos"]), {"inputs": INPUTS}, seed)
 
 
 def test_the_order_is_that_of_a_table() -> None:

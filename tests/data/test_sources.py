@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import readers
 from llmtool.data.json_sources import JsonlSource, JsonSource
-from llmtool.data.sources import Chunk, CsvSource, ParquetSource, Source, TextSource, TsvSource
+from llmtool.data.parquet_source import ParquetSource
+from llmtool.data.sources import Chunk, CsvSource, Source, TextSource, TsvSource
 
 
 def read(source: Source, rows: int = 8192) -> tuple[list[list], list[tuple[int, str]], list[Chunk]]:

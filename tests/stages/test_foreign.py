@@ -340,7 +340,7 @@ def test_a_model_for_pictures_is_described_and_kept_from_other_data(fresh: Path,
     for command, key in (("finetune", "finetune.start=base"), ("evaluate", "evaluate.of=base")):
         ended = llmtool(command, "table.yaml", "--set", key, cwd=fresh)
         assert ended.code == 2
-        assert "base takes pictures, and no data.encode of this version gives them" in ended.error
+        assert "base takes images; this file's data is encoded as features" in ended.error
     (base / "preprocessor_config.json").write_text("{}")
     assert foreign.fingerprint(base) != before
     ended = llmtool("describe", "base", "--json", cwd=fresh)
