@@ -51,7 +51,7 @@ def _evaluate(
     splits = score.splits_to_score(config, dataset)
     cache = run.root / judge.CACHE
     tallies, recalled = score.score_or_recall(
-        assembled, splits, config.batch, weights=start.hash, cache=cache / "model", again=again
+        assembled, splits, config, weights=start.hash, cache=cache / "model", again=again
     )
     if recalled:
         rows = " and ".join(recalled)

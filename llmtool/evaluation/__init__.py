@@ -73,6 +73,10 @@ class EvaluateConfig(Section):
     batch: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
         default="auto", description="rows scored at once"
     )
+    flip: bool = Field(
+        default=False,
+        description="pictures: each is judged together with its mirror image, by the mean of both",
+    )
     samples: SamplesConfig | None = Field(default=None, description="language models: continuations to read")
     suites: list[SuiteConfig] = Field(
         default=[],

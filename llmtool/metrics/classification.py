@@ -20,10 +20,12 @@ LARGEST_MATRIX = (
 
 RATES, AVERAGES = ("precision", "recall", "f1"), ("macro", "micro", "weighted")
 FIGURES = (
-    "accuracy", "balanced_accuracy",
+    "accuracy", "balanced_accuracy", "top_5_accuracy",
     *(name for rate in RATES for name in (rate, *(f"{rate}_{average}" for average in AVERAGES))),
     "roc_auc", "pr_auc", "log_loss",
 )  # fmt: skip
+
+FEW = 5  # guesses; with more classes than these it is a figure whether the true one is among the likeliest
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -71,7 +73,8 @@ class ClassificationTally:
         return self._judgement
 
     def metrics(self) -> dict[str, float]:
-        """accuracy, balanced_accuracy, precision, recall, f1, their averages, roc_auc, pr_auc, log_loss."""
+        """accuracy, balanced_accuracy, top_5_accuracy (of more than five classes), precision, recall, f1,
+        their averages, roc_auc, pr_auc, log_loss."""
         return figures(self.judgement(), self.names)[0]
 
     @property
@@ -143,6 +146,13 @@ class Judgement:
         return self.logits.argmax(axis=1).astype(np.int64)
 
     @cached_property
+    def within(self) -> NDArray[np.bool_]:
+        """(n,) whether the true class is among the five of the largest logits, of equals the first."""
+        own = np.take_along_axis(self.logits, self.targets[:, None], axis=1)
+        before = np.arange(self.classes) < self.targets[:, None]
+        return ((self.logits > own) | ((self.logits == own) & before)).sum(axis=1) < FEW
+
+    @cached_property
     def log_probabilities(self) -> Floats:
         """(n, C) float64, from the logits: a probability too small for float32 still has its logarithm."""
         with np.errstate(invalid="ignore"):
@@ -173,6 +183,8 @@ class Judgement:
 def figures(seen: Judgement, names: list[str]) -> tuple[dict[str, float], dict[str, str]]:
     """Every figure of the rows: those defined, and the reasons of those that are not."""
     every = _counted(seen, names) | _ranked(seen, names) | {"log_loss": _log_loss(seen)}
+    if seen.classes > FEW:
+        every["top_5_accuracy"] = float(seen.within.mean()) if len(seen.targets) else ""
     if not len(seen.targets):
         every = dict.fromkeys(every, "there are no rows")
     elif seen.broken:
@@ -292,6 +304,8 @@ def resampled(seen: Judgement, weights: Integers, only: str | None = None) -> di
         np.int64
     )
     result = count_figures(hits, by(true), by(predicted), seen.positive)
+    if seen.classes > FEW:
+        result["top_5_accuracy"] = weights @ seen.within / weights.sum(axis=1)
     if only in result:
         return result
     scores = seen.probabilities

@@ -19,6 +19,7 @@ from llmtool.data.layout import name_of
 from llmtool.data.store import NAME_ENDS, Dataset, Split
 from llmtool.evaluation import EvaluateConfig, SamplesConfig, kept, requirements
 from llmtool.evaluation.loop import evaluate
+from llmtool.evaluation.mirrored import Mirrored
 from llmtool.evaluation.writer import Order
 from llmtool.metrics.language import LanguageTally
 from llmtool.models.generation import Sampling
@@ -35,20 +36,22 @@ TOKENS = {"cpu": 2**12, "cuda": 2**16}  # of one batch: what a CPU's caches hold
 
 
 def score(
-    assembled: Assembled, splits: Sequence[str], batch: int | Literal["auto"] = "auto"
+    assembled: Assembled, splits: Sequence[str], batch: int | Literal["auto"] = "auto", flip: bool = False
 ) -> dict[str, Tally]:
     """The evidence of each split, in the order given. DataError names a split without rows.
+
+    flip: each picture is judged together with its mirror image; ConfigError for what is no picture.
 
     With `batch: auto` a batch that does not fit into the device's memory is halved; MemoryLimitError when a
     number was asked for, or one row does not fit.
     """
-    return {split: _scored(assembled, split, batch) for split in splits}
+    return {split: _scored(assembled, split, batch, flip) for split in splits}
 
 
 def score_or_recall(
     assembled: Assembled,
     splits: Sequence[str],
-    batch: int | Literal["auto"],
+    config: EvaluateConfig,
     *,
     weights: str,
     cache: Path,
@@ -57,7 +60,7 @@ def score_or_recall(
     """As `score`, keeping the evidence in `cache`; and the splits whose evidence was there already.
 
     That is taken only where the weights (their hash), the dataset and its rows, the device's kind, the
-    precision, the batch and our code are those it came from. again: score them all the same.
+    precision, the batch, flip and our code are those it came from. again: score them all the same.
     """
     tallies: dict[str, Tally] = {}
     recalled = []
@@ -67,14 +70,15 @@ def score_or_recall(
         "device": assembled.device.type,
         "precision": assembled.precision.name,
         "deterministic": str(torch.are_deterministic_algorithms_enabled()),
-        "batch": str(batch),
+        "batch": str(config.batch),
+        "flip": str(config.flip),
         "code": code_version(),
     }
     for split in splits:
         path, key["rows"] = cache / f"{split}.safetensors", str(assembled.dataset.split(split).rows)
         found = None if again else kept.read_tally(path, key)
         if found is None:
-            found = _scored(assembled, split, batch)
+            found = _scored(assembled, split, config.batch, config.flip)
             kept.write_tally(path, key, found)
         else:
             recalled.append(split)
@@ -82,7 +86,12 @@ def score_or_recall(
     return tallies, recalled
 
 
-def _scored(assembled: Assembled, split: str, batch: int | Literal["auto"]) -> Tally:
+def _scored(assembled: Assembled, split: str, batch: int | Literal["auto"], flip: bool) -> Tally:
+    if flip and not isinstance(assembled.dataset.inputs, Images):
+        raise ConfigError("evaluate.flip: mirrors pictures; this data has none")
+    model = assembled.model
+    if flip:
+        model = Mirrored(model, classes=assembled.task_config.kind == "classification")
     data = assembled.dataset.split(split)
     batches = assembled.batches(split)
     size = auto_batch(assembled, batches.tokens_per_row) if batch == "auto" else batch
@@ -91,7 +100,7 @@ def _scored(assembled: Assembled, split: str, batch: int | Literal["auto"]) -> T
         try:
             tally = evaluate(
                 assembled.task,
-                assembled.model,
+                model,
                 batches.in_order(size),
                 device,
                 lambda: precision.autocast(device),

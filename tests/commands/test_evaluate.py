@@ -134,7 +134,7 @@ def test_what_these_weights_scored_is_not_scored_again(
     """Another question to the same predictions does not ask the model; other weights or --force do."""
     scored: list[str] = []
     real = score._scored
-    monkeypatch.setattr(score, "_scored", lambda a, split, b: scored.append(split) or real(a, split, b))
+    monkeypatch.setattr(score, "_scored", lambda a, split, *b: scored.append(split) or real(a, split, *b))
 
     def evaluated(*more: str) -> tuple[list[str], Any]:
         scored.clear()

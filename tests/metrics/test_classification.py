@@ -54,6 +54,8 @@ def expected(
         of = [positive] if len(classes) == 2 else classes
         result["roc_auc"] = np.mean([sk.roc_auc_score(truth[:, c], probabilities[:, c]) for c in of])
         result["pr_auc"] = np.mean([sk.average_precision_score(truth[:, c], probabilities[:, c]) for c in of])
+    if len(classes) > 5:
+        result["top_5_accuracy"] = sk.top_k_accuracy_score(targets, logits, k=5, labels=classes)
     result["log_loss"] = -np.log(probabilities[np.arange(len(targets)), targets]).mean()
     return result
 
@@ -100,6 +102,16 @@ def test_any_rows_as_scikit_learn(classes: int, rows: list[tuple[int, int]], dat
         [[value if c == target else others[c] for c in range(classes)] for target, value in rows]
     )
     compare(logits, targets)
+
+
+def test_five_guesses_take_the_first_of_equals() -> None:
+    """As the prediction does; of seven equal ones the first five are guessed."""
+    judged = tally(np.zeros((7, 7)), np.arange(7))
+    assert judged.metrics()["top_5_accuracy"] == pytest.approx(5 / 7)
+    assert judged.metrics()["accuracy"] == pytest.approx(1 / 7)
+    weights = np.array([[1, 0, 0, 0, 0, 0, 1], [0, 2, 0, 0, 0, 0, 1]])
+    assert judged.resampled(weights)["top_5_accuracy"] == pytest.approx([1 / 2, 2 / 3])
+    assert "top_5_accuracy" not in tally(np.zeros((5, 5)), np.arange(5)).metrics()
 
 
 def test_all_scores_equal() -> None:
