@@ -56,10 +56,7 @@ def _evaluate(old: Experiment, scratch: Scratch) -> dict[str, Any]:
     if samples is not None and scratch.sample_tokens is not None:
         fewer = min(samples.tokens, scratch.sample_tokens)
         updates["samples"] = samples.model_copy(update={"tokens": fewer, "count": 1})
-    updates["suites"] = [
-        suite.model_copy(update={"limit": min(suite.limit or QUESTIONS, QUESTIONS)})
-        for suite in old.evaluate.suites
-    ]
+    updates["suites"] = [suite.fewer(QUESTIONS) for suite in old.evaluate.suites]
     return updates
 
 

@@ -80,7 +80,8 @@ class EvaluateConfig(Section):
     samples: SamplesConfig | None = Field(default=None, description="language models: continuations to read")
     suites: list[SuiteConfig] = Field(
         default=[],
-        description="language models: questions in local files; finetune asks them before and after",
+        description="language models: questions in local files, games against fixed opponents; "
+        "finetune asks before and after",
     )
 
     @model_validator(mode="after")

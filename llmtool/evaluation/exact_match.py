@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from llmtool.core.errors import DataError
-from llmtool.evaluation.questions import Chat, Suite, Tick, Unusable, numbered, read, text
+from llmtool.evaluation.questions import Chat, FileSuite, Tick, Unusable, numbered, read, text
 from llmtool.evaluation.scorer import Scorer
 from llmtool.metrics.suites import SuiteTally
 
@@ -30,7 +30,7 @@ class Problem:
     answer: str
 
 
-class ExactMatch(Suite):
+class ExactMatch(FileSuite):
     """Problems (fields `question` and `answer`) that the model solves in writing, by greedy choice.
 
     As lm-evaluation-harness's gsm8k (https://arxiv.org/abs/2110.14168): the right answer is what follows

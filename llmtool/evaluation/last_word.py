@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from llmtool.evaluation.questions import Suite, Tick, Unusable, numbered, read, text
+from llmtool.evaluation.questions import FileSuite, Tick, Unusable, numbered, read, text
 from llmtool.evaluation.scorer import Scorer
 from llmtool.metrics.suites import SuiteTally
 
@@ -22,7 +22,7 @@ class Passage:
     word: str
 
 
-class LastWord(Suite):
+class LastWord(FileSuite):
     """The last word of each passage (field `text`), given all before it (https://arxiv.org/abs/1606.06031).
 
     As lm-evaluation-harness's lambada_openai: words are split at blanks; `accuracy` is the share of passages

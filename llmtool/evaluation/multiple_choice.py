@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from llmtool.data.rows import nested
-from llmtool.evaluation.questions import Chat, Suite, Tick, Unusable, numbered, read, text, texts, ticks
+from llmtool.evaluation.questions import Chat, FileSuite, Tick, Unusable, numbered, read, text, texts, ticks
 from llmtool.evaluation.scorer import Scorer
 from llmtool.metrics.suites import SuiteTally
 
@@ -27,7 +27,7 @@ class Question:
     target: int
 
 
-class MultipleChoice(Suite):
+class MultipleChoice(FileSuite):
     """One of several texts is right; the likeliest after the question is taken for the model's choice.
 
     Rows are those of HellaSwag (ctx or ctx_a and ctx_b, activity_label, endings, label), of ARC (question,

@@ -14,7 +14,7 @@ from pydantic import Field
 from llmtool.core.errors import DataError
 from llmtool.data import readers
 from llmtool.data.rows import form_of
-from llmtool.evaluation.questions import Suite, Tick, numbered, read, text, ticks
+from llmtool.evaluation.questions import FileSuite, Tick, numbered, read, text, ticks
 from llmtool.evaluation.scorer import Scorer
 from llmtool.metrics.suites import SuiteTally
 
@@ -32,7 +32,7 @@ class Document:
     size: int
 
 
-class Perplexity(Suite):
+class Perplexity(FileSuite):
     """Every token of each document is predicted once, and its surprise set against words and bytes.
 
     As lm-evaluation-harness's wikitext: a document longer than the model's context is scored in windows of

@@ -26,17 +26,49 @@ Chat = Annotated[
 
 
 class Suite(Section):
-    """Questions in a local file, and how a language model's answers to them are judged."""
+    """What a language model is asked, and how its answers are judged."""
+
+    name: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9_-]*$",
+        description="what the suite is called in results and in `require`; default: the file's name (of "
+        "games: the opponent)",
+    )
+
+    @property
+    def through(self) -> Literal["auto"] | bool:
+        """Whether it is asked through the model's chat template; some kinds have the key `chat` for that."""
+        return getattr(self, "chat", False)
+
+    def files(self) -> list[Path]:
+        """Every file that the suite reads."""
+        return []
+
+    def fewer(self, count: int) -> Self:
+        """The same suite with at most so many questions."""
+        raise NotImplementedError
+
+    def questions(self) -> list[Any]:
+        """The questions, in their order."""
+        raise NotImplementedError
+
+    def answers(self, questions: list[Any], scorer: Scorer, tick: Tick) -> SuiteTally:
+        """What the model makes of the questions; tick: told of questions as they are done."""
+        raise NotImplementedError
+
+
+class FileSuite(Suite):
+    """Questions in a local file.
+
+    `questions` gives those of the file, in its order, at most `limit`. DataError for a file that cannot be
+    read, for one without questions, and for the first row that is no question of this suite: a suite with
+    other questions would have other figures.
+    """
 
     path: str = Field(
         min_length=1,
         description="the file of questions: .jsonl, .json (an array), .csv, .tsv or .parquet; .gz and .zst "
         "are unpacked",
-    )
-    name: str = Field(
-        default="",
-        pattern=r"^[A-Za-z0-9_-]*$",
-        description="what the suite is called in results and in `require`; default: the file's name",
     )
     limit: int | None = Field(
         default=None, gt=0, description="questions taken, from the file's beginning; default: all"
@@ -49,26 +81,13 @@ class Suite(Section):
             object.__setattr__(self, "name", stem or "suite")  # frozen for everybody but the one who makes it
         return self
 
-    @property
-    def through(self) -> Literal["auto"] | bool:
-        """Whether it is asked through the model's chat template; some kinds have the key `chat` for that."""
-        return getattr(self, "chat", False)
-
     def files(self) -> list[Path]:
         """Every file that the suite reads."""
         return [Path(self.path)]
 
-    def questions(self) -> list[Any]:
-        """The questions of the file, in its order, at most `limit`.
-
-        DataError for a file that cannot be read, for one without questions, and for the first row that is no
-        question of this suite: a suite with other questions would have other figures.
-        """
-        raise NotImplementedError
-
-    def answers(self, questions: list[Any], scorer: Scorer, tick: Tick) -> SuiteTally:
-        """What the model makes of the questions; tick: told of questions as they are done."""
-        raise NotImplementedError
+    def fewer(self, count: int) -> Self:
+        """The same suite with at most so many questions."""
+        return self.model_copy(update={"limit": min(self.limit or count, count)})
 
 
 class Unusable(Exception):

@@ -1,4 +1,5 @@
-"""The evaluation suites: questions in local files that a language model answers, one class for each kind."""
+"""The evaluation suites: questions in files that a language model answers, games that it plays; one class
+for each kind."""
 
 from typing import Annotated
 
@@ -8,5 +9,8 @@ from llmtool.evaluation.exact_match import ExactMatch
 from llmtool.evaluation.last_word import LastWord
 from llmtool.evaluation.multiple_choice import MultipleChoice
 from llmtool.evaluation.perplexity import Perplexity
+from llmtool.evaluation.play import Play
 
-SuiteConfig = Annotated[MultipleChoice | ExactMatch | LastWord | Perplexity, Field(discriminator="kind")]
+SuiteConfig = Annotated[
+    MultipleChoice | ExactMatch | LastWord | Perplexity | Play, Field(discriminator="kind")
+]

@@ -27,7 +27,8 @@ WORK = 40_000_000  # cells (draws x units x columns of a unit) that MOST is lowe
 HOPELESS = 2_000_000_000  # cells of FEWEST draws beyond which there is no interval
 CHUNK = 2_000_000  # cells in memory at once
 GROUPS = 200  # of units, left out one after the other to see how lopsided a figure's error is
-COUNTED = ("accuracy", "accuracy_norm", "exact_match", "exact_match_flexible")  # each unit right or wrong
+# Of these each unit is right or wrong.
+COUNTED = ("accuracy", "accuracy_norm", "exact_match", "exact_match_flexible", "won", "drawn", "lost")
 ALLOWED = 0.05  # share of the draws that may leave a figure undefined
 
 

@@ -34,6 +34,13 @@ FIGURES: dict[str, dict[str, Ratio]] = {
     "multiple_choice": {"accuracy": Ratio("right"), "accuracy_norm": Ratio("right_norm")},
     "exact_match": {"exact_match": Ratio("right"), "exact_match_flexible": Ratio("right_flexible")},
     "last_word": {"accuracy": Ratio("right"), "perplexity": Ratio("nats", power=True)},
+    "play": {
+        "score": Ratio("score"),
+        "won": Ratio("won"),
+        "drawn": Ratio("drawn"),
+        "lost": Ratio("lost"),
+        "illegal": Ratio("illegal", "guesses"),
+    },
     "perplexity": {
         "bits_per_byte": Ratio("nats", "bytes", scale=1 / math.log(2)),
         "byte_perplexity": Ratio("nats", "bytes", power=True),

@@ -90,7 +90,7 @@ def ask(
             except ConfigError as error:
                 raise ConfigError(f"evaluate.suites: {suite.name}: {error}") from None
             except BadConversation as error:
-                raise DataError(f"{suite.path}: a question: {error}") from None
+                raise DataError(f"{suite.name}: a question: {error}") from None
             text = files.json_bytes(tally.records)
             kept.write(place, key, {"records": np.frombuffer(text, dtype=np.uint8)}, {"cut": cut})
         else:

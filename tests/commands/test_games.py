@@ -16,7 +16,9 @@ data:
   encode: {as: moves, game: othello}
 model: {family: transformer, depth: 1, heads: 2, width: 16, context: 60}
 train: {budget: {steps: 6}, batch: 16, select: {metric: legal, mode: max}}
-evaluate: {require: {test.legal: ">=0.01", test.legal_mass.low: ">0"}}
+evaluate:
+  require: {test.legal: ">=0.01", test.legal_mass.low: ">0", suites.random.illegal: "<=1"}
+  suites: [{kind: play, game: othello, against: random, games: 4}]
 device: cpu
 """
 
@@ -38,6 +40,7 @@ def test_games_are_trained_on_and_judged(place: Path, llmtool: Run) -> None:
     assert "1,000 draws by game" in ended.out
     report = json.loads((place / "runs/othello/evaluate/report.json").read_text())
     assert list(report["metrics"]["test"]) == ["loss", "perplexity", "match", "legal", "legal_mass"]
+    assert report["suites"]["random"]["questions"] == 4
     moves = report["details"]["test"]["tokens"]
     assert f"legality of {moves:,} of {moves:,} positions of test" in ended.out
     assert {one["name"] for one in report["baselines"] if "legal" in one["metrics"]["test"]} >= {"trigram"}

@@ -88,6 +88,7 @@ OTHERS: dict[str, Any] = {
     "ConvNeXtConfig.widths": [8] * 4,
     "LongScaling.short_factor": [3.0] * 4,
     "LongScaling.long_factor": [3.0] * 4,
+    "Play.games": 20,
     "EvaluateConfig.require": {"test.accuracy": ">=0.5"},
 }
 OTHER_VALUES: list[Any] = [
@@ -96,13 +97,14 @@ OTHER_VALUES: list[Any] = [
     {"metric": "loss", "mode": "min"}, {"patience": 3},
 ]  # fmt: skip
 # A tag with no other member that fits its file.
-ALONE = {"MovesEncode.game", "TransformerConfig.family", "FilesSplit.by"}
+ALONE = {"MovesEncode.game", "Play.game", "TransformerConfig.family", "FilesSplit.by"}
 
 SUITES: list[dict[str, Any]] = [
     {"kind": "multiple_choice", "path": "a.jsonl", "name": "choice"},
     {"kind": "exact_match", "path": "a.jsonl", "name": "match", "shots": 2, "examples": "b.jsonl"},
     {"kind": "last_word", "path": "a.jsonl", "name": "word"},
     {"kind": "perplexity", "path": "a.txt", "name": "text"},
+    {"kind": "play", "game": "othello", "against": "random", "name": "games"},
 ]
 TRAIN: dict[str, Any] = {
     "budget": {"steps": 4},

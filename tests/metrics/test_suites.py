@@ -23,6 +23,12 @@ RECORDS = {
         {"right": True, "right_flexible": True, "text": "#### 3"},
         {"right": False, "right_flexible": True, "text": "it is 4"},
     ],
+    "play": [
+        {"score": 1.0, "won": True, "drawn": False, "lost": False, "illegal": 2, "guesses": 30},
+        {"score": 0.5, "won": False, "drawn": True, "lost": False, "illegal": 1, "guesses": 20},
+        {"score": 0.0, "won": False, "drawn": False, "lost": True, "illegal": 0, "guesses": 10},
+        {"score": 1.0, "won": True, "drawn": False, "lost": False, "illegal": 0, "guesses": 40},
+    ],
     "last_word": [{"right": True, "nats": 0.5}, {"right": False, "nats": 2.5}],
     "perplexity": [
         {"nats": 10.0, "words": 2, "bytes": 8},
@@ -32,6 +38,7 @@ RECORDS = {
 EXPECTED = {
     "multiple_choice": {"accuracy": 0.75, "accuracy_norm": 0.25},
     "exact_match": {"exact_match": 0.5, "exact_match_flexible": 1.0},
+    "play": {"score": 0.625, "won": 0.5, "drawn": 0.25, "lost": 0.25, "illegal": 0.03},
     "last_word": {"accuracy": 0.5, "perplexity": math.exp(1.5)},
     "perplexity": {
         "bits_per_byte": 15 / 20 / math.log(2),
