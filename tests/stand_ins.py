@@ -5,6 +5,7 @@ One function per set, named as it; each writes below data/<set>/ what the storie
 
 from __future__ import annotations
 
+import gzip
 import random
 from pathlib import Path
 
@@ -39,6 +40,17 @@ def ag_news(folder: Path) -> None:
         _write(folder / name, [f'"{text}",{number % 4}' for number, text in enumerate(texts)])
 
 
+def imdb(folder: Path) -> None:
+    """Reviews of two kinds, packed."""
+    chance = random.Random(0)
+    for name in ("train.csv.gz", "test.csv.gz"):
+        lines = ["review,sentiment"]
+        for number in range(200):
+            words = chance.choices(["film", "plot", "fine", "dull", "<br />"], k=12)
+            lines.append(f'"{" ".join(words)}",{"positive" if number % 2 else "negative"}')
+        _pack(folder / name, lines)
+
+
 def stories260k(folder: Path) -> None:
     """A language model with new weights."""
     others_model(folder)
@@ -48,6 +60,12 @@ def african_storybook(folder: Path) -> None:
     """Forty stories of a few lines."""
     for number in range(40):
         _write(folder / "en" / f"{number}.md", ["the lion ran"] * (3 + number % 5))
+
+
+def _pack(path: Path, lines: list[str]) -> None:
+    """As `_write`, through gzip."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode()))
 
 
 def _table(path: Path, target: str, classes: list[str] | None, delimiter: str = ",") -> None:
@@ -72,6 +90,7 @@ SETS = (
     letter_recognition,
     minilm,
     ag_news,
+    imdb,
     stories260k,
     african_storybook,
 )

@@ -1,4 +1,4 @@
-"""Tokenizers: bytes, characters, BPE trained here, or a given tokenizer.json; saved as Hugging Face does.
+"""Tokenizers: bytes, characters, words, BPE trained here, a given tokenizer.json; saved as Hugging Face does.
 
 Text never forges a control token: an end-of-text mark written out in the data is encoded as ordinary text.
 """
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from llmtool.core import files
 from llmtool.core.config import Section
@@ -33,6 +33,10 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Scripts that put no blank between words: each of their characters is a word of its own.
+UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+# Words with what an apostrophe ties to them, numbers, single marks; blanks go.
+WORD = rf"[{UNSPACED}]|[[\p{{L}}\p{{M}}\p{{N}}]&&[^{UNSPACED}]]+(?:['’]\p{{L}}+)*|[^\s\p{{L}}\p{{M}}\p{{N}}]"
 ROLES = ("cls_token", "sep_token", "pad_token", "mask_token")
 _ENDS = (END, "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>", "<|end▁of▁sentence|>", "[SEP]")
 
@@ -226,6 +230,49 @@ class BpeTokenizer(Section):
         return FittedTokenizer(self.kind, tokenizer, size, end=tokenizer.token_to_id(END), notes=notes)
 
 
+class WordsTokenizer(Section):
+    """Words and marks, counted in the train text; in scripts without blanks each character is a word."""
+
+    kind: Literal["words"] = Field(
+        default="words",
+        description="A token for each word and mark; of Chinese, Japanese and Thai for each character.",
+    )
+    vocabulary: int = Field(
+        default=100_000, ge=2, le=10_000_000, description="The most words, the unknown one included."
+    )
+    minimum: int = Field(
+        default=2, ge=1, description="Words that stand in the train text fewer times are unknown."
+    )
+    lowercase: bool = Field(default=True, description="Whether Film and film are one word.")
+
+    def fit(self, texts: Texts) -> FittedTokenizer:
+        """Reads all train texts once; counts in at most TRAINING_BYTES of them, evenly taken."""
+        sample = _Sample()
+        for text in texts():
+            sample.add(text)
+        tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+        steps = [normalizers.NFKC(), *([normalizers.Lowercase()] if self.lowercase else [])]
+        tokenizer.normalizer = normalizers.Sequence(steps)
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)
+        trainer = trainers.WordLevelTrainer(
+            vocab_size=self.vocabulary,
+            min_frequency=self.minimum,
+            special_tokens=[UNKNOWN],
+            show_progress=False,
+        )
+        with readable_errors("training the tokenizer failed"):
+            tokenizer.train_from_iterator(sample.groups(), trainer)
+        size = tokenizer.get_vocab_size()
+        if size < 2:
+            raise DataError(
+                f"data.encode.tokenizer: no word stands {self.minimum} times in the train text; "
+                "set tokenizer.minimum: 1"
+            )
+        notes = [sample.note()] if sample.note() else []
+        unknown = tokenizer.token_to_id(UNKNOWN)
+        return FittedTokenizer(self.kind, tokenizer, size, end=None, unknown=unknown, notes=notes)
+
+
 class FileTokenizer(Section):
     """An existing tokenizer.json, for example of a model to be fine-tuned; used as it is."""
 
@@ -284,7 +331,8 @@ class FileTokenizer(Section):
 
 
 TokenizerConfig = Annotated[
-    BytesTokenizer | CharactersTokenizer | BpeTokenizer | FileTokenizer, Field(discriminator="kind")
+    BytesTokenizer | CharactersTokenizer | WordsTokenizer | BpeTokenizer | FileTokenizer,
+    Field(discriminator="kind"),
 ]
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from llmtool.models.bag import BagConfig
 from llmtool.models.convnet import ConvNetConfig
 from llmtool.models.convnext import ConvNeXtConfig
 from llmtool.models.encoder import EncoderConfig
@@ -20,6 +21,13 @@ from llmtool.models.transformer import TransformerConfig
 from llmtool.models.vit import ViTConfig
 
 ModelConfig = Annotated[
-    MLPConfig | TabMConfig | ConvNetConfig | ConvNeXtConfig | ViTConfig | EncoderConfig | TransformerConfig,
+    MLPConfig
+    | TabMConfig
+    | ConvNetConfig
+    | ConvNeXtConfig
+    | ViTConfig
+    | BagConfig
+    | EncoderConfig
+    | TransformerConfig,
     Field(discriminator="family"),
 ]

@@ -27,6 +27,7 @@ FLOAT = (
 )
 
 NAMES = {  # what a part does, by its name in the model; otherwise its class says it
+    "table": "looks up a vector for each n-gram",
     "body": "the hidden layers, one after another",
     "head": "turns the last hidden values into the outputs",
     "lm_head": "scores every token of the vocabulary as the next one",

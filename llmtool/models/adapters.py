@@ -14,6 +14,7 @@ from llmtool.core.config import Section, suggest
 from llmtool.core.contracts import Classes, OutputSpec, Values
 from llmtool.core.errors import ConfigError
 from llmtool.core.seeds import derive
+from llmtool.models.bag import NEW, Bag, Weights
 from llmtool.models.convnet import ConvNet
 from llmtool.models.convnext import ConvNeXt
 from llmtool.models.encoder import Encoder
@@ -26,7 +27,7 @@ from llmtool.models.transformer import Transformer
 from llmtool.models.vit import ViT
 
 Headed = (
-    MLP | TabM | Encoder | ViT | ConvNet | ConvNeXt
+    MLP | TabM | Bag | Encoder | ViT | ConvNet | ConvNeXt
 )  # models with a head for classes or values, or room for one
 Family = Headed | Transformer
 MAX_RANK = 4096
@@ -260,6 +261,15 @@ def replace_head(model: nn.Module, outputs: OutputSpec, seed: int) -> None:
         model.head = _new_linear(model.head, outputs.n, generator)
     elif isinstance(model, TabM):
         model.head = _new_heads(model.head, outputs.n, generator)
+    elif isinstance(model, Bag):
+        model.config.refuse(model.inputs, outputs)
+        if isinstance(model.head, nn.Linear):
+            model.head = _new_linear(model.head, outputs.n, generator)
+        else:
+            device = next(model.parameters()).device
+            model.head = Weights(model.rows, outputs.n).to(device)
+            fill_uniform(model.head.weight, NEW * math.sqrt(3), generator)
+        model.labels = None
     elif isinstance(model, ViT | ConvNet | ConvNeXt):
         device = next(model.parameters()).device
         model.head = _new_linear(nn.Linear(model.features, 1, device=device), outputs.n, generator)

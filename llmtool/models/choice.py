@@ -147,7 +147,7 @@ def _bag(problem: Problem) -> Choice:
         "it does not read: negation and irony over more than a few words are lost; a pretrained encoder, "
         "fine-tuned, is better where there is one for the language",
         {},
-        {"budget": {"epochs": 10}},
+        {"budget": {"epochs": 3}, "batch": 32, "optimizer": {"name": "adamw", "lr": 0.02, "weight_decay": 0}},
     )
 
 
@@ -177,8 +177,24 @@ def _encoder(problem: Problem) -> Choice:
 # --- the next token ---------------------------------------------------------------------------------------
 
 
+def _reader(problem: Problem) -> Choice:
+    """A transformer that has read a text to its end says what it is."""
+    assert isinstance(problem.inputs, Tokens)
+    context = max(16, problem.inputs.length or problem.longest or 512)
+    return Choice(
+        "transformer",
+        2,
+        "learns a language from texts without labels first, then their classes by `finetune`",
+        "from the start it learns less from labels than `encoder`, which sees the whole text at once",
+        {"depth": 2, "heads": 4, "width": 128, "context": context},
+        {"budget": {"epochs": 5}, "optimizer": {"name": "adamw", "lr": 1e-3}},
+    )
+
+
 def _transformer(problem: Problem) -> Choice:
     assert isinstance(problem.inputs, Tokens)
+    if not isinstance(problem.outputs, NextToken):
+        return _reader(problem)
     context = _context(problem)
     by_data = problem.tokens * PASSES // TOKENS_PER_PARAMETER
     # a parameter costs 6 FLOPs for each of 20 tokens: https://arxiv.org/abs/2001.08361, section 2.1
@@ -323,8 +339,8 @@ RULES: dict[str, Rule] = {
         _tabm,
     ),
     "bag": Rule(
-        "every word and every short run of words has a vector; the mean of those that stand in a text, in "
-        "whatever order, is weighed for the answer",
+        "every word and every pair of words has a weight for each answer, which counts the more, the "
+        "better its presence tells the answers apart; those that a text holds are added up",
         _bag,
     ),
     "encoder": Rule(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from llmtool.core.contracts import Classes, Features, Images, NextToken, Tokens
 from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.models.bag import Bag
 from llmtool.models.encoder import Encoder, same_document
 
 FILE = "model.onnx"
@@ -67,6 +68,8 @@ def export(model: Any, path: Path) -> dict[str, Any]:
         raise ConfigError(f"--to onnx: {' and '.join(missing)}: not installed; it {EXTRA}")
     if model.outputs is None:
         raise ConfigError("--to onnx: this model has no head yet; fine-tuning gives it one")
+    if isinstance(model, Bag):
+        raise ConfigError("--to onnx: a bag of n-grams has no such form: ONNX has no hash of its n-grams")
     about = describe(model)
     sizes: dict[int, Any] = {0: torch.export.Dim(ROWS)}
     if isinstance(model.inputs, Tokens):

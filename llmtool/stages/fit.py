@@ -165,6 +165,7 @@ class _Session:
             self._refuse_unknown_metric(self.validation)
         if found is None:
             _clear(self.directory)
+            self._count()
             return
         self.take_over(found)
         self.resumed_from = self.state.step
@@ -172,6 +173,13 @@ class _Session:
         divergence.forget_after(self.directory / divergence.DIRECTORY, self.state.step)
         self._point()
         self.note(f"goes on from step {self.state.step}")
+
+    def _count(self) -> None:
+        """Let a family whose weights build on counts see every train row once, before any is learned."""
+        model: Any = self.assembled.model
+        if getattr(model, "wants_counts", False):
+            device = self.assembled.device
+            model.count(batch.to(device) for batch in self.train.in_order(self._scoring_rows()))
 
     def take_over(self, found: Path) -> None:
         """Weights, optimizer and place in the run from a checkpoint."""

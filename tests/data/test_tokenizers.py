@@ -20,6 +20,7 @@ from llmtool.data.tokenizers import (
     CharactersTokenizer,
     FileTokenizer,
     FittedTokenizer,
+    WordsTokenizer,
     read_tokenizer,
 )
 
@@ -106,6 +107,51 @@ def test_state_comes_back_and_another_file_is_refused(kind: str, tmp_path: Path)
         DataError, match=r"tokenizer.json: is not the tokenizer that this data was prepared with"
     ):
         FittedTokenizer.from_state(state, tmp_path)
+
+
+def words(text: str, **keys: Any) -> list[str]:
+    """How a text is cut, every word of it known."""
+    fitted = WordsTokenizer(minimum=1, **keys).fit(lambda: iter([text]))
+    return [fitted.tokenizer.id_to_token(i) for i in ids_of(fitted, text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        ("It's FINE, don’t!", ["it's", "fine", ",", "don’t", "!"]),
+        ("日本語abc中文 naïve", ["日", "本", "語", "abc", "中", "文", "naïve"]),
+        ("한국어 텍스트 ёлка №5", ["한국어", "텍스트", "ёлка", "no5"]),
+        ("กา 3.5 Ａ", ["ก", "า", "3", ".", "5", "a"]),
+        ("नमस्ते दुनिया", ["नमस्ते", "दुनिया"]),
+    ],
+)
+def test_words_of_many_scripts(text: str, cut: list[str]) -> None:
+    assert words(text) == cut
+
+
+def test_words_are_kept_by_how_often_they_stand_there() -> None:
+    texts = ["b b b a a c", "B A"]
+    fitted = WordsTokenizer().fit(lambda: iter(texts))
+    assert fitted.vocabulary == 3
+    assert ids_of(fitted, "a b c <|unknown|>")[:3] == [2, 1, 0]
+    assert WordsTokenizer(vocabulary=2).fit(lambda: iter(texts)).vocabulary == 2
+    assert WordsTokenizer(minimum=4, lowercase=False).fit(lambda: iter([*texts, "b"])).vocabulary == 2
+    assert fitted.decode(ids_of(fitted, "A b, c")) == "a b <|unknown|> <|unknown|>"
+    assert ids_of(fitted, " \n") == []
+    assert words("Film film", lowercase=False) == ["Film", "film"]
+    with pytest.raises(DataError, match=r"no word stands 2 times .* tokenizer\.minimum: 1"):
+        WordsTokenizer().fit(lambda: iter(["one two"]))
+
+
+def test_words_are_saved_as_others_read_them(tmp_path: Path) -> None:
+    fitted = WordsTokenizer(minimum=1).fit(lambda: iter(["床前明月光", "Moon light"]))
+    fitted.save(tmp_path)
+    again = FittedTokenizer.from_state(fitted.state(), tmp_path)
+    text = "明月 moon 風"
+    assert ids_of(again, text) == ids_of(fitted, text)
+    assert ids_of(again, "風") == [fitted.unknown]
+    assert again.around() == ([], [])
+    assert FileTokenizer(path=str(tmp_path)).fit(lambda: iter([])).unknown == fitted.unknown
 
 
 def test_bytes_are_their_own_ids() -> None:

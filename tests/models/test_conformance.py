@@ -11,6 +11,7 @@ from llmtool.core.contracts import Batch, Classes, Features, Images, NextToken, 
 from llmtool.core.errors import ConfigError
 from llmtool.models import ModelConfig, pretrained
 from llmtool.models.accounting import account
+from llmtool.models.bag import BagConfig
 from llmtool.models.convnet import ConvNetConfig
 from llmtool.models.convnext import ConvNeXtConfig
 from llmtool.models.encoder import EncoderConfig
@@ -35,6 +36,7 @@ PATCHES = {"family": "vit", "depth": 2, "heads": 2, "width": 16, "patch": 4}
 DINO = PATCHES | {"architecture": "dinov2"}
 RESIDUAL = {"family": "convnet", "stem_width": 4, "widths": [8, 12], "depths": [1, 2]}
 
+BAG = {"family": "bag", "buckets": 40, "width": 6}
 TEXTS = {"family": "encoder", "depth": 2, "heads": 4, "width": 16, "context": 12}
 
 CASES = {
@@ -45,6 +47,9 @@ CASES = {
     "tabm": (TABM, Features(6, (3, 1, 2)), Classes(3)),
     "tabm one column a number": (TABM | {"dropout": 0.0, "activation": "silu"}, Features(5), Values(2)),
     "tabm without embeddings": (TABM | {"embedding": 0, "hidden": [9]}, Features(5, (2, 3)), Classes(2)),
+    "bag": ({"family": "bag", "ngrams": 3, "buckets": 40}, Tokens(17), Classes(3)),
+    "bag of single tokens": ({"family": "bag", "ngrams": 1}, Tokens(17), Values(2)),
+    "bag vectors": (BAG | {"ngrams": 2}, Tokens(17), Classes(2)),
     "bert": (TEXTS | {"dropout": 0.1}, Tokens(17), Classes(3)),
     "bert mean, relu": (
         TEXTS | {"pooling": "mean", "activation": "relu", "token_types": 0},
@@ -194,6 +199,11 @@ def closed_form(config, inputs, outputs, tokens):
         return sum(matrices) + sum(widths[1:]) + norms, 2 * sum(matrices), 4 * sum(matrices) - 2 * matrices[0]
     if isinstance(config, TabMConfig):
         return closed_form_of_ensemble(config, inputs, outputs.n)
+    if isinstance(config, BagConfig):
+        rows, n = inputs.vocabulary + (config.buckets if config.ngrams > 1 else 0), outputs.n
+        if config.width is None:  # sums, no matrix products
+            return rows * n + n, 0, 0
+        return rows * config.width + config.width * n + n, 2 * config.width * n, 4 * config.width * n
     if isinstance(config, EncoderConfig):
         return closed_form_of_encoder(config, inputs.vocabulary, outputs.n, tokens)
     if isinstance(inputs, Images):
@@ -332,6 +342,7 @@ def test_packed_documents_are_as_if_alone(case):
 COMPILED = (
     "mlp",
     "tabm",
+    "bag",
     "vit",
     "resnet",
     "convnext",

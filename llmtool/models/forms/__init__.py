@@ -6,6 +6,7 @@ refused, and the name map (our tensor -> where it lies in the file); `form.py` s
 
 from torch import nn
 
+from llmtool.models.forms.bag import BagForm
 from llmtool.models.forms.bert import BERT
 from llmtool.models.forms.convnext import CONVNEXT
 from llmtool.models.forms.deit import DEIT
@@ -54,6 +55,7 @@ FORMS: tuple[Form, ...] = (
     # our own
     MLPForm(),
     TabMForm(),
+    BagForm(),
     OWN_CONVNET,
 )
 
