@@ -14,11 +14,12 @@ from llmtool.core.errors import RequirementError
 from llmtool.core.freshness import Hashes
 from llmtool.core.run import Run, hashes_of
 from llmtool.data.store import Dataset
-from llmtool.evaluation import EvaluateConfig, answers, compare, report, requirements
+from llmtool.evaluation import EvaluateConfig, answers, compare, html_explain, report, requirements
 from llmtool.evaluation.compare import Saved
 from llmtool.experiment import Loaded
-from llmtool.stages import assemble, checkpoints, judge, lineage, score, suites
+from llmtool.stages import assemble, checkpoints, explain, judge, lineage, score, suites
 from llmtool.stages import report as stage_report
+from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import Start
 
 
@@ -49,6 +50,7 @@ def _evaluate(
     assemble.refuse_unknown_figures(loaded.experiment, dataset)
     assembled = assemble.as_scored(loaded.experiment, dataset, start)
     splits = score.splits_to_score(config, dataset)
+    explain.refuse(assembled, config, splits)
     cache = run.root / judge.CACHE
     tallies, recalled = score.score_or_recall(
         assembled, splits, config, weights=start.hash, cache=cache / "model", again=again
@@ -57,18 +59,13 @@ def _evaluate(
         rows = " and ".join(recalled)
         console.note(f"evaluate: these weights scored {rows} before, which stands (--force scores again)")
     answered = session.asked(
-        loaded,
-        assembled,
-        start,
-        weights=start.hash,
-        cache=cache / "suites",
-        hashes=hashes,
-        again=again,
+        loaded, assembled, start, weights=start.hash, cache=cache / "suites", hashes=hashes, again=again
     )
     evidence = judge.judge(assembled, tallies, config, other=other, cache=cache / "baselines")
     seconds = evidence.pop("seconds")
     evidence["suites"] = suites.write(run.directory, answered, assembled.seed, other)
     outcomes = _outcomes(config, tallies, evidence)
+    said = _explained(run.directory, assembled, tallies, config)
     document = report.report(
         tallies,
         **score.model_and_data(assembled, str(start.directory), start.hash),
@@ -84,11 +81,8 @@ def _evaluate(
     files.write_json(run.directory / compare.REPORT, document)
     run.finish(
         metrics=document["metrics"],
-        fingerprints={
-            **run.key["inputs"],
-            "weights": start.hash,
-            "predictions": document["predictions"]["values"],
-        },
+        fingerprints=run.key["inputs"]
+        | {"weights": start.hash, "predictions": document["predictions"]["values"]},
         lineage=document["lineage"],
         intervals=document["intervals"],
         requirements=document["requirements"],
@@ -100,9 +94,22 @@ def _evaluate(
         baseline_seconds=seconds,
     )
     console.show(report.show(document))
+    for line in said:
+        console.say(line)
     console.say(f"report: {stage_report.write(run.root, 'evaluate', time.monotonic() - began)}")
     if unmet := requirements.unmet(outcomes):
         raise RequirementError(unmet)
+
+
+def _explained(
+    directory: Path, assembled: Assembled, tallies: Mapping[str, Tally], config: EvaluateConfig
+) -> list[str]:
+    """Write why the model said so, where that is asked for; what of it a person reads at once."""
+    if config.explain is None:
+        return []
+    found = explain.explain(assembled, tallies, config)
+    files.write_json(directory / explain.FILE, found)
+    return html_explain.lines(found)
 
 
 def _outcomes(

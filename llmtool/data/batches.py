@@ -75,6 +75,12 @@ def is_labelled(split: Split) -> bool:
     return "documents" in split.arrays and "targets" in split.arrays
 
 
+def gather(batches: Batches, rows: np.ndarray) -> Batch:
+    """These rows of a split whose rows have targets each, by their numbers in it."""
+    found: Batch = batches._gather(rows)  # type: ignore[attr-defined]
+    return found
+
+
 def unit_edges(split: Split) -> np.ndarray:
     """(u + 1,) int64 positions in the token stream; unit i is the tokens edges[i] to edges[i + 1].
 

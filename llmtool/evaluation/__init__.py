@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from llmtool.core.config import Section, suggest
+from llmtool.evaluation.attribution import ExplainConfig
 from llmtool.evaluation.baselines import BaselinesConfig
 from llmtool.evaluation.requirements import Requirements, SplitName, splits_of, suites_of
 from llmtool.evaluation.suites import SuiteConfig
@@ -76,6 +77,9 @@ class EvaluateConfig(Section):
     flip: bool = Field(
         default=False,
         description="pictures: each is judged together with its mirror image, by the mean of both",
+    )
+    explain: ExplainConfig | None = Field(
+        default=None, description="why the model said so: `{}` for tables, labelled texts and pictures"
     )
     samples: SamplesConfig | None = Field(default=None, description="language models: continuations to read")
     suites: list[SuiteConfig] = Field(

@@ -11,6 +11,7 @@ from llmtool.core.lineage import short
 from llmtool.evaluation import charts
 from llmtool.evaluation.charts import Curve
 from llmtool.evaluation.differences import STAGES, differences
+from llmtool.evaluation.html_explain import explained
 from llmtool.evaluation.html_results import (
     bar,
     calibration,
@@ -29,8 +30,8 @@ from llmtool.evaluation.requirements import BASELINE
 
 def page(run: Run) -> str:
     """The whole report of one run; a section that has nothing to say is left out."""
-    sections = (_summary, asked, figures, suites, mistakes, calibration, slices, samples, _curves, data,
-                model, cost, _lineage, _config)  # fmt: skip
+    sections = (_summary, asked, figures, suites, mistakes, explained, calibration, slices, samples, _curves,
+                data, model, cost, _lineage, _config)  # fmt: skip
     return document(
         run["root"], f"<h1>{text(run['root'])}</h1>", "".join(map(str, (s(run) for s in sections)))
     )

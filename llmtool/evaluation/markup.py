@@ -41,6 +41,9 @@ svg .whisker{stroke-width:3;stroke-linecap:round;opacity:.55}
 .two{display:grid;gap:0 .8rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr))}
 pre{background:var(--card);border:1px solid var(--rule);border-radius:.6rem;padding:.8rem 1rem;
 overflow-x:auto;font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;white-space:pre-wrap}
+.marked{line-height:2}.marked span{padding:.1rem .05rem;border-radius:.2rem;white-space:pre-wrap}
+.seen{display:flex;gap:.8rem;flex-wrap:wrap}.seen img{width:12rem;
+image-rendering:pixelated;border-radius:.3rem}
 details{margin:.5rem 0}summary{cursor:pointer;color:var(--soft)}ul{padding-left:1.2rem;margin:.4rem 0}
 @media print{body{background:#fff}.wide{overflow:visible}}
 """

@@ -70,6 +70,7 @@ def collect(root: Path, doing: str = "") -> dict[str, Any]:
         "ledger": _whole(root / "prepare" / "ledger.json", "read", "kept", "dropped", "quarantined"),
         "leakage": _whole(root / "prepare" / "leakage.json", "findings"),
         "model": _model(made.model),
+        "explain": _whole(root / "evaluate" / "explain.json", "split", "examples"),
         "describe": _whole(root / "describe" / "describe.json", "parameters", "memory"),
     }
 

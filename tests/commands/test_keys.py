@@ -139,7 +139,7 @@ TABLE_FILE: dict[str, Any] = {
     "task": {"kind": "classification"},
     "train": TRAIN,
     "finetune": {**copying.deepcopy(TRAIN), "start": "old", "method": {"kind": "lora"}},
-    "evaluate": {"samples": {"tokens": 5}, "suites": SUITES},
+    "evaluate": {"samples": {"tokens": 5}, "suites": SUITES, "explain": {}},
 }
 TEXT_FILE = copying.deepcopy(TABLE_FILE) | {
     "model": {"family": "transformer", "width": 16, "heads": 2, "depth": 2, "context": 16},
@@ -449,6 +449,7 @@ def test_sections_that_come_and_go_are_changes_too() -> None:
         (("train", "stop"), {"train"}),
         (("finetune", "select"), {"finetune"}),
         (("evaluate", "samples"), {"evaluate"}),
+        (("evaluate", "explain"), {"evaluate"}),
         (("task",), {"describe", "describe before", "train", "finetune"}),
         (("data", "clean"), {"prepare"}),
     ):

@@ -1,0 +1,374 @@
+"""Why a scored model said so: which columns it leans on, and what made the difference in a few rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmtool.core import seeds
+from llmtool.core.contracts import Batch, Features, Images, Tally, Tokens
+from llmtool.core.errors import ConfigError
+from llmtool.data import batches as rows_of
+from llmtool.data import decoding
+from llmtool.data.batches import Batches
+from llmtool.data.columns import column_from_state
+from llmtool.data.tokenizers import FittedTokenizer
+from llmtool.evaluation import EvaluateConfig, attribution, png
+from llmtool.evaluation.attribution import Attribution, ExplainConfig
+from llmtool.evaluation.loop import eval_mode, evaluate
+from llmtool.metrics.classification import ClassificationTally
+from llmtool.metrics.regression import RegressionTally
+from llmtool.stages.assemble import Assembled
+from llmtool.stages.judge import HEADLINE
+from llmtool.stages.score import origin
+
+FILE = "explain.json"
+MEAN_ROWS = 10_000  # train rows whose mean a table's rows are compared with
+BLUR = 1 / 8  # deviation of the blur, as a share of a picture's shorter side
+FITS = {Features: ("mean",), Images: ("mean", "black", "blur"), Tokens: ("padding",)}
+
+
+def refuse(assembled: Assembled, config: EvaluateConfig, splits: list[str]) -> None:
+    """ConfigError where `evaluate.explain` asks for what this model or this data does not have."""
+    asked = config.explain
+    if asked is None:
+        return
+    if assembled.targets["kind"] not in ("classes", "values"):
+        raise ConfigError("evaluate.explain: is for classes and values of rows; this model has neither")
+    if asked.split is not None and asked.split not in splits:
+        raise ConfigError(
+            f"evaluate.explain.split: {asked.split} is not scored (scored: {', '.join(splits)})"
+        )
+    kinds = FITS[type(assembled.dataset.inputs)]
+    if asked.baseline not in ("auto", *kinds):
+        known = ", ".join(["auto", *kinds])
+        raise ConfigError(
+            f"evaluate.explain.baseline: {asked.baseline} is not for this data (choices: {known})"
+        )
+    split = asked.split or splits[-1]
+    there = assembled.dataset.split(split).rows
+    if asked.rows and not all(1 <= number <= there for number in asked.rows):
+        raise ConfigError(f"evaluate.explain.rows: {split} has the rows 1 to {there:,}")
+
+
+def explain(assembled: Assembled, tallies: Mapping[str, Tally], config: EvaluateConfig) -> dict[str, Any]:
+    """The content of explain.json, of one split. Scores and gradients are of float32, in eval mode."""
+    asked = config.explain
+    assert asked is not None
+    split = asked.split or list(tallies)[-1]
+    tally, batches = tallies[split], assembled.batches(split)
+    document: dict[str, Any] = {"format": 1, "split": split, "importance": None, "examples": []}
+    chosen = (
+        [(number - 1, "asked for") for number in asked.rows] if asked.rows else _chosen(tally, asked.examples)
+    )
+    model, notes = assembled.model, []
+    frozen = [parameter.requires_grad for parameter in model.parameters()]
+    with eval_mode(model):
+        model.requires_grad_(False)
+        try:
+            if isinstance(assembled.dataset.inputs, Features) and asked.repeats:
+                document["importance"] = _importance(assembled, split, asked, config.metric)
+            explainer = _explainer(assembled, asked, batches)
+            if explainer is None:
+                notes.append("this model has no vector of its own for each token: its rows are not explained")
+                chosen = []
+            document["examples"] = [
+                _example(assembled, split, tally, batches, row, why, explainer, asked) for row, why in chosen
+            ]  # fmt: skip
+        finally:
+            for parameter, wanted in zip(model.parameters(), frozen, strict=True):
+                parameter.requires_grad_(wanted)
+    return document | {"notes": notes}
+
+
+# --- which rows ---
+
+
+def _chosen(tally: Tally, count: int) -> list[tuple[int, str]]:
+    """Of classes the surest right and wrong rows and the least sure ones; of values those that are least and
+    most off."""
+    if isinstance(tally, ClassificationTally):
+        seen = tally.judgement()
+        sure = seen.probabilities.max(axis=1)
+        right = seen.predicted == seen.targets
+        groups = [
+            ("surest right", -np.where(right, sure, -1), right),
+            ("surest wrong", -np.where(right, -1, sure), ~right),
+            ("least sure", sure, np.ones(len(sure), dtype=bool)),
+        ]
+    elif isinstance(tally, RegressionTally):
+        predictions, targets = tally.pairs()
+        off = np.abs((predictions - targets) / np.where(tally.scale == 0, 1.0, tally.scale)).max(axis=1)
+        every = np.ones(len(off), dtype=bool)
+        groups = [("furthest off", -off, every), ("closest", off, every)]
+    else:
+        return []
+    found: dict[int, str] = {}
+    for why, order, there in groups:
+        rows = [int(row) for row in np.argsort(order, kind="stable")[:count] if there[row]]
+        for row in rows:
+            found.setdefault(row, why)
+    return list(found.items())
+
+
+# --- how an answer follows from floats ---
+
+
+class _Explainer:
+    """How a row of one kind of data becomes floats, what its baseline is, what is said of its parts."""
+
+    def __init__(self, assembled: Assembled, asked: ExplainConfig) -> None:
+        self.assembled, self.asked, self.model = assembled, asked, assembled.model
+        self.compared = ""
+
+    def row(self, raw: Batch, batch: Batch) -> Tensor:
+        """What the gradients are taken by. raw, batch: the row before and after it went to the device."""
+        return batch.inputs[0].float()
+
+    def baseline(self, row: Tensor, batch: Batch) -> Tensor:
+        """What the row is compared with."""
+        raise NotImplementedError
+
+    def outputs(self, path: Tensor, batch: Batch) -> Tensor:
+        """(S, ...) rows -> (S, C)."""
+        return self.model(path, None).float()
+
+    def parts(self, row: int, split: str, raw: Batch, found: Attribution) -> dict[str, Any]:
+        """What the attribution says, for the document."""
+        raise NotImplementedError
+
+
+class _Table(_Explainer):
+    """Features; those of a column are added up."""
+
+    def __init__(self, assembled: Assembled, asked: ExplainConfig) -> None:
+        super().__init__(assembled, asked)
+        inputs = assembled.dataset.split("train").arrays["inputs"]
+        step = max(1, len(inputs) // MEAN_ROWS)
+        mean = np.asarray(inputs[::step], np.float64).mean(axis=0)
+        self.mean = torch.from_numpy(mean.astype(np.float32)).to(assembled.device)
+        self.compared = "mean of the train rows"
+        self.blocks = blocks_of(assembled.dataset.card)
+
+    def baseline(self, row: Tensor, batch: Batch) -> Tensor:
+        """The mean of the train rows: of a category, how often each comes."""
+        return self.mean
+
+    def parts(self, row: int, split: str, raw: Batch, found: Attribution) -> dict[str, Any]:
+        """A part for each column, with its cell."""
+        cells = decoding.decoded_rows(self.assembled.dataset, split, np.array([row]))[0]
+        features = self.assembled.dataset.card["inputs"].get("names", [])
+        parts = []
+        for name, block in self.blocks.items():
+            values = found.values[block]
+            inside = dict(zip(features[block], values.tolist(), strict=True)) if len(values) > 1 else {}
+            inside = {feature: value for feature, value in inside.items() if value}
+            part = {"name": name, "value": cells.get(name), "attribution": float(values.sum())}
+            parts.append(part | ({"features": inside} if inside else {}))
+        return {"parts": sorted(parts, key=lambda part: -abs(part["attribution"]))}
+
+
+class _Text(_Explainer):
+    """Tokens, by the vectors that stand for them; those around a text are the baseline's too."""
+
+    def __init__(self, assembled: Assembled, asked: ExplainConfig, embedding: nn.Embedding) -> None:
+        super().__init__(assembled, asked)
+        self.embedding, state = embedding, assembled.dataset.card["encoder"]
+        self.before, self.after = len(state["prefix"]), len(state["suffix"])
+        self.tokenizer = FittedTokenizer.from_state(state["tokenizer"], assembled.dataset.directory)
+        named = [self.tokenizer.tokenizer.token_to_id(name) for name in ("[PAD]", "<pad>", "<|padding|>")]
+        self.padding = next(
+            (number for number in named if number is not None), 0
+        )  # 0: what rows are padded with
+        self.compared = f"padding ({self.tokenizer.tokenizer.id_to_token(self.padding)})"
+
+    def row(self, raw: Batch, batch: Batch) -> Tensor:
+        """(T, D) vectors of the tokens."""
+        return self.embedding(batch.inputs)[0].detach().float()
+
+    def baseline(self, row: Tensor, batch: Batch) -> Tensor:
+        """The same with the vector of padding for each token of the text itself."""
+        ids = torch.full_like(batch.inputs[0], self.padding)
+        end = len(ids) - self.after
+        ids[: self.before], ids[end:] = batch.inputs[0][: self.before], batch.inputs[0][end:]
+        return self.embedding(ids).detach().float()
+
+    def outputs(self, path: Tensor, batch: Batch) -> Tensor:
+        """(S, T, D) vectors -> (S, C)."""
+        ids = batch.inputs.expand(len(path), -1)
+        with attribution.embedded(self.embedding, path):
+            return self.model(ids, None).float()
+
+    def parts(self, row: int, split: str, raw: Batch, found: Attribution) -> dict[str, Any]:
+        """A part for each token, in the order of the text."""
+        ids = raw.inputs[0].tolist()
+        names = self.tokenizer.decode_all([[number] for number in ids])
+        values = found.values.sum(axis=1).tolist()  # (T, D) -> (T,)
+        parts = [{"name": name, "attribution": value} for name, value in zip(names, values, strict=True)]
+        return {"parts": parts}
+
+
+class _Picture(_Explainer):
+    """Pixels; those of the channels are added up."""
+
+    def __init__(self, assembled: Assembled, asked: ExplainConfig) -> None:
+        super().__init__(assembled, asked)
+        self.kind = "mean" if asked.baseline == "auto" else asked.baseline
+        self.compared = {"mean": "the mean colour", "black": "black", "blur": "itself, blurred"}[self.kind]
+        inputs = assembled.dataset.card["inputs"]
+        self.mean, self.deviation = (torch.tensor(inputs[name]).view(-1, 1, 1) for name in ("mean", "std"))
+
+    def baseline(self, row: Tensor, batch: Batch) -> Tensor:
+        """Of the picture's own size, standardised as it is."""
+        if self.kind == "mean":
+            return torch.zeros_like(row)
+        if self.kind == "black":
+            return (-self.mean / self.deviation).to(row).expand_as(row).clone()
+        return _blurred(row)
+
+    def parts(self, row: int, split: str, raw: Batch, found: Attribution) -> dict[str, Any]:
+        """The picture, what each pixel adds, and both together to be looked at."""
+        planes = raw.inputs[0].float().numpy()
+        pixels = found.values.sum(axis=0)  # (c, h, w) -> (h, w)
+        return {
+            "pixels": np.vectorize(lambda value: float(f"{value:.4g}"))(pixels).tolist(),
+            "picture": png.data_uri(png.picture(planes)),
+            "heat": png.data_uri(png.heat(planes, pixels)),
+        }
+
+
+def _blurred(row: Tensor) -> Tensor:
+    """(c, h, w) through a Gaussian of an eighth of its shorter side, edges repeated."""
+    sigma = max(1.0, BLUR * min(row.shape[1:]))
+    half = int(min(3 * sigma, min(row.shape[1:]) - 1))
+    at = torch.arange(-half, half + 1, device=row.device, dtype=row.dtype)
+    kernel = torch.exp(-(at**2) / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).view(1, 1, -1)
+    planes = row[:, None]  # (c, 1, h, w)
+    for pad, shape in (((half, half, 0, 0), (1, 1, 1, -1)), ((0, 0, half, half), (1, 1, -1, 1))):
+        planes = F.conv2d(F.pad(planes, pad, mode="replicate"), kernel.view(shape))
+    return planes[:, 0]
+
+
+def _explainer(assembled: Assembled, asked: ExplainConfig, batches: Batches) -> _Explainer | None:
+    """None for a model of texts without a vector for each token."""
+    if isinstance(assembled.dataset.inputs, Features):
+        return _Table(assembled, asked)
+    if isinstance(assembled.dataset.inputs, Images):
+        return _Picture(assembled, asked)
+    model: Any = assembled.model
+    some = rows_of.gather(batches, np.array([0])).to(assembled.device)
+    embedding = attribution.token_embedding(model, list(model.embeddings), some.inputs)
+    return None if embedding is None else _Text(assembled, asked, embedding)
+
+
+def _example(
+    assembled: Assembled, split: str, tally: Tally, batches: Batches, row: int, why: str,
+    explainer: _Explainer | None, asked: ExplainConfig,
+) -> dict[str, Any]:  # fmt: skip
+    """One row: what was said of it, and what each of its parts adds to that."""
+    assert explainer is not None
+    raw = rows_of.gather(batches, np.array([row]))
+    batch = raw.to(assembled.device)
+    about, of, scale, shift = _answer(tally, row)
+    inside: Callable[[Tensor], Tensor] = lambda path: of(explainer.outputs(path, batch))  # noqa: E731
+    where = explainer.row(raw, batch)
+    found = attribution.explain(inside, where, explainer.baseline(where, batch), asked.tolerance)
+    if scale != 1.0 or shift:
+        found = Attribution(
+            found.values * scale, found.output * scale + shift, found.base * scale + shift,
+            found.error * scale, found.steps,
+        )  # fmt: skip
+    known = origin(assembled.dataset, [split]).get(split) or {}
+    place = (
+        ":".join(str(known[name][row]) for name in ("file", "line") if name in known) or f"row {row + 1:,}"
+    )
+    return {
+        "row": row + 1,
+        "where": place,
+        "why": why,
+        **about,
+        "output": found.output,
+        "compared_with": explainer.compared,
+        "output_of_that": found.base,
+        "completeness_error": found.error,
+        "complete": abs(found.error) <= asked.tolerance * max(abs(scale), abs(found.output - found.base)),
+        "steps": found.steps,
+        **explainer.parts(row, split, raw, found),
+    }
+
+
+def _answer(tally: Tally, row: int) -> tuple[dict[str, Any], Callable[[Tensor], Tensor], float, float]:
+    """What was said of a row; how the number that is explained follows from the outputs, and its unit."""
+    if isinstance(tally, ClassificationTally):
+        seen = tally.judgement()
+        index = int(seen.predicted[row])
+        said = {
+            "target": tally.names[seen.targets[row]],
+            "prediction": tally.names[index],
+            "probability": float(seen.probabilities[row, index]),
+            "explained": f"log-odds of {tally.names[index]}",
+        }
+        return said, lambda outputs: attribution.log_odds(outputs, index), 1.0, 0.0
+    assert isinstance(tally, RegressionTally)
+    predictions, targets = tally.pairs()
+    scale = np.where(tally.scale == 0, 1.0, tally.scale)
+    at = int((np.abs(predictions[row] - targets[row]) / scale).argmax())
+    said = {
+        "target": float(targets[row, at]),
+        "prediction": float(predictions[row, at]),
+        "explained": tally.names[at],
+    }
+    return said, lambda outputs: outputs[:, at], float(tally.scale[at]), float(tally.mean[at])
+
+
+# --- columns ---
+
+
+def blocks_of(card: Mapping[str, Any]) -> dict[str, slice]:
+    """Column -> where its features stand in a row."""
+    found, at = {}, 0
+    for state in card["encoder"]["columns"]:
+        column = column_from_state(state)
+        found[column.name] = slice(at, at + len(column.features))
+        at += len(column.features)
+    return found
+
+
+def _importance(assembled: Assembled, split: str, asked: ExplainConfig, metric: str | None) -> dict[str, Any]:
+    arrays = assembled.dataset.split(split).arrays
+    count, figure = len(arrays["inputs"]), metric or HEADLINE[assembled.targets["kind"]]
+    rows = np.arange(count)
+    if count > asked.most_rows:
+        chosen = seeds.generator(assembled.seed, "explain", split).choice(
+            count, asked.most_rows, replace=False
+        )
+        rows = np.sort(chosen)
+    inputs = torch.from_numpy(np.asarray(arrays["inputs"][rows]))
+    targets = torch.from_numpy(np.asarray(arrays["targets"][rows]))
+
+    def measure(changed: Tensor) -> Tally:
+        parts = (Batch(a, b) for a, b in zip(changed.split(8192), targets.split(8192), strict=True))
+        autocast = lambda: assembled.precision.autocast(assembled.device)  # noqa: E731
+        return evaluate(assembled.task, assembled.model, parts, assembled.device, autocast)
+
+    blocks = blocks_of(assembled.dataset.card)
+    if figure not in measure(inputs).metrics():
+        raise ConfigError(f"evaluate.explain: {figure} of {split} is not defined for these rows")
+    whole, found = attribution.permutation_importance(
+        measure, inputs, blocks, figure, asked.repeats, assembled.seed
+    )
+    return {
+        "metric": figure,
+        "value": whole,
+        "rows": len(rows),
+        "repeats": asked.repeats,
+        "columns": [asdict(one) for one in found],
+        "together": [list(pair) for pair in attribution.together(inputs.numpy(), blocks)],
+    }
