@@ -99,7 +99,7 @@ def _finetune(
         lines = answers.before_after(of_suites["before"], of_suites["after"], of_suites["changes"])
         console.table(["suite", "figure", "before", "after", "change"], lines)
     if old and said:
-        console.say(f"{old_path} cannot be scored any more: its classes went with the old head")
+        console.say(f"{old_path} cannot be scored any more: the head is not the one that it was read with")
     session.say_fit(result)
     if merged:
         console.say(f"merged model: {merged}")

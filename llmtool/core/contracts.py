@@ -44,10 +44,14 @@ class Images:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids below `vocabulary`; rows of `length` tokens, or of any length when None."""
+    """Token ids below `vocabulary`; rows of `length` tokens, or of any length when None.
+
+    features: how many numbers of a table stand beside each row.
+    """
 
     vocabulary: int
     length: int | None = None
+    features: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,12 +101,21 @@ class Batch:
     units: Tensor | None = None
     scale: tuple[Tensor, Tensor] | None = None
     mixed: tuple[Tensor, Tensor] | None = None
+    features: Tensor | None = None
+
+    @property
+    def arguments(self) -> tuple[Tensor | None, ...]:
+        """What a model is called with."""
+        plain = (self.inputs, self.segments)
+        return plain if self.features is None else (*plain, self.features)
 
     def pinned(self) -> Batch:
         """The same in page-locked memory, from which `to` copies without waiting."""
         scale = None if self.scale is None else (self.scale[0].pin_memory(), self.scale[1].pin_memory())
         segments = None if self.segments is None else self.segments.pin_memory()
-        return Batch(self.inputs.pin_memory(), self.targets.pin_memory(), segments, self.units, scale)
+        features = None if self.features is None else self.features.pin_memory()
+        inputs, targets = self.inputs.pin_memory(), self.targets.pin_memory()
+        return Batch(inputs, targets, segments, self.units, scale, features=features)
 
     def to(self, device: torch.device, change: Callable[[Batch], Batch] | None = None) -> Batch:
         """The same batch on `device`, ready for a model; pinned memory is copied without waiting.
@@ -113,7 +126,8 @@ class Batch:
         """
         move = lambda t: t.to(device, non_blocking=True)  # noqa: E731
         segments = None if self.segments is None else move(self.segments)
-        moved = Batch(move(self.inputs), move(self.targets), segments, self.units)
+        features = None if self.features is None else move(self.features)
+        moved = Batch(move(self.inputs), move(self.targets), segments, self.units, features=features)
         if self.scale is None:
             return moved
         moved.scale = (move(self.scale[0]), move(self.scale[1]))

@@ -7,6 +7,7 @@ permutation of epoch g // rows. A position in the data is one integer: resume, w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -291,6 +292,7 @@ class TextBatches:
     def __init__(self, split: Split, seed: int, chunk: int | None = None) -> None:
         self.rows = split.rows
         self._split, self._chunk = split, chunk
+        self._features = np.asarray(split.arrays["features"]) if "features" in split.arrays else None
         self._tokens, self._targets = split.arrays["tokens"], np.asarray(split.arrays["targets"])
         self._ends = np.asarray(split.arrays["documents"], np.int64)
         self._lengths = np.diff(self._ends, prepend=0)
@@ -331,7 +333,9 @@ class TextBatches:
         segments = None
         if int(lengths.min()) < longest:
             segments = torch.from_numpy((np.arange(longest) < lengths[:, None]).astype(np.int32))
-        batch = Batch(torch.from_numpy(inputs), torch.from_numpy(self._targets[rows]), segments)
+        features = None if self._features is None else torch.from_numpy(self._features[rows])
+        targets = torch.from_numpy(self._targets[rows])
+        batch = Batch(torch.from_numpy(inputs), targets, segments, features=features)
         return batch if chunks is None else _in_chunks(batch, chunks)
 
 
@@ -339,7 +343,7 @@ def _in_chunks(batch: Batch, chunks: int) -> Batch:
     """Rows (B, K * T) as (B, K, T)."""
     shape = (len(batch), chunks, -1)
     segments = torch.ones_like(batch.inputs, dtype=torch.int32) if batch.segments is None else batch.segments
-    return Batch(batch.inputs.reshape(shape), batch.targets, segments.reshape(shape))
+    return replace(batch, inputs=batch.inputs.reshape(shape), segments=segments.reshape(shape))
 
 
 class _AlikeOrder(Order):

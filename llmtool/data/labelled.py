@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -13,9 +13,11 @@ from llmtool.core import seeds
 from llmtool.core.config import Section
 from llmtool.core.contracts import Tokens
 from llmtool.core.errors import ConfigError, DataError
+from llmtool.data import beside
+from llmtool.data.beside import BesideConfig
 from llmtool.data.cells import MARKERS, Cells
 from llmtool.data.encoding import Chunks
-from llmtool.data.features import find_column
+from llmtool.data.features import FeatureEncoder, find_column
 from llmtool.data.statistics import ColumnStatistics
 from llmtool.data.store import CARD, ArrayWriter, Dataset
 from llmtool.data.targets import Target, fit_target, target_from_state, target_stratum, without_target
@@ -54,7 +56,8 @@ class TextEncode(Section):
         default="text", alias="as", description="Token ids of one text a row, for its class or a number."
     )
     text: Columns = Field(
-        default="text", description="The column that holds the text; of several, they are joined by blanks."
+        default="text",
+        description="The column that holds the text; several follow each other, a token between them.",
     )
     target: Columns | None = Field(
         default=None, description="The column to predict; a list of number columns predicts several at once."
@@ -78,6 +81,9 @@ class TextEncode(Section):
         description="What is kept of a longer text: its beginning, its end, or a quarter of the tokens from "
         "the beginning and the rest from the end; chunks: all of it, as rows of `length` tokens that overlap "
         "a little, whose vectors the model averages.",
+    )
+    features: BesideConfig | None = Field(
+        default=None, description="Columns of the table that the model reads beside the text; {}: all others."
     )
     chunks: int = Field(
         default=CHUNKS, ge=2, le=4096, description="The most rows that long: chunks makes of a text."
@@ -106,6 +112,8 @@ class TextEncode(Section):
             raise ValueError("several targets are values; target_kind: classes needs a single one")
         if "chunks" in self.model_fields_set and self.long != "chunks":
             raise ValueError("chunks is read only with long: chunks")
+        if self.features is not None:
+            self.features.encode(texts, self.target)
         return self
 
     def files(self) -> list[Path]:
@@ -134,6 +142,13 @@ def texts_of(frame: pd.DataFrame, columns: str | list[str]) -> list[Any]:
     return [" ".join(map(str, row)) for row in there]
 
 
+def columns_of(frame: pd.DataFrame, columns: str | list[str]) -> list[list[str]]:
+    """The text of each row by column; one that is not there is empty."""
+    cells = [frame[name].tolist() for name in names_of(columns)]
+    clean = [["" if problem_of(cell) in _NOTHING else str(cell) for cell in column] for column in cells]
+    return [list(row) for row in zip(*clean, strict=True)]
+
+
 def _taken(config: TextEncode, like: str, seed: int) -> TextEncoder:
     """The encoder of the dataset prepared at `like`, without its target."""
     try:
@@ -146,6 +161,9 @@ def _taken(config: TextEncode, like: str, seed: int) -> TextEncoder:
     given = {name: getattr(config, name) for name in config.model_fields_set - {"like"}}
     taken.config = taken.config.model_copy(update={"target_kind": "auto"} | given)
     taken.target, taken.seed = None, seed
+    if taken.features is not None:
+        assert taken.config.target is not None
+        taken.features = beside.taken(taken.features.state(), taken.config.target, Path(like))
     return taken
 
 
@@ -153,7 +171,9 @@ class TextEncoder:
     """Fits tokenizer and target on the train rows, then writes rows of token ids with their targets.
 
     prefix, suffix: ids put around each text: what the tokenizer's file says its model wants ([CLS] and [SEP]
-    of BERT), else the tokenizer's end token in front, whose vector then stands for the text.
+    of BERT), else the tokenizer's end token in front, whose vector then stands for the text. separator: of
+    several columns, the id between them, [SEP] or that end token; of a tokenizer without, a blank is.
+    features: encodes the columns of the table that stand beside the text.
     """
 
     def __init__(self, config: TextEncode, seed: int = 0) -> None:
@@ -161,6 +181,10 @@ class TextEncoder:
         self.tokenizer: FittedTokenizer | None = None
         self.prefix: list[int] = []
         self.suffix: list[int] = []
+        self.separator: list[int] = []
+        self.features: FeatureEncoder | None = None
+        if config.features is not None:
+            self.features = config.features.encode(names_of(config.text), config.target).build(seed)
         self.target: Target | None = None
         self.notes: list[str] = []
         self._saved: Path | None = None
@@ -177,7 +201,8 @@ class TextEncoder:
         for key, names in (("text", texts), ("target", self.target_names)):
             for name in names:
                 find_column(name, available, key)
-        return [*texts, *self.target_names]
+        more = [] if self.features is None else self.features.columns(available)
+        return list(dict.fromkeys([*texts, *more, *self.target_names]))
 
     def refuse(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
         """Rows without a target. Those without a text are bad rows, which the writer refuses."""
@@ -207,11 +232,18 @@ class TextEncoder:
         self.target = fit_target(
             [found[name] for name in names], self.config.target_kind, "standard", self.notes
         )
+        if self.features is not None:
+            self.features.fit(chunks)
+            self.notes += [note for note in self.features.notes if note not in self.notes]
         if self.tokenizer is not None:
             return
         self.tokenizer = self.config.tokenizer.fit(lambda: self._texts(chunks))
         self.notes += self.tokenizer.notes
         self.prefix, self.suffix = self.tokenizer.around()
+        if not isinstance(self.config.text, str) and len(self.config.text) > 1:
+            self.separator = [*self.prefix[:1], *self.suffix[-1:]][-1:]
+            token = repr(self.tokenizer.decode(self.separator)) if self.separator else "a blank"
+            self.notes.append(f"columns {' + '.join(self.config.text)} are kept apart by {token}")
         if len(self.prefix) + len(self.suffix) >= self.config.length:
             raise ConfigError(
                 f"data.encode.length: {self.config.length} tokens leave no room beside the "
@@ -232,7 +264,11 @@ class TextEncoder:
     @property
     def inputs(self) -> dict[str, Any]:
         """{"kind": "tokens", "vocabulary": V, "length": the most tokens of a row}."""
-        return {"kind": "tokens", "vocabulary": self.fitted.vocabulary, "length": self.config.length}
+        found = {"kind": "tokens", "vocabulary": self.fitted.vocabulary, "length": self.config.length}
+        if self.features is None:
+            return found
+        names = self.features.features
+        return found | {"features": len(names), "names": names}
 
     @property
     def targets(self) -> dict[str, Any]:
@@ -240,17 +276,29 @@ class TextEncoder:
         assert self.target is not None, "fit() comes first"
         return self.target.spec()
 
-    def encode(self, texts: list[str]) -> tuple[list[np.ndarray], np.ndarray]:
-        """The ids of each text, cut to the length, and (texts,) how many tokens each had before; 0 where a
-        text gives none. Of long: chunks, the ids of one chunk after the other; all but a single one are of
-        the whole length."""
-        ids, lengths = self.fitted.ids(self.fitted.encode(texts))
-        parts = np.split(ids, np.cumsum(lengths)[:-1])
+    def encode(self, texts: Sequence[str | list[str]]) -> tuple[list[np.ndarray], np.ndarray]:
+        """The ids of each text (or of its columns, with the separator between them), cut to the length, and
+        (texts,) how many tokens each had before; 0 where a text gives none. Of long: chunks, the ids of one
+        chunk after the other; all but a single one are of the whole length."""
+        columns = [[text] if isinstance(text, str) else text for text in texts]
+        if not self.separator:
+            columns = [[" ".join(filter(None, row))] for row in columns]
+        ids, found = self.fitted.ids(self.fitted.encode([text for row in columns for text in row]))
+        each = iter(np.split(ids, np.cumsum(found)[:-1]))
+        parts = [self._joined([next(each) for _ in row]) for row in columns]
+        lengths = np.array([len(part) for part in parts])
         rows = [
             np.concatenate([part for kept in self._kept(part) for part in (self.prefix, kept, self.suffix)])
             for part in parts
         ]
         return rows, np.where(lengths > 0, lengths + self._around, 0)
+
+    def _joined(self, parts: list[np.ndarray]) -> np.ndarray:
+        """The columns of a text as one; nothing where all are empty."""
+        if not any(map(len, parts)):
+            return parts[0]
+        between = np.array(self.separator)
+        return np.concatenate([piece for part in parts for piece in (between, part)][1:])
 
     def _kept(self, ids: np.ndarray) -> list[np.ndarray]:
         """What is kept of a text's ids: one part, or its chunks."""
@@ -291,6 +339,8 @@ class TextEncoder:
             "tokenizer": self.fitted.state(),
             "prefix": self.prefix,
             "suffix": self.suffix,
+            **({"separator": self.separator} if self.separator else {}),
+            **({} if self.features is None else {"features": self.features.state()}),
             "rows": {"text": config.text, "length": config.length, "long": config.long}
             | ({"chunks": config.chunks} if config.long == "chunks" else {}),
             "target": config.target,
@@ -304,6 +354,9 @@ class TextEncoder:
             encoder = cls(TextEncode(target=state["target"], **state["rows"]))
             encoder.tokenizer = FittedTokenizer.from_state(state["tokenizer"], directory)
             encoder.prefix, encoder.suffix = list(state["prefix"]), list(state["suffix"])
+            encoder.separator = list(state.get("separator", []))
+            if "features" in state:
+                encoder.features = FeatureEncoder.from_state(state["features"], directory)
             encoder.target = target_from_state(state["fitted_target"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
@@ -344,6 +397,10 @@ class TextWriter:
             directory / f"{split}.targets.bin", self._target.dtype, self._target.shape
         )
         self._origin = ArrayWriter(directory / f"{split}.origin.bin", "<i8", (2,))
+        self._features: ArrayWriter | None = None
+        if encoder.features is not None:
+            width = len(encoder.features.features)
+            self._features = ArrayWriter(directory / f"{split}.features.bin", "<f4", (width,))
         self._long = self._lost = self._unknown = self._longest = self._seen = self._chunks = 0
 
     def add(self, chunk: Chunk) -> dict[int, str]:
@@ -360,9 +417,17 @@ class TextWriter:
         texts = texts_of(frame, self._encoder.config.text)
         name = " + ".join(names_of(self._encoder.config.text))
         reasons = {at: f"{name} {reason}" for at, text in enumerate(texts) if (reason := problem_of(text))}
-        rows, lengths = self._encoder.encode(["" if at in reasons else text for at, text in enumerate(texts)])
+        cells = columns_of(frame, self._encoder.config.text)
+        blank = [""] * len(names_of(self._encoder.config.text))
+        rows, lengths = self._encoder.encode(
+            [blank if at in reasons else row for at, row in enumerate(cells)]
+        )
         for at in np.flatnonzero(lengths == 0).tolist():
             reasons.setdefault(at, f"{name} gives no token")
+        block = None
+        if self._encoder.features is not None:
+            block, more = self._encoder.features.encode(frame)
+            refused = {**more, **refused}
         refused = {**refused, **reasons}
         keep = np.ones(len(frame), dtype=bool)
         keep[list(refused)] = False
@@ -370,6 +435,8 @@ class TextWriter:
         if kept:
             self._write(kept, lengths[keep])
             self._targets.append(targets[keep])
+            if self._features is not None and block is not None:
+                self._features.append(block[keep])
             self._origin.append(places[keep])
         ordinals = frame.index.to_numpy()
         return {int(ordinals[row]): reason for row, reason in sorted(refused.items())}
@@ -410,6 +477,7 @@ class TextWriter:
             "documents": self._documents,
             "targets": self._targets,
             "origin": self._origin,
+            **({} if self._features is None else {"features": self._features}),
         }
         return {
             "rows": rows,

@@ -188,7 +188,7 @@ def input_spec(spec: Mapping[str, Any]) -> InputSpec:
         return Features(spec["width"], tuple(spec.get("columns", ())))
     if spec["kind"] == "images":
         return Images(spec["channels"], spec["height"], spec["width"])
-    return Tokens(spec["vocabulary"], spec.get("length"))
+    return Tokens(spec["vocabulary"], spec.get("length"), int(spec.get("features", 0)))
 
 
 def fingerprint(card: Mapping[str, Any]) -> str:

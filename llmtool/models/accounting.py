@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from llmtool.core.contracts import Features, Images, InputSpec, NextToken, OutputSpec, Values
+from llmtool.core.contracts import Features, Images, InputSpec, NextToken, OutputSpec, Tokens, Values
 from llmtool.models.encoder import Attention, ModernAttention
 from llmtool.models.gpt2 import GPT2Attention
 from llmtool.models.huggingface import Through
@@ -224,6 +224,12 @@ def _inputs(spec: InputSpec, rows: int, tokens: int, device: str) -> Tensor:
     return torch.zeros(rows, tokens, dtype=torch.int64, device=device)
 
 
+def _beside(spec: InputSpec, rows: int, device: str) -> tuple[Tensor, ...]:
+    """The table's columns beside a text, if there are."""
+    features = spec.features if isinstance(spec, Tokens) else 0
+    return (torch.zeros(rows, features, device=device),) if features else ()
+
+
 def _loss(spec: OutputSpec, outputs: Tensor) -> Tensor:
     """A loss of the usual kind for these outputs; the task's own may keep a little more or less."""
     if isinstance(spec, Values):
@@ -268,7 +274,8 @@ def _flops_on(
         module.register_forward_hook(after(name))
     spec: Any = model
     with counter:
-        loss = _loss(spec.outputs, model(_inputs(spec.inputs, 1, tokens, device)))
+        inputs, beside = _inputs(spec.inputs, 1, tokens, device), _beside(spec.inputs, 1, device)
+        loss = _loss(spec.outputs, model(inputs, None, *beside) if beside else model(inputs))
         forward = counter.get_total_flops()
         if loss.requires_grad:
             loss.backward()
@@ -303,10 +310,11 @@ def saved_bytes(
                     module.dropout = 0.0
         spec: Any = model
         inputs = _inputs(spec.inputs, rows, tokens, "cpu")
+        beside = _beside(spec.inputs, rows, "cpu")
         masked = packed and not isinstance(model, Through)  # which lays documents out by their numbers
         segments = torch.ones(rows, tokens, dtype=torch.int32) if masked else None
         with torch.autocast("cpu", dtype=lower or torch.bfloat16, enabled=lower is not None):
-            return count_saved(model, lambda: _loss(spec.outputs, model(inputs, segments)))
+            return count_saved(model, lambda: _loss(spec.outputs, model(inputs, segments, *beside)))
 
 
 def count_saved(model: nn.Module, run: Any) -> int:

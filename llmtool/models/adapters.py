@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace as replace_fields
 from typing import Annotated, Any, Literal, Self, get_args
 
 import torch
@@ -17,7 +18,7 @@ from llmtool.core.seeds import derive
 from llmtool.models.bag import NEW, Bag, Weights
 from llmtool.models.convnet import ConvNet
 from llmtool.models.convnext import ConvNeXt
-from llmtool.models.encoder import Encoder
+from llmtool.models.encoder import Encoder, table_of
 from llmtool.models.huggingface import Through
 from llmtool.models.lora import LoRALinear, fill_uniform, updates
 from llmtool.models.mlp import MLP
@@ -282,6 +283,17 @@ def replace_head(model: nn.Module, outputs: OutputSpec, seed: int) -> None:
         model.head.output = _new_linear(model.head.output, outputs.n, generator)
         model.labels = None
     model.outputs, model.head_is_new = outputs, True
+
+
+def read_beside(model: nn.Module, features: int) -> None:
+    """Let the head read so many numbers of a table beside a text, in place: at first they change nothing."""
+    if not isinstance(model, Encoder):
+        raise ConfigError("data.encode.features: only encoders read columns of a table beside a text")
+    model.inputs = replace_fields(model.inputs, features=features)
+    model.head.table = table_of(features, model.config.width).to(model.head.output.weight.device)
+    for weight in model.head.table[2].parameters():
+        nn.init.zeros_(weight)
+    model.head_is_new = True
 
 
 def pool_by(model: nn.Module, pooling: str) -> None:

@@ -77,6 +77,8 @@ class BagConfig(Section):
 
     def refuse(self, inputs: Tokens, outputs: Classes | Values) -> None:
         """ConfigError for outputs that this configuration has no weights for, or far too many."""
+        if inputs.features:
+            raise ConfigError("model.family bag reads texts alone; with data.encode.features: encoder")
         if self.weights == "naive_bayes" and not isinstance(outputs, Classes):
             raise ConfigError("model.weights: naive_bayes counts classes; this target is numbers")
         wide = self.width or outputs.n
@@ -142,6 +144,9 @@ class Bag(Headed):
         """
         vocabulary, buckets = self.inputs.vocabulary, self.config.buckets
         segments = torch.ones_like(inputs) if segments is None else segments
+        if inputs.ndim == 3:  # texts in chunks, which no run crosses: (B, K, T) -> (B, K * T)
+            numbers = torch.arange(1, inputs.shape[1] + 1, device=inputs.device).unsqueeze(1)
+            inputs, segments = inputs.flatten(1), (segments * numbers).flatten(1)
         found = [inputs.where(segments != 0, self.rows)]
         code = inputs
         for size in range(2, self.config.ngrams + 1):

@@ -84,6 +84,7 @@ def choices(problem: Problem) -> list[Choice]:
         if type(problem.inputs) in member.accepts and type(problem.outputs) in member.gives
         # from the start, a decoder reads classes of texts no better than an encoder, which sees both sides
         and (name != "transformer" or isinstance(problem.outputs, NextToken))
+        and (name == "encoder" or not getattr(problem.inputs, "features", 0))
     ]
     return sorted(found, key=lambda choice: choice.rank)
 

@@ -170,7 +170,7 @@ class Encoder(Headed):
             head_width = config.width // config.heads
             self.rotary = Rotary(head_width, config.context, config.rope_theta)
             self.local_rotary = Rotary(head_width, config.context, config.local_rope_theta)
-        self.head = Head(config, outputs.n if outputs is not None else 1)
+        self.head = Head(config, outputs.n if outputs is not None else 1, inputs.features)
         _initialise(self)
 
     @property
@@ -213,9 +213,14 @@ class Encoder(Headed):
             x = block(x, local, angles[1]) if block.local else block(x, mask, angles[0])
         return self.norm(x)
 
-    def forward(self, inputs: Tensor, segments: Tensor | None = None) -> Tensor:
-        """(B, T) ids, or (B, K, T) in chunks -> (B, C) logits or values. segments: as ids, 0 at padding."""
-        return self.head(per_text(self.vectors, inputs, segments))
+    def forward(
+        self, inputs: Tensor, segments: Tensor | None = None, features: Tensor | None = None
+    ) -> Tensor:
+        """(B, T) ids, or (B, K, T) in chunks -> (B, C) logits or values. segments: as ids, 0 at padding.
+
+        features: (B, F), of a table's columns beside the text.
+        """
+        return self.head(per_text(self.vectors, inputs, segments), features)
 
     def vectors(self, inputs: Tensor, segments: Tensor | None) -> Tensor:
         """(B, T) ids -> (B, D), what stands for each row."""
@@ -396,9 +401,15 @@ class ModernBlock(nn.Module):
 
 
 class Head(nn.Module):
-    """A hidden layer and the outputs, on the pooled vector, as each architecture has it."""
+    """A hidden layer and the outputs, on the pooled vector, as each architecture has it.
 
-    def __init__(self, config: EncoderConfig, outputs: int) -> None:
+    table: of columns beside the text, two layers whose result is added to that vector: before a linear layer,
+    adding is what concatenating is.
+    """
+
+    table: nn.Sequential | None
+
+    def __init__(self, config: EncoderConfig, outputs: int, features: int = 0) -> None:
         super().__init__()
         self.architecture = config.architecture
         modern = self.architecture == "modernbert"
@@ -406,9 +417,13 @@ class Head(nn.Module):
         self.norm = _norm(config) if modern else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         self.output = nn.Linear(config.width, outputs)
+        self.table = None if not features else table_of(features, config.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, D) -> (B, C)."""
+    def forward(self, x: Tensor, features: Tensor | None = None) -> Tensor:
+        """(B, D), and (B, F) of the table's columns -> (B, C)."""
+        if self.table is not None:
+            assert features is not None, "the table's columns beside the text"
+            x = x + self.table(features)
         if self.architecture == "roberta":
             x = self.dropout(x)
         x = self.dense(x)
@@ -417,6 +432,11 @@ class Head(nn.Module):
         else:
             x = F.relu(x) if self.architecture == "distilbert" else F.gelu(x)
         return self.output(self.dropout(self.norm(x)))
+
+
+def table_of(features: int, width: int) -> nn.Sequential:
+    """(B, F) -> (B, D)."""
+    return nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, width))
 
 
 def _initialise(model: Encoder) -> None:

@@ -70,6 +70,8 @@ def export(model: Any, path: Path) -> dict[str, Any]:
         raise ConfigError("--to onnx: this model has no head yet; fine-tuning gives it one")
     if isinstance(model, Bag):
         raise ConfigError("--to onnx: a bag of n-grams has no such form: ONNX has no hash of its n-grams")
+    if isinstance(model.inputs, Tokens) and model.inputs.features:
+        raise ConfigError("--to onnx: texts with columns of a table beside them are not written yet")
     about = describe(model)
     sizes: dict[int, Any] = {0: torch.export.Dim(ROWS)}
     if isinstance(model.inputs, Tokens):

@@ -226,6 +226,10 @@ class TransformerConfig(Section):
         """The module with new weights from torch's global stream; ConfigError for specs of other families."""
         if not isinstance(inputs, Tokens):
             raise ConfigError(f"model.family transformer takes tokens, not {type(inputs).__name__.lower()}")
+        if inputs.features:
+            raise ConfigError(
+                "model.family transformer reads texts alone; with data.encode.features beside them: encoder"
+            )
         if isinstance(outputs, NextToken) and outputs.vocabulary != inputs.vocabulary:
             raise ConfigError("model.family transformer predicts the next token of its own vocabulary only")
         if inputs.length is not None and inputs.length > self.context:

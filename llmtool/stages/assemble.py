@@ -153,6 +153,11 @@ def from_start(experiment: Experiment, dataset: Dataset, start: Start) -> tuple[
             said = f"the head is new, the model had none: {_spoken(targets)}"
     elif targets["kind"] == "values":
         targets = start.card["targets"]
+    model: Any = start.model
+    if isinstance(dataset.inputs, Tokens) and dataset.inputs.features and not model.inputs.features:
+        adapters.read_beside(model, dataset.inputs.features)
+        said = f"{said}; " if said else ""
+        said += "the columns beside the text are new to the head"
     if experiment.finetune is not None and experiment.finetune.pooling is not None:
         adapters.pool_by(start.model, experiment.finetune.pooling)
     before = (start.lineage, dataset.lineage)
@@ -195,6 +200,10 @@ def as_scored(experiment: Experiment, dataset: Dataset, start: Start) -> Assembl
     refuse_other_encoding(dataset, start)
     if start.task is None:
         raise ConfigError(f"{start.directory} has no head for a task yet: `llmtool finetune` gives it one")
+    if dataset.card["encoder"].get("features") and not start.card["encoder"].get("features"):
+        raise ConfigError(
+            f"{start.directory} reads texts alone; the data has columns beside them (data.encode.features)"
+        )
     targets = start.card["targets"]
     if dataset.targets["kind"] != targets["kind"] or dataset.targets.get("names") != targets.get("names"):
         raise ConfigError(
@@ -292,7 +301,7 @@ def _refuse_other_tokenizer(dataset: Dataset, start: Start) -> None:
     ours, theirs = dataset.card["encoder"]["tokenizer"], start.card["encoder"]["tokenizer"]
     if theirs is not None and ours["hash"] != theirs["hash"]:
         use = f"tokenizer: {{kind: file, path: {start.directory}}}"
-        if start.dataset is not None:
+        if start.dataset is not None and start.card["encoding"] == dataset.card["encoding"]:
             use = f"like: {start.dataset['path']}"
         raise ConfigError(
             f"the data was prepared with another tokenizer than {start.directory} learned with; "
@@ -304,6 +313,12 @@ def _refuse_other_tokenizer(dataset: Dataset, start: Start) -> None:
             f"the data was rendered with the chat template {mine['name']} ({mine['hash']}), and "
             f"{start.directory} speaks another, {its['name']} ({its['hash']}): set "
             f"data.encode.{_same_template(start)}"
+        )
+    own, known = (card["encoder"].get("features") for card in (dataset.card, start.card))
+    if known and (not own or _of_inputs(own) != _of_inputs(known)):
+        raise ConfigError(
+            f"{start.directory} reads other columns of a table beside the text than this data has; set "
+            f"data.encode.like: {start.dataset and start.dataset['path']}"
         )
     vocabulary, most = dataset.card["inputs"]["vocabulary"], start.card["inputs"]["vocabulary"]
     if vocabulary > most:

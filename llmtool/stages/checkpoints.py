@@ -192,7 +192,8 @@ def _model(directory: Path, about: About) -> tuple[TaskConfig | None, nn.Module]
             if about.base.get("quantise"):  # as it was trained, so that it scores as it did
                 quantised.quantise(model, bool(about.base["double"]), torch.device("cpu"))
             if task is not None:
-                _expect_head(model, task.outputs(about.card["targets"]))
+                inputs = about.card["inputs"]
+                _expect_head(model, task.outputs(about.card["targets"]), inputs.get("features", 0))
             if about.base.get("pooling"):
                 adapters.pool_by(model, about.base["pooling"])
             peft_files.load_adapter(model, directory)
@@ -202,8 +203,10 @@ def _model(directory: Path, about: About) -> tuple[TaskConfig | None, nn.Module]
     return task, model
 
 
-def _expect_head(model: Any, outputs: OutputSpec) -> None:
-    """Room in the base for a head that is the adapter's."""
+def _expect_head(model: Any, outputs: OutputSpec, features: int) -> None:
+    """Room in the base for a head that is the adapter's. features: of a table, beside a text."""
+    if features and features != model.inputs.features:
+        adapters.read_beside(model, features)
     if model.outputs is None:
         model.outputs = outputs
     elif isinstance(model.outputs, NextToken) and not isinstance(outputs, NextToken):

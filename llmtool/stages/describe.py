@@ -164,6 +164,8 @@ def _spec(spec: InputSpec | OutputSpec | None) -> dict[str, Any]:
     found = {"kind": kinds[type(spec).__name__], **asdict(spec)}
     if not found.get("columns", True):
         del found["columns"]  # which features belong together is not known
+    if not found.get("features", True):
+        del found["features"]
     return found
 
 

@@ -246,15 +246,16 @@ class _Session:
             targets: Tensor,
             segments: Tensor | None,
             mixed: tuple[Tensor, Tensor] | None,
+            features: Tensor | None,
         ) -> tuple[Tensor, Tensor]:
-            result = loss(Batch(inputs, targets, segments, mixed=mixed))
+            result = loss(Batch(inputs, targets, segments, mixed=mixed, features=features))
             return result.total, result.count
 
         even = self.train.scored is None
         graph = torch.compile(tensors, dynamic=False if even else None)
 
         def compiled(batch: Batch) -> Loss:
-            return Loss(*graph(batch.inputs, batch.targets, batch.segments, batch.mixed))
+            return Loss(*graph(batch.inputs, batch.targets, batch.segments, batch.mixed, batch.features))
 
         loop = self.loop(Meter(self.plan.batch), None)
         try:

@@ -137,7 +137,7 @@ class ClassificationTask:
 
     def measure(self, model: nn.Module, batch: Batch) -> ClassificationTally:
         """The logits of the rows; weights and smoothing play no part in how a model is judged."""
-        logits = model(batch.inputs, batch.segments).float()
+        logits = model(*batch.arguments).float()
         return ClassificationTally(logits, batch.targets, self.names, self.positive)
 
     def _on(self, device: torch.device) -> Tensor:

@@ -15,7 +15,7 @@ def member_outputs(model: nn.Module, batch: Batch) -> Tensor:
     """
     members = getattr(model, "members", None)
     if members is None:
-        outputs: Tensor = model(batch.inputs, batch.segments)  # (B, C)
+        outputs: Tensor = model(*batch.arguments)  # (B, C)
         return outputs.unsqueeze(1)
     found: Tensor = members(batch.inputs, batch.segments)
     return found

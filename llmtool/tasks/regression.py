@@ -101,7 +101,7 @@ class RegressionTask:
 
     def measure(self, model: nn.Module, batch: Batch) -> RegressionTally:
         """The predictions of the rows beside their targets."""
-        predictions = model(batch.inputs, batch.segments).float()
+        predictions = model(*batch.arguments).float()
         return RegressionTally(predictions, batch.targets, self.names, self.mean, self.scale, self.transform)
 
     def _standardised(self, targets: Tensor) -> Tensor:

@@ -170,12 +170,62 @@ def test_without_such_tokens_the_end_token_stands_in_front(tmp_path: Path) -> No
     assert stored(dataset) == [[256, 97, 98]]
 
 
-def test_several_columns_are_one_text(tmp_path: Path) -> None:
-    made = encoder(["ab", "c"], ["x", "y"], text=["title", "text"])
-    chunks = rows(["ab", "c", None], ["x", "y", "y"], title=["T", None, None])
-    dataset, refused = write(made, tmp_path, chunks)
-    assert texts_of(dataset, "train", np.arange(2), around=False) == ["T ab", "c"]
+def test_several_columns_are_one_text_with_a_token_between_them(words: Path, tmp_path: Path) -> None:
+    texts, titles = ["a b", "c", None, 7], ["d", None, None, "e f"]
+    made = encoder(
+        ["a", "b"], ["x", "y"], text=["title", "text"], tokenizer={"kind": "file", "path": str(words)}
+    )
+    dataset, refused = write(made, tmp_path, rows(texts, ["x", "x", "x", "x"], title=titles))
+    # [CLS] title [SEP] text [SEP]; a column that is empty leaves its place, a number is text (unknown here)
+    assert stored(dataset) == [[1, 7, 2, 4, 5, 2], [1, 2, 6, 2], [1, 8, 9, 2, 3, 2]]
     assert refused == {2: "title + text is empty"}
+    assert "columns title + text are kept apart by '[SEP]'" in dataset.card["notes"]
+    again = TextEncoder.from_state(dataset.card["encoder"], tmp_path)
+    assert again.encode([["d", "a b"]])[0][0].tolist() == stored(dataset)[0]
+    plain = encoder(["ab", "c"], ["x", "y"], text=["title", "text"])  # bytes: the end token is between them
+    assert plain.encode([["T", "ab"]])[0][0].tolist() == [256, ord("T"), 256, ord("a"), ord("b")]
+
+
+def beside(**keys: Any) -> TextEncoder:
+    made = CONFIG.validate_python(
+        {"as": "text", "target": "y", "tokenizer": {"kind": "bytes"}, "features": keys}
+    ).build(0)
+    made.columns(["text", "age", "place", "y"])
+    made.fit(lambda: rows(["a", "b", "c", "d"], list("xyxy"), age=["1", "2", None, "3"], place=list("uvuv")))
+    return made
+
+
+def test_columns_of_a_table_stand_beside_the_text(tmp_path: Path) -> None:
+    made = beside()
+    dataset, refused = write(
+        made,
+        tmp_path,
+        rows(["a", "b", "", "c"], list("xyxy"), age=["2", None, "3", "old"], place=list("uwuu")),
+    )
+    assert refused == {2: "text is empty", 3: "age is not a number"}
+    assert isinstance(dataset.inputs, Tokens)
+    names = dataset.card["inputs"]["names"]
+    assert dataset.inputs.features == len(names) == 4  # age, whether it is missing, u, v
+    batch = open_batches(dataset, "train", 0).batch(0, 2)
+    assert batch.features is not None
+    found = {tuple(np.round(row, 3).tolist()) for row in batch.features.numpy()}
+    assert batch.arguments[2] is batch.features
+    again = TextEncoder.from_state(dataset.card["encoder"], tmp_path)
+    assert again.features is not None
+    assert again.features.features == names
+    wanted, _ = again.features.encode(pd.DataFrame({"age": ["2", None], "place": ["u", "w"]}))
+    assert found == {tuple(np.round(row, 3).tolist()) for row in wanted}
+    like = CONFIG.validate_python({"as": "text", "like": str(tmp_path), "target": "age"}).build(0)
+    with pytest.raises(ConfigError, match="'age' is an input"):
+        like.columns(["text", "age", "place", "y"])
+    with pytest.raises(ValidationError, match="features: column 'y' stands in both target and numbers"):
+        beside(numbers=["y"])
+
+
+def test_a_text_column_may_be_a_category_too() -> None:
+    assert beside(columns=["place", "text"], categories=["text"], scale="none").columns(
+        ["text", "age", "place", "y"]
+    ) == ["text", "place", "y"]
 
 
 def test_rows_that_cannot_be_encoded_are_refused_with_a_reason(words: Path, tmp_path: Path) -> None:

@@ -233,3 +233,81 @@ def test_a_classifier_of_texts_from_the_start(language: Path, llmtool: Run) -> N
     assert (predicted["split"] == "test").sum() == split["rows"]  # a text is one prediction, not a chunk
     ended = llmtool("generate", "runs/scratch", "--prompt", "the", cwd=language)
     assert (ended.code, "language model" in ended.error) == (2, True), ended.error
+
+
+# --- columns of a table beside a text ---
+
+MIXED = """\
+seed: 1
+data:
+  source: {format: csv, path: mixed.csv}
+  encode:
+    as: text
+    text: [title, body]
+    target: kind
+    length: 24
+    tokenizer: {kind: bpe, vocabulary: 280}
+    features: {}
+model: {family: encoder, depth: 1, heads: 2, width: 32, context: 24}
+train: {budget: {epochs: 12}, batch: 16, optimizer: {name: adamw, lr: 5e-3}}
+finetune:
+  start: runs/mixed/train
+  method: {kind: lora, rank: 2, merge: true}
+  budget: {epochs: 2}
+  optimizer: {name: adamw, lr: 1e-3}
+evaluate: {baselines: {kind: simple}}
+"""
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory, llmtool: Run) -> Path:
+    """Rows whose class is in a word of the body, and in a number beside it."""
+    directory = tmp_path_factory.mktemp("mixed")
+    lines = ["title,body,age,place,kind"]
+    for number in range(400):
+        word, age = ("good", "bad")[number % 2], "" if number % 10 == 0 else (number * 7) % 90
+        kind = f"{word} {'old' if age != '' and age > 40 else 'new'}"
+        lines.append(f"{'film' if number % 3 else ''},a {word} one,{age},{'uvw'[number % 3]},{kind}")
+    (directory / "mixed.csv").write_text("\n".join(lines) + "\n")
+    (directory / "mixed.yaml").write_text(MIXED)
+    ended = llmtool("train", "mixed.yaml", "--json", cwd=directory)
+    assert ended.code == 0, ended.err
+    return directory
+
+
+def test_text_and_table_are_read_together(mixed: Path, llmtool: Run) -> None:
+    for command in ("describe", "finetune", "evaluate"):
+        ended = llmtool(command, "mixed.yaml", "--json", cwd=mixed)
+        assert ended.code == 0, ended.err
+    assert ended.json["metrics"]["test"]["accuracy"] > 0.8  # neither alone gives more than 0.6
+    config = json.loads((mixed / "runs/mixed/train/best/config.json").read_text())
+    assert (config["llmtool_features"], config["architectures"]) == (6, ["BertModel"])
+    start = checkpoints.from_checkpoint(str(mixed / "runs/mixed/finetune/merged"))
+    assert start.model.inputs.features == 6
+    ended = llmtool("export", "runs/mixed/train", "--to", "onnx", "--out", "onnx", cwd=mixed)
+    assert ended.code == 2, ended.err
+
+
+def test_columns_are_added_to_a_model_that_read_texts_alone(mixed: Path, llmtool: Run) -> None:
+    alone = ["--set", "data.encode.features=null", "--set", "run=runs/alone"]
+    assert llmtool("train", "mixed.yaml", *alone, cwd=mixed).code == 0
+    for method, run in (("{kind: full}", "full"), ("{kind: lora, rank: 2}", "lora")):
+        more = ["--set", f"run=runs/{run}", "--set", "finetune.start=runs/alone"]
+        more += ["--set", f"finetune.method={method}"]
+        more += ["--set", "data.encode.tokenizer={kind: file, path: runs/alone}"]
+        ended = llmtool("finetune", "mixed.yaml", "--json", *more, cwd=mixed)
+        assert ended.code == 0, ended.err
+        scored = llmtool("evaluate", "mixed.yaml", "--json", *more, cwd=mixed)
+        assert scored.code == 0, scored.err
+        after = ended.json["metrics"]["validation"]["log_loss"]
+        assert scored.json["metrics"]["validation"]["log_loss"] == pytest.approx(after)
+    ended = llmtool("evaluate", "mixed.yaml", "--set", "evaluate.of=runs/alone", cwd=mixed)
+    assert (ended.code, "reads texts alone" in ended.error) == (2, True), ended.error
+    ended = llmtool(
+        "finetune", "mixed.yaml", "--set", "data.encode.features={columns: [age]}", "--set", "run=runs/c",
+        "--set", "data.encode.tokenizer={kind: file, path: runs/mixed}", cwd=mixed,
+    )  # fmt: skip
+    assert (ended.code, "other columns of a table" in ended.error) == (2, True), ended.error
+    decoder = "model={family: transformer, depth: 1, heads: 2, width: 32, context: 24}"
+    ended = llmtool("train", "mixed.yaml", "--set", decoder, "--set", "run=runs/d", cwd=mixed)
+    assert (ended.code, "reads texts alone" in ended.error) == (2, True), ended.error

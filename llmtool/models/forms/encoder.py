@@ -18,7 +18,7 @@ from llmtool.core.contracts import Tokens
 from llmtool.core.errors import ConfigError
 from llmtool.models.encoder import Encoder, EncoderConfig
 from llmtool.models.forms.form import Form, Stored, refuse_foreign, refuse_other_values, whole_number
-from llmtool.models.forms.heads import POOLING, labels_of, labels_written, outputs_of
+from llmtool.models.forms.heads import FEATURES, POOLING, labels_of, labels_written, outputs_of
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 
@@ -79,8 +79,9 @@ class EncoderForm(Form):
         config = EncoderConfig.model_validate(values)
         named = data.get("architectures") or [""]
         has_head = named[0] == self.architectures[0] or data.get(POOLING) is not None
-        vocabulary = Tokens(whole_number(data, "vocab_size", path))
-        model = Encoder(config, vocabulary, outputs_of(data, path) if has_head else None)
+        features = whole_number(data, FEATURES, path) if FEATURES in data else 0
+        inputs = Tokens(whole_number(data, "vocab_size", path), features=features)
+        model = Encoder(config, inputs, outputs_of(data, path) if has_head else None)
         model.labels = labels_of(data) if has_head else None
         return model
 
@@ -98,7 +99,9 @@ class EncoderForm(Form):
         form[self.activation] = next(name for name, ours in ACTIVATIONS.items() if ours == config.activation)
         form |= {"pad_token_id": config.padding, "dtype": "float32", **self.more_written(config)}
         if self._head_is_ours(model):
-            form |= {POOLING: "mean", "architectures": [self.architectures[1]]}
+            form |= {POOLING: config.pooling, "architectures": [self.architectures[1]]}
+        if model.inputs.features:
+            form[FEATURES] = model.inputs.features
         if model.outputs is None:
             return form | {"architectures": [self.architectures[1]]}
         return form | labels_written(model.labels, model.head.output.out_features, model.outputs)
@@ -127,7 +130,7 @@ class EncoderForm(Form):
     def _head_is_ours(self, model: nn.Module) -> bool:
         """Whether transformers has no class with such a head."""
         assert isinstance(model, Encoder)
-        return model.config.pooling == "mean" and not self.pools
+        return (model.config.pooling == "mean" and not self.pools) or model.inputs.features > 0
 
     def more(self, data: dict[str, Any], path: Path) -> dict[str, Any]:
         """Keys of ours that no table can give."""

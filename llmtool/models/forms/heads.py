@@ -11,6 +11,7 @@ from llmtool.core.errors import ConfigError
 from llmtool.models.forms.form import whole_number
 
 LABELS = "id2label"
+FEATURES = "llmtool_features"  # numbers of a table beside a text, which no class of theirs reads
 POOLING = "llmtool_pooling"  # of heads on a mean, which of theirs only ModernBERT has a key of its own for
 KINDS = ("single_label_classification", "regression")
 
