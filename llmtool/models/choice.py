@@ -81,7 +81,8 @@ def choices(problem: Problem) -> list[Choice]:
     found = [
         RULES[name].choose(problem)
         for name, member in FAMILIES.items()
-        if type(problem.inputs) in member.accepts and type(problem.outputs) in member.gives
+        if type(problem.inputs) in member.accepts
+        and type(problem.outputs) in member.gives
         # from the start, a decoder reads classes of texts no better than an encoder, which sees both sides
         and (name != "transformer" or isinstance(problem.outputs, NextToken))
         and (name == "encoder" or not getattr(problem.inputs, "features", 0))

@@ -162,11 +162,8 @@ def _spec(spec: InputSpec | OutputSpec | None) -> dict[str, Any]:
     kinds = {"Features": "features", "Images": "images", "Tokens": "tokens", "Classes": "classes"}
     kinds |= {"Values": "values", "NextToken": "next_token"}
     found = {"kind": kinds[type(spec).__name__], **asdict(spec)}
-    if not found.get("columns", True):
-        del found["columns"]  # which features belong together is not known
-    if not found.get("features", True):
-        del found["features"]
-    return found
+    unsaid = ("columns", "features")  # which features belong together, and that none stand beside a text
+    return {name: value for name, value in found.items() if value or name not in unsaid}
 
 
 def _pixels(card: dict[str, Any] | None) -> dict[str, Any]:

@@ -180,7 +180,7 @@ FORMS: dict[str, list[dict[str, Any]]] = {
         {"as": "tokens", "like": "old"},
         {"as": "chat", "tokenizer": {"kind": "bytes"}, "template": "chatml"},
         {"as": "chat", "like": "old"},
-        {"as": "text", "target": "y"},
+        {"as": "text", "target": "y", "features": {}},
         {"as": "text", "like": "old"},
         {"as": "text", "target": "y", "tokenizer": {"kind": "words"}},
         {"as": "moves", "game": "othello"},

@@ -281,9 +281,9 @@ def test_text_and_table_are_read_together(mixed: Path, llmtool: Run) -> None:
         assert ended.code == 0, ended.err
     assert ended.json["metrics"]["test"]["accuracy"] > 0.8  # neither alone gives more than 0.6
     config = json.loads((mixed / "runs/mixed/train/best/config.json").read_text())
-    assert (config["llmtool_features"], config["architectures"]) == (6, ["BertModel"])
+    assert (config["llmtool_features"], config["architectures"]) == (5, ["BertModel"])
     start = checkpoints.from_checkpoint(str(mixed / "runs/mixed/finetune/merged"))
-    assert start.model.inputs.features == 6
+    assert start.model.inputs.features == 5
     ended = llmtool("export", "runs/mixed/train", "--to", "onnx", "--out", "onnx", cwd=mixed)
     assert ended.code == 2, ended.err
 
