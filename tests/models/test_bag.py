@@ -131,6 +131,6 @@ def test_a_new_head_starts_anew(width):
 def test_no_run_crosses_chunks_and_what_stands_in_two_counts_once():
     ids, segments = torch.tensor([[[5, 6, 7], [7, 8, 0]]]), torch.tensor([[[1, 1, 1], [1, 1, 0]]])
     bag = BagConfig(ngrams=2, buckets=1000, weights="plain").build(Tokens(9), Classes(2)).eval()
-    rows, there = bag.bag(ids, segments)
+    _, there = bag.bag(ids, segments)
     assert there.sum() == 4 + 3  # 5 6 7 8, and the pairs 56 67 78
     torch.testing.assert_close(bag(ids, segments), bag(torch.tensor([[5, 6, 7, 8]])))
