@@ -49,7 +49,13 @@ class ViTConfig(Section):
         description="dinov2: the feed-forward part is SwiGLU, two thirds as wide for as many weights",
     )
     registers: int = Field(
-        default=0, ge=0, le=1024, description="dinov2: tokens beside the patches that blocks may write to"
+        default=0,
+        ge=0,
+        le=1024,
+        description="vit, dinov2: tokens beside the patches that blocks may write to",
+    )
+    patch_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of each picture's patches that training does not see"
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="share of values set to zero in training")
     drop_path: float = Field(
@@ -94,7 +100,8 @@ class ViTConfig(Section):
         if dino and self.feed_forward % self.width:
             raise ValueError(f"feed_forward {self.feed_forward} is not a multiple of width {self.width}")
         for name in ("gated", "registers", "drop_path", "layer_scale"):
-            if getattr(self, name) and not dino:
+            known = dino or (name == "registers" and self.architecture == "vit")
+            if getattr(self, name) and not known:
                 raise ValueError(f"{name} is for architecture: dinov2; {self.architecture} has none")
         return self
 
@@ -204,10 +211,11 @@ class Patches(nn.Module):
             nn.Parameter(torch.empty(1, config.registers, config.width)) if config.registers else None
         )
         self.positions = nn.Parameter(torch.empty(1, placed + count, config.width))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout, self.unseen = nn.Dropout(config.dropout), config.patch_dropout
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, c, h, w) -> (B, P, D). Pixels at the edges that make no whole patch are not seen."""
+        """(B, c, h, w) -> (B, P, D). Pixels at the edges that make no whole patch are not seen, and in
+        training a random share of the patches of each picture."""
         rows = inputs.shape[0]
         positions = self.positions_for((inputs.shape[2] // self.patch, inputs.shape[3] // self.patch))
         patches = self.projection(inputs).flatten(2).transpose(1, 2)  # (B, D, h/p, w/p) -> (B, h/p * w/p, D)
@@ -215,6 +223,8 @@ class Patches(nn.Module):
         if self.distillation_token is not None:
             tokens.append(self.distillation_token)
         x = torch.cat([*(token.expand(rows, -1, -1) for token in tokens), patches], dim=1) + positions
+        if self.training and self.unseen:
+            x = torch.cat((x[:, : self.placed], some_of(x[:, self.placed :], self.unseen)), dim=1)
         if self.register_tokens is not None:  # they have no positions
             registers = self.register_tokens.expand(rows, -1, -1)
             x = torch.cat((x[:, : self.placed], registers, x[:, self.placed :]), dim=1)
@@ -231,6 +241,15 @@ class Patches(nn.Module):
         plane = patches.unflatten(1, self.grid).permute(0, 3, 1, 2)  # (1, h/p, w/p, D) -> (1, D, h/p, w/p)
         plane = F.interpolate(plane, size=grid, mode="bicubic", align_corners=False, antialias=self.smooth)
         return torch.cat((beside, plane.flatten(2).transpose(1, 2)), dim=1)
+
+
+def some_of(patches: Tensor, share: float) -> Tensor:
+    """(B, P, D) -> the same without this share of each row's patches, at least one left, in another order."""
+    # https://arxiv.org/abs/2208.07220
+    rows, count, width = patches.shape
+    kept = max(1, round(count * (1 - share)))
+    chosen = torch.rand(rows, count, device=patches.device).argsort(dim=1)[:, :kept]
+    return patches.gather(1, chosen[:, :, None].expand(-1, -1, width))
 
 
 class Attention(nn.Module):

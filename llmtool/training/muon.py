@@ -17,8 +17,9 @@ EPSILON = 1e-7
 class Muon:
     """Muon (https://kellerjordan.github.io/posts/muon/) as torch.optim.Muon computes it, but for rounding.
 
-    A matrix and its transpose move alike, so that all of one shape, either way round, are one stack of wide
-    ones (N, R, C), R at most C. The state exists from the start. A matrix without a gradient has one of 0.
+    A convolution is a matrix with a row for each channel that comes out. A matrix and its transpose move
+    alike, so that all of one shape, either way round, are one stack of wide ones (N, R, C), R at most C. The
+    state exists from the start. A matrix without a gradient has one of 0.
     found_inf: None, or a float scalar on the device; where it is 1 the step changes nothing.
     grad_scale: None, or what the gradients are divided by. Both as in torch's fused optimizers.
     """
@@ -45,7 +46,7 @@ class Muon:
         self._stacks: list[tuple[list[nn.Parameter], Tensor, Tensor]] = []  # matrices, memory, (N, 1, 1) size
         for shape, stack in shapes.items():
             memory = torch.zeros(len(stack), *shape, device=stack[0].device)
-            heights = [math.sqrt(max(1.0, rows / columns)) for rows, columns in (m.shape for m in stack)]
+            heights = [math.sqrt(max(1.0, len(m) / m[0].numel())) for m in stack]
             self._stacks.append((stack, memory, torch.tensor(heights, device=memory.device).view(-1, 1, 1)))
             for matrix, part in zip(stack, memory.unbind(), strict=True):
                 self.state[matrix] = {"momentum_buffer": part.mT if _is_tall(matrix) else part}
@@ -74,11 +75,13 @@ class Muon:
 
 
 def _is_tall(matrix: Tensor) -> bool:
-    return matrix.shape[0] > matrix.shape[1]
+    return len(matrix) > matrix[0].numel()
 
 
 def _wide(matrix: Tensor) -> Tensor:
-    return matrix.mT if _is_tall(matrix) else matrix
+    """A view of a parameter, of a gradient in another order of its memory a copy."""
+    flat = matrix.flatten(1)  # (c', c, 3, 3) -> (c', c * 9)
+    return flat.mT if _is_tall(matrix) else flat
 
 
 def orthogonalize(matrices: Tensor, steps: int) -> Tensor:

@@ -67,9 +67,13 @@ class MuonConfig(Section):
     """Muon for the hidden matrices (https://kellerjordan.github.io/posts/muon/), AdamW for the rest."""
 
     name: Literal["muon"] = Field(
-        description="orthogonalised momentum for hidden matrices, AdamW for the rest"
+        description="orthogonalised momentum for hidden matrices and convolutions, AdamW for the rest"
     )
-    lr: float = Field(default=0.02, gt=0, description="learning rate of the hidden matrices, at full height")
+    lr: float = Field(
+        default=0.02,
+        gt=0,
+        description="learning rate of the hidden matrices, at full height",
+    )
     momentum: float = Field(default=0.95, ge=0, lt=1, description="memory of the gradient")
     nesterov: bool = Field(default=True, description="Nesterov's form of momentum")
     ns_steps: int = Field(
@@ -89,7 +93,7 @@ class MuonConfig(Section):
         """The optimizer of the model's trainable parameters. ConfigError when none is a hidden matrix."""
         assert not rates, "one rate for all; the experiment refuses the combination"
         named, outer = trainable(model), outer_parameters(model)
-        hidden = [(name, p) for name, p in named if p.ndim == 2 and id(p) not in outer]
+        hidden = [(name, p) for name, p in named if id(p) not in outer and _is_matrix(p)]
         chosen = {id(p) for _, p in hidden}
         rest = [(name, p) for name, p in named if id(p) not in chosen]
         if not hidden:
@@ -193,7 +197,7 @@ def trainable(model: nn.Module) -> Named:
 
 
 def outer_parameters(model: nn.Module) -> set[int]:
-    """Ids of the parameters at the model's two ends: embeddings, and the output layer.
+    """Ids of the parameters at the model's two ends: embeddings (or convolutions of pixels), and the output.
 
     Our families name their output layer (`head_name`); in any other model it is the last Linear.
     """
@@ -202,7 +206,14 @@ def outer_parameters(model: nn.Module) -> set[int]:
         ends.append(model.get_submodule(name))
     elif linears := [module for module in model.modules() if isinstance(module, nn.Linear)]:
         ends.append(linears[-1])
-    return {id(parameter) for module in ends for parameter in module.parameters()}
+    first = [p for module in getattr(model, "embeddings", []) for p in module.parameters() if p.ndim == 4]
+    return {id(parameter) for parameter in [*first, *(p for module in ends for p in module.parameters())]}
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether it maps vectors: a matrix, or a convolution of several channels, with a row for each channel
+    that comes out (https://github.com/KellerJordan/cifar10-airbench)."""
+    return parameter.ndim == 2 or (parameter.ndim == 4 and parameter.shape[1] > 1)
 
 
 def _groups(named: Named, lr: float, weight_decay: float, rates: Rates) -> list[dict[str, Any]]:

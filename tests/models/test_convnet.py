@@ -63,6 +63,28 @@ def test_a_padded_shortcut_takes_every_second_pixel():
     assert float(found[:, :2].abs().sum() + found[:, 4:].abs().sum()) == 0
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("side", [7, 8])
+def test_a_pooling_shortcut_reads_the_mean_of_four_pixels(side):
+    block = build(shortcut="pooling").stages[1][0]
+    for norm in (block.parts[-1].norm, block.shortcut[1].norm):
+        norm.weight.fill_(1.0)
+    block.parts[-1].norm.weight.zero_()
+    x = torch.randn(2, 8, side, side).abs()
+    padded = nn.functional.pad(x, (0, side % 2, 0, side % 2), value=float("nan"))
+    fours = padded.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4).nanmean(dim=4)  # the edge has fewer
+    wanted = torch.einsum("bchw,dc->bdhw", fours, block.shortcut[1].convolution.weight[:, :, 0, 0])
+    torch.testing.assert_close(block.eval()(x), wanted.relu(), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_blocks_that_begin_as_their_shortcuts():
+    block = build(zero_init=True).stages[1][1].eval()
+    x = torch.randn(2, 12, 4, 4)
+    assert torch.equal(block(x), x.relu())
+    assert not torch.equal(build().stages[1][1].eval()(x), x.relu())
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -91,7 +113,9 @@ def test_statistics_are_stored(tmp_path):
     assert torch.equal(again.eval()(pictures()), model.eval()(pictures()))
 
 
-@pytest.mark.parametrize("keys", [{"stem": "small"}, {"shortcut": "padding"}])
+@pytest.mark.parametrize(
+    "keys", [{"stem": "small", "zero_init": True}, {"shortcut": "padding"}, {"shortcut": "pooling"}]
+)
 def test_what_no_class_of_theirs_can_be_is_written_as_ours(keys, tmp_path):
     pretrained.save(build(**keys), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llmtool_convnet"

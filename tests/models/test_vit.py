@@ -10,7 +10,7 @@ from llmtool.core.contracts import Classes, Images, NextToken, Values
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.models import adapters, lora, peft_files, pretrained
 from llmtool.models.layers import DropPath
-from llmtool.models.vit import TwoHeads, ViT, ViTConfig
+from llmtool.models.vit import TwoHeads, ViT, ViTConfig, some_of
 
 SMALL = {"depth": 2, "heads": 2, "width": 16, "patch": 4}
 PICTURES = Images(3, 16, 16)
@@ -71,7 +71,12 @@ def test_patches_without_positions_may_stand_anywhere():
 
 @pytest.mark.parametrize(
     ("keys", "beside"),
-    [({}, 1), ({"architecture": "deit"}, 2), ({"architecture": "dinov2", "registers": 3}, 4)],
+    [
+        ({}, 1),
+        ({"registers": 2}, 3),
+        ({"architecture": "deit"}, 2),
+        ({"architecture": "dinov2", "registers": 3}, 4),
+    ],
 )
 @torch.no_grad()
 def test_tokens_beside_the_patches(keys, beside):
@@ -79,6 +84,32 @@ def test_tokens_beside_the_patches(keys, beside):
     assert model.embed.beside == beside
     assert model.hidden(pictures()).shape == (2, 16 + beside, 16)
     assert model.hidden(pictures(8, 19)).shape == (2, 2 * 4 + beside, 16)  # three columns are not seen
+
+
+@torch.no_grad()
+def test_dropped_patches_are_other_ones_in_each_row_and_all_are_seen_in_evaluation():
+    patches = torch.arange(16.0).expand(3, 16)[:, :, None].repeat(1, 1, 2)
+    torch.manual_seed(0)
+    kept = some_of(patches, 0.75)
+    assert kept.shape == (3, 4, 2)
+    chosen = [set(row[:, 0].tolist()) for row in kept]
+    assert all(len(each) == 4 for each in chosen)
+    assert len(set(map(frozenset, chosen))) > 1
+    assert some_of(patches, 0.999).shape == (3, 1, 2)
+    whole, part = build(registers=2), build(registers=2, patch_dropout=0.5)
+    assert torch.equal(whole(pictures()), part(pictures()))
+    assert part.train().hidden(pictures()).shape == (2, 8 + 3, 16)
+
+
+@torch.no_grad()
+def test_registers_of_a_plain_one_are_written_as_ours(tmp_path):
+    """No class of transformers has them."""
+    model = build(registers=2, dropout=0.1)
+    pretrained.save(model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "llmtool_vit"
+    again = pretrained.load(tmp_path)
+    assert again.config == model.config
+    assert torch.equal(again.eval()(pictures()), model(pictures()))
 
 
 @torch.no_grad()
@@ -96,7 +127,7 @@ def test_a_dropped_path_leaves_whole_rows_out_and_the_mean_as_it_is():
     ("keys", "message"),
     [
         ({"width": 17}, "not a multiple of heads"),
-        ({"registers": 2}, "registers is for architecture: dinov2; vit has none"),
+        ({"architecture": "deit", "registers": 2}, "registers is for architecture: dinov2; deit has none"),
         ({"architecture": "deit", "gated": True}, "gated is for architecture: dinov2"),
         ({"architecture": "deit", "layer_scale": 0.1}, "layer_scale is for"),
         ({"architecture": "dinov2", "feed_forward": 40}, "not a multiple of width"),

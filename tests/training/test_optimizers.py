@@ -9,7 +9,9 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from llmtool.core.contracts import Classes, Images
 from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.models.convnet import ConvNetConfig
 from llmtool.training.muon import Muon, orthogonalize
 from llmtool.training.optimizers import AdamWConfig, MuonConfig, OptimizerConfig, Optimizers, SGDConfig
 from tests.training.toys import ToyMLP, ToyTask, ToyTransformer, table, tokens
@@ -229,3 +231,31 @@ def test_refused(keys: dict[str, Any]) -> None:
 def test_nesterov_needs_momentum() -> None:
     with pytest.raises(ConfigError, match="nesterov"):
         SGDConfig(name="sgd", momentum=0.0, nesterov=True).build(ToyMLP())
+
+
+def test_muon_moves_a_convolution_as_the_matrix_it_is() -> None:
+    """Beside the same numbers as a matrix; the convolution of pixels and a depthwise one are AdamW's."""
+    model = ConvNetConfig(stem="small", stem_width=4, widths=[4, 8], depths=[1, 1]).build(
+        Images(3, 8, 8), Classes(3)
+    )
+    made = MuonConfig(name="muon", lr=0.1).build(model)
+    names = {
+        name for name, p in model.named_parameters() if any(p is each for each in made.parts["muon"].state)
+    }
+    assert "stages.1.0.parts.0.convolution.weight" in names
+    assert "stem.convolution.weight" not in names
+    assert "head.weight" not in names
+    depthwise = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Linear(3, 3), nn.Linear(3, 2))
+    assert len(MuonConfig(name="muon").build(depthwise).parts["muon"].state) == 1
+    for shape in ((6, 2, 3, 3), (40, 2, 3, 3)):  # wide and tall
+        torch.manual_seed(0)
+        convolution = nn.Parameter(torch.randn(shape))
+        matrix = nn.Parameter(convolution.detach().flatten(1).clone())
+        both = [Muon([each], 0.1, 0.95, True, 5, 0.1) for each in (convolution, matrix)]
+        for _ in range(3):
+            gradient = torch.randn(shape)
+            convolution.grad = gradient.contiguous(memory_format=torch.channels_last)
+            matrix.grad = gradient.flatten(1)
+            for part in both:
+                part.step()
+        assert torch.equal(convolution.detach().flatten(1), matrix.detach())

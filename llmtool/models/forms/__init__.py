@@ -26,7 +26,7 @@ from llmtool.models.forms.resnet import OWN_CONVNET, RESNET
 from llmtool.models.forms.roberta import ROBERTA
 from llmtool.models.forms.smollm3 import SMOLLM3
 from llmtool.models.forms.tabm import TabMForm
-from llmtool.models.forms.vit import VIT
+from llmtool.models.forms.vit import OWN_VIT, VIT
 
 FORMS: tuple[Form, ...] = (
     # decoders
@@ -57,6 +57,7 @@ FORMS: tuple[Form, ...] = (
     TabMForm(),
     BagForm(),
     OWN_CONVNET,
+    OWN_VIT,
 )
 
 

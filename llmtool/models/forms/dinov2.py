@@ -78,7 +78,7 @@ class RegistersForm(Dinov2Form):
 
     def owns(self, model: nn.Module) -> bool:
         """A DINOv2 with registers."""
-        return isinstance(model, ViT) and model.config.registers > 0
+        return isinstance(model, ViT) and model.config.architecture == "dinov2" and model.config.registers > 0
 
     def more(self, data: dict[str, Any], path: Path) -> dict[str, Any]:
         """At least one; theirs has four where it does not say."""

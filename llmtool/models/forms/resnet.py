@@ -1,7 +1,8 @@
 """The forms of ResNet: model_type resnet (ResNetForImageClassification), and our own for small pictures.
 
 Theirs has no sizes of pictures, as any will do; what we write has, for whoever wants to know. A small stem
-and shortcuts without weights are in none of their classes: such a model is written as llmtool_convnet.
+and shortcuts that pool or have no weights are in none of their classes: such a model is written as
+llmtool_convnet, under our own names and keys.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from llmtool.core.contracts import Classes, Images, Values
-from llmtool.core.errors import ConfigError
 from llmtool.models.convnet import ConvNet, ConvNetConfig
-from llmtool.models.forms.form import Stored
+from llmtool.models.forms.own import Own
 from llmtool.models.forms.vision import VisionForm, whole_numbers
 
 
@@ -48,39 +48,19 @@ class ResNetForm(VisionForm):
         return {"hidden_sizes": config.widths, "depths": config.depths}
 
 
-class OwnForm(ResNetForm):
-    """A residual network that their class cannot express, under our own names and keys."""
+class OwnForm(Own, ResNetForm):
+    """A residual network that their class cannot express."""
+
+    family_name = "convnet"
 
     def owns(self, model: nn.Module) -> bool:
-        """A residual network with a small stem or padding."""
+        """A residual network with a small stem, or other shortcuts."""
         return isinstance(model, ConvNet) and is_our_own(model.config)
-
-    def filler(self, model: nn.Module) -> dict[str, Tensor]:
-        """Nothing: no class of others reads it."""
-        return {}
-
-    def module_name(self, model: nn.Module, name: str) -> str:
-        """The same."""
-        return name
-
-    def place(self, name: str, model: nn.Module) -> Stored:
-        """Every name is ours."""
-        return Stored(name)
-
-    def more(self, data: dict[str, Any], path: Path) -> dict[str, Any]:
-        """Our own keys, as they are."""
-        if not isinstance(data.get("model"), dict):
-            raise ConfigError(f"{path}: model: expected the keys of a convnet")
-        return data["model"]
-
-    def more_written(self, config: Any) -> dict[str, Any]:
-        """Our own keys."""
-        return {"model": config.model_dump(mode="json", by_alias=True)}
 
 
 def is_our_own(config: ConvNetConfig) -> bool:
     """Whether no class of theirs can express it."""
-    return config.stem == "small" or config.shortcut == "padding"
+    return config.stem == "small" or config.shortcut != "projection"
 
 
 RESNET = ResNetForm(

@@ -9,6 +9,7 @@ from torch import nn
 
 from llmtool.core.contracts import Classes, Images, Values
 from llmtool.core.errors import ConfigError
+from llmtool.models.forms.own import Own
 from llmtool.models.forms.vision import VisionForm, one_side
 from llmtool.models.vit import MAX_PATCHES, ViT, ViTConfig
 
@@ -55,7 +56,9 @@ class ViTForm(VisionForm):
 
     def owns(self, model: nn.Module) -> bool:
         """A vision transformer of the architecture that is named like the model_type."""
-        return isinstance(model, ViT) and model.config.architecture == self.model_type
+        return (
+            isinstance(model, ViT) and model.config.architecture == self.model_type and not is_our_own(model)
+        )
 
     def make(self, config: Any, inputs: Images, outputs: Classes | Values | None, named: str) -> nn.Module:
         """With one head, or none."""
@@ -85,6 +88,25 @@ class ViTForm(VisionForm):
         return {"patch_size": config.patch, "attention_probs_dropout_prob": config.dropout}
 
 
+def is_our_own(model: ViT) -> bool:
+    """Whether no class of theirs can express it: their ViT has no registers."""
+    return model.config.architecture == "vit" and model.config.registers > 0
+
+
+class OwnViTForm(Own, ViTForm):
+    """A vision transformer that their class cannot express."""
+
+    family_name = "vit"
+
+    def owns(self, model: nn.Module) -> bool:
+        """A plain one with registers."""
+        return isinstance(model, ViT) and is_our_own(model)
+
+    def patch(self, data: dict[str, Any], path: Path) -> int:
+        """Height and width of a patch."""
+        return one_side(self.more(data, path), "patch", 16, path)
+
+
 VIT = ViTForm(
     model_type="vit",
     heads=("ViTForImageClassification",),
@@ -95,4 +117,14 @@ VIT = ViTForm(
     fixed=FIXED,
     names=TOKENS | ATTENTION | FEED_FORWARD,
     modules=in_memory("layers.{}"),
+)
+OWN_VIT = OwnViTForm(
+    model_type="llmtool_vit",
+    heads=("ViT",),
+    bodies=("ViTBody",),
+    prefix="",
+    sizes={},
+    options={},
+    fixed={},
+    names={},
 )
