@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,12 @@ from llmtool.models import ModelConfig
 from llmtool.models.adapters import AdapterMethod, FullConfig
 from llmtool.tasks import TaskConfig
 from llmtool.training import TrainConfig
+
+RECIPES: dict[str, dict[str, Any]] = {
+    member.model_fields["family"].default: member.recipe
+    for member in typing.get_args(typing.get_args(ModelConfig)[0])
+    if hasattr(member, "recipe")
+}
 
 Model = Annotated[
     Annotated[ModelConfig, Tag("section")] | Annotated[Literal["auto"], Tag("word")],
@@ -85,6 +92,22 @@ class Experiment(Section):
     train: TrainConfig | None = Field(default=None, description="training from the start")
     finetune: FinetuneConfig | None = Field(default=None, description="adapting an existing model")
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="scores, and what they must reach")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trained_as_the_family_is(cls, data: Any) -> Any:
+        """What `train` does not say is as the family's own recipe has it, where it has one."""
+        if not isinstance(data, dict) or not isinstance(data.get("train"), dict):
+            return data
+        model = data.get("model")
+        recipe = RECIPES.get(str(model.get("family"))) if isinstance(model, dict) else None
+        if recipe is None:
+            return data
+        given = data["train"]
+        train = {**recipe, **given}
+        if isinstance(optimizer := given.get("optimizer"), dict) and optimizer.get("name") == "adamw":
+            train["optimizer"] = {**recipe["optimizer"], **optimizer}
+        return {**data, "train": train}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

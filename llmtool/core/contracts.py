@@ -23,7 +23,8 @@ IGNORE = -100  # a target with this value is never scored (the field's conventio
 class Features:
     """A row of `width` float32 numbers.
 
-    columns: how many of them, one after another, each column of the table became; () where that is not known.
+    columns: how many of them, one after another, each column of the table (of dates, each of its parts)
+        became; () where that is not known.
     """
 
     width: int

@@ -22,6 +22,7 @@ Scale = Literal["standard", "quantile", "piecewise", "none"]
 Missing = Literal["median", "mean", "zero"]
 Reasons = dict[str, np.ndarray]  # reason -> (rows,) bool, the rows a column cannot encode
 
+PERIODS = {"month": 12, "weekday": 7, "hour": 24}
 QUANTILES = 1000  # landmarks of the quantile transform, as scikit-learn's default
 RARE, ABSENT, OTHER = "(rare)", "(missing)", "(other)"
 _EDGE = 1e-7  # scikit-learn's BOUNDS_THRESHOLD: how near to an end counts as the end
@@ -40,6 +41,7 @@ class NumberColumn:
     landmarks: list[float] = field(
         default_factory=list
     )  # quantile: its references; piecewise: the edges of its bins
+    limit: float | None = None  # what the standardised value stays below, both ways
     kind: str = "number"
 
     @property
@@ -50,6 +52,11 @@ class NumberColumn:
         )
         return [self.name, *bins, *([f"{self.name} {ABSENT}"] if self.flag else [])]
 
+    @property
+    def groups(self) -> list[int]:
+        """How many features belong together: all of them."""
+        return [len(self.features)]
+
     def encode(self, cells: Cells, markers: frozenset[str], out: np.ndarray) -> Reasons:
         """Write (rows, features) into `out`."""
         numbers = cells.numbers(markers)
@@ -57,7 +64,8 @@ class NumberColumn:
         if self.scale == "quantile":
             out[:, 0] = to_normal(values, np.array(self.landmarks))
         else:
-            out[:, 0] = (values - self.mean) / self.deviation
+            standardised = (values - self.mean) / self.deviation
+            out[:, 0] = standardised if self.limit is None else bent(standardised, self.limit)
         if self.scale == "piecewise":
             out[:, 1 : len(self.landmarks)] = piecewise(values, np.array(self.landmarks))
         if self.flag:
@@ -77,6 +85,7 @@ class NumberColumn:
             share = torch.special.ndtr(torch.from_numpy(values)).numpy()
             values = np.interp(share, np.linspace(0, 1, len(self.landmarks)), self.landmarks)
         else:
+            values = values if self.limit is None else straightened(values, self.limit)
             values = values * self.deviation + self.mean
         return np.where(block[:, -1] > 0.5, np.nan, values) if self.flag else values
 
@@ -101,6 +110,11 @@ class CategoryColumn:
         return [f"{self.name}={category}" for category in self.categories] + [
             f"{self.name} {word}" for word in extra
         ]
+
+    @property
+    def groups(self) -> list[int]:
+        """How many features belong together: all of them."""
+        return [len(self.features)]
 
     @cached_property
     def _slots(self) -> dict[str, int]:
@@ -128,7 +142,10 @@ class CategoryColumn:
 
 @dataclass(frozen=True)
 class DateColumn:
-    """A date: days since 1970 and the year, standardised; month, weekday and hour as a point on a circle."""
+    """A date: days since 1970 and the year, standardised; month, weekday and hour as a point on a circle.
+
+    each: beside the point, a feature for each month, weekday and hour, 1 where it is that one.
+    """
 
     name: str
     fill: float  # in days since 1970
@@ -138,19 +155,30 @@ class DateColumn:
     year_deviation: float
     parts: list[str]  # those of year, month, weekday, hour that differ between train rows
     flag: bool
+    each: bool = False
     kind: str = "date"
 
     @property
     def features(self) -> list[str]:
         """A name for each feature it makes."""
-        names = [self.name]
+        return [feature for part in self._named() for feature in part]
+
+    @property
+    def groups(self) -> list[int]:
+        """How many features belong together: those of each part."""
+        return [len(part) for part in self._named()]
+
+    def _named(self) -> list[list[str]]:
+        """The features of each part: the day, the year, ..., whether it is missing."""
+        found = [[self.name]]
         for part in self.parts:
-            names += (
-                [f"{self.name} {part}"]
-                if part == "year"
-                else [f"{self.name} {part} {f}" for f in ("sin", "cos")]
-            )
-        return [*names, *([f"{self.name} {ABSENT}"] if self.flag else [])]
+            name = f"{self.name} {part}"
+            if part == "year":
+                found.append([name])
+                continue
+            more = [f"{name}={value}" for value in range(PERIODS[part])] if self.each else []
+            found.append([f"{name} sin", f"{name} cos", *more])
+        return [*found, *([[f"{self.name} {ABSENT}"]] if self.flag else [])]
 
     def encode(self, cells: Cells, markers: frozenset[str], out: np.ndarray) -> Reasons:
         """Write (rows, features) into `out`."""
@@ -159,20 +187,23 @@ class DateColumn:
         seconds = np.where(absent, self.fill * 86400, dates.values)
         out[:, 0] = (seconds / 86400 - self.mean) / self.deviation
         year, month, weekday, hour = calendar(seconds)
-        circles = {"month": (month, 12), "weekday": (weekday, 7), "hour": (hour, 24)}
+        circles = {"month": month, "weekday": weekday, "hour": hour}
         at = 1
         for part in self.parts:
             if part == "year":
                 out[:, at] = (year - self.year_mean) / self.year_deviation
                 at += 1
                 continue
-            value, period = circles[part]
+            value, period = circles[part], PERIODS[part]
             angle = value * (2 * math.pi / period)
             out[:, at] = np.where(
                 absent, 0, np.sin(angle)
             )  # the circle's middle: no month rather than a wrong one
             out[:, at + 1] = np.where(absent, 0, np.cos(angle))
             at += 2
+            if self.each:
+                out[:, at : at + period] = (np.floor(value)[:, None] == np.arange(period)) & ~absent[:, None]
+                at += period
         if self.flag:
             out[:, -1] = dates.missing
         return {f"{self.name} is not a date": dates.wrong}
@@ -211,7 +242,7 @@ def column_from_state(state: dict[str, Any]) -> Column:
 
 
 def fit_number(
-    found: ColumnStatistics, scale: Scale, missing: Missing, flag: bool, bins: int
+    found: ColumnStatistics, scale: Scale, missing: Missing, flag: bool, bins: int, limit: float | None
 ) -> NumberColumn:
     """A number column as the train rows have it."""
     mean, deviation = _centre(found.numbers) if scale != "none" else (0.0, 1.0)
@@ -224,7 +255,7 @@ def fit_number(
         edges = bin_edges(sample.values(), bins)
         landmarks = edges.tolist() if len(edges) > 2 else []  # one bin says no more than the number itself
     fill = _fill(found.numbers, sample, missing)
-    return NumberColumn(found.name, scale, fill, mean, deviation, flag, landmarks)
+    return NumberColumn(found.name, scale, fill, mean, deviation, flag, landmarks, limit)
 
 
 def bin_edges(values: np.ndarray, bins: int) -> np.ndarray:
@@ -247,7 +278,7 @@ def bin_edges(values: np.ndarray, bins: int) -> np.ndarray:
     return np.unique(np.concatenate([distinct[[0, -1]], distinct[heavy], quantiles]))
 
 
-def fit_date(found: ColumnStatistics, missing: Missing, flag: bool) -> DateColumn:
+def fit_date(found: ColumnStatistics, missing: Missing, flag: bool, each: bool) -> DateColumn:
     """A date column as the train rows have it."""
     mean, deviation = _centre(found.days)
     year_mean, year_deviation = _centre(found.years)
@@ -259,7 +290,7 @@ def fit_date(found: ColumnStatistics, missing: Missing, flag: bool) -> DateColum
     }
     parts = [part for part, differs in varies.items() if differs]
     fill = _fill(found.days, found.day_sample, missing)
-    return DateColumn(found.name, fill, mean, deviation, year_mean, year_deviation, parts, flag)
+    return DateColumn(found.name, fill, mean, deviation, year_mean, year_deviation, parts, flag, each)
 
 
 def fit_category(found: ColumnStatistics, rare: int, most: int) -> CategoryColumn:
@@ -283,6 +314,22 @@ def _fill(moments: Moments, sample: Reservoir, missing: Missing) -> float:
 
 
 # --- transforms ---
+
+
+def bent(values: np.ndarray, limit: float) -> np.ndarray:
+    """Values that stay between -limit and limit, hardly moved where they are small beside it.
+
+    The smooth clipping of Holzmüller et al. 2024, https://arxiv.org/abs/2407.04491, section 3.
+    """
+    result: np.ndarray = values / np.sqrt(1 + np.square(values / limit))
+    return result
+
+
+def straightened(values: np.ndarray, limit: float) -> np.ndarray:
+    """What `bent` made these of; of the limit itself a large number."""
+    share = np.minimum(np.abs(values) / limit, 1 - 1e-9)
+    result: np.ndarray = values / np.sqrt(1 - np.square(share))
+    return result
 
 
 def to_normal(values: np.ndarray, landmarks: np.ndarray) -> np.ndarray:

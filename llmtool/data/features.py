@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from llmtool.data.sources import Chunk
 
 BINS = 64  # bins of the piecewise encoding
+LIMIT = 3.0  # deviations that numbers stay below beside their bins
 LONG_TEXT = 100  # characters in a cell, on average, from which a column is text and no category
 _ROW_NUMBER = re.compile(r"|.*id|index|row|order|no|nr|number|unnamed.*|#", re.IGNORECASE)
 
@@ -86,6 +87,16 @@ class FeaturesEncode(Section):
     bins: int = Field(
         default=BINS, ge=2, le=256, description="How many bins scale: piecewise cuts a number into."
     )
+    limit: Annotated[float, Field(gt=0)] | Literal["auto", "none"] = Field(
+        default="auto",
+        description="what standardised numbers are bent to stay below, so that none that is far out weighs "
+        "more; auto: 3 with scale: piecewise, else none.",
+    )
+    calendar: Literal["auto", "circle", "each"] = Field(
+        default="auto",
+        description="month, weekday and hour of a date: circle: a point on a circle; each: beside it a "
+        "feature for each; auto: each with scale: piecewise, else circle.",
+    )
     rare: int = Field(
         default=2, ge=1, description="Categories seen in fewer train rows than this are one, '(rare)'."
     )
@@ -115,6 +126,8 @@ class FeaturesEncode(Section):
             raise ValueError("several targets are values; target_kind: classes needs a single one")
         if "bins" in self.model_fields_set and self.scale != "piecewise":
             raise ValueError("bins is read only with scale: piecewise")
+        if isinstance(self.limit, float | int) and self.scale not in ("standard", "piecewise"):
+            raise ValueError("limit is read only with scale: standard or piecewise")
         _check_lists(self, targets)
         return self
 
@@ -231,8 +244,8 @@ class FeatureEncoder:
         self.target = fit_target(
             [found[name] for name in self.target_names],
             self.config.target_kind,
-            self.config.target_scale,
             self.notes,
+            self.config.target_scale,
         )
         if self.fitted is None:
             self.fitted = [column for name in names if (column := self._fit_column(found[name])) is not None]
@@ -269,8 +282,11 @@ class FeatureEncoder:
             )
         flag = config.indicator is True or (config.indicator == "auto" and found.missing > 0)
         if kind == "date":
-            return fit_date(found, config.missing, flag)
-        return fit_number(found, config.scale, config.missing, flag, config.bins)
+            each = config.calendar == "each" or (config.calendar == "auto" and config.scale == "piecewise")
+            return fit_date(found, config.missing, flag, each)
+        limit = LIMIT if config.limit == "auto" and config.scale == "piecewise" else config.limit
+        given = None if isinstance(limit, str) else limit
+        return fit_number(found, config.scale, config.missing, flag, config.bins, given)
 
     def _useless(self, found: ColumnStatistics, kind: str) -> str:
         """Why a column says nothing, or "" when it may."""
@@ -338,8 +354,8 @@ class FeatureEncoder:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """{"kind": "features", "width": F, "names": [...], "columns": features of each column}."""
-        sizes = [len(column.features) for column in self._fitted]
+        """{"kind": "features", "width": F, "names": [...], "columns": how many each column became}."""
+        sizes = [size for column in self._fitted for size in column.groups]
         return {"kind": "features", "width": len(self.features), "names": self.features, "columns": sizes}
 
     @property

@@ -229,9 +229,7 @@ class TextEncoder:
                 found[name].add(Cells(chunk.frame[name]), ordinals)
         if rows == 0:
             raise DataError("the train split has no rows; nothing can be learned from it")
-        self.target = fit_target(
-            [found[name] for name in names], self.config.target_kind, "standard", self.notes
-        )
+        self.target = fit_target([found[name] for name in names], self.config.target_kind, self.notes)
         if self.features is not None:
             self.features.fit(chunks)
             self.notes += [note for note in self.features.notes if note not in self.notes]

@@ -152,8 +152,8 @@ def target_from_state(state: dict[str, Any]) -> Target:
 def fit_target(
     found: list[ColumnStatistics],
     kind: Literal["auto", "classes", "values"],
-    scale: Scale,
     notes: list[str],
+    scale: Scale = "standard",
 ) -> Target:
     """The target as the train rows have it; DataError when there is nothing to learn."""
     first = found[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +25,12 @@ class TabMConfig(Section):
         default="tabm", description="an efficient ensemble of multilayer perceptrons for tables"
     )
     members: int = Field(
-        default=16, gt=0, le=1024, description="multilayer perceptrons that share their weights"
+        default=8, gt=0, le=1024, description="multilayer perceptrons that share their weights"
     )
-    embedding: int = Field(
-        default=8, ge=0, le=4096, description="numbers that each column becomes; 0: the features as they are"
+    embedding: Annotated[int, Field(ge=0, le=4096)] | Literal["auto"] = Field(
+        default="auto",
+        description="numbers that each column becomes; 0: the features as they are; auto: 32 with up to 16 "
+        "columns, 8 with more than 32",
     )
     hidden: list[Annotated[int, Field(gt=0, le=65_536)]] = Field(
         default=[256, 256], min_length=1, max_length=256, description="width of each hidden layer"
@@ -46,6 +48,19 @@ class TabMConfig(Section):
         "tables of numbers and categories, from a thousand rows to a million, where the last bit of accuracy "
         "counts; best with encode.scale: piecewise; a step costs about `members` times an mlp's"
     )
+
+    # What `train` is where the file does not say, found by comparison on the tables of configs/tabular.
+    recipe: ClassVar[dict[str, Any]] = {
+        "budget": {"epochs": 20},
+        "optimizer": {"name": "adamw", "lr": 2e-3},
+        "stop": {"patience": 5},
+    }
+
+    def embedding_width(self, columns: int) -> int:
+        """Numbers that each of so many columns becomes."""
+        if self.embedding != "auto":
+            return self.embedding
+        return 32 if columns <= 16 else 16 if columns <= 32 else 8
 
     def build(self, inputs: InputSpec, outputs: OutputSpec) -> TabM:
         """The module with new weights from torch's global stream; ConfigError for specs of other families."""
@@ -136,8 +151,9 @@ class TabM(Headed):
     def __init__(self, config: TabMConfig, inputs: Features, outputs: Classes | Values) -> None:
         super().__init__(config, inputs, outputs)
         self.columns = inputs.columns or (1,) * inputs.width
-        self.embedding = ColumnEmbedding(self.columns, config.embedding) if config.embedding else None
-        self.first = len(self.columns) * config.embedding or inputs.width  # what each member takes in
+        width = config.embedding_width(len(self.columns))
+        self.embedding = ColumnEmbedding(self.columns, width) if width else None
+        self.first = len(self.columns) * width or inputs.width  # what each member takes in
         widths = [self.first, *config.hidden]
         self.body = nn.Sequential(*(Layer(a, b, config) for a, b in itertools.pairwise(widths)))
         self.head = Heads(config.members, widths[-1], outputs.n)
@@ -162,10 +178,10 @@ class TabM(Headed):
 
     def flops(self, tokens: int = 1) -> int:
         """FLOPs of one row, forward and backward; the features themselves need no gradient."""
-        config, columns = self.config, len(self.columns)
-        widths = [self.first, *config.hidden, self.head.weight.shape[0]]
+        widths = [self.first, *self.config.hidden, self.head.weight.shape[0]]
         shared = sum(a * b for a, b in itertools.pairwise(widths))
-        return 6 * config.members * shared + 4 * self.inputs.width * columns * config.embedding
+        embedding = self.inputs.width * self.first if self.embedding is not None else 0
+        return 6 * self.config.members * shared + 4 * embedding
 
     @property
     def embeddings(self) -> list[nn.Module]:

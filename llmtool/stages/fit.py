@@ -145,7 +145,10 @@ class _Session:
         self.notes: list[str] = []
         if self.validation is None and (config.stop or config.select):
             key = "stop" if config.stop else "select"
-            raise ConfigError(f"{key}: needs validation scores, but the dataset has no validation split")
+            without = "; stop: null trains without" if config.stop else ""  # some families' recipes stop
+            raise ConfigError(
+                f"{key}: needs validation scores, but the dataset has no validation split{without}"
+            )
         if config.augment.mixes and not isinstance(assembled.task, ClassificationTask):
             raise ConfigError("augment: mixup and cutmix mix classes; this task has none")
 

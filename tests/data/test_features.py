@@ -118,7 +118,15 @@ def test_piecewise_stands_beside_the_standardised_value() -> None:
     np.testing.assert_allclose(
         found[:, 1:], [[0] * 4, [1, 0, 0, 0], [1, 0.5, 0, 0], [1] * 4, [1] * 4, [0] * 4]
     )
-    np.testing.assert_allclose(found[0, 0], (0 - 50) / np.arange(101).std(), rtol=1e-6)
+    lowest = (0 - 50) / np.arange(101).std()
+    np.testing.assert_allclose(found[0, 0], lowest / np.sqrt(1 + (lowest / 3) ** 2), rtol=1e-6)
+    assert 2.9 < found[4, 0] < 3
+    free = fit(frame, scale="piecewise", bins=4, limit="none")
+    np.testing.assert_allclose(encoded(free, a=[0])[0, 0], lowest, rtol=1e-6)
+    narrow = fit(frame, limit=1.5)  # beside scale: standard
+    rows = encoded(narrow, a=[0, 25, 37.5, 100])
+    assert np.abs(rows).max() < 1.5
+    np.testing.assert_allclose(narrow.fitted[0].decode(rows), [0, 25, 37.5, 100], atol=1e-3)
     assert encoder.features == ["a", "a[0]", "a[1]", "a[2]", "a[3]"]
     assert piecewise(np.zeros(3), np.array([1.0, 2.0])).shape == (3, 0)
 
@@ -242,6 +250,23 @@ def test_dates_become_days_and_circles() -> None:
         np.testing.assert_allclose(block[:, names.index(f"when {name} cos")], np.cos(angle), atol=1e-6)
     hours = (days.hour + days.minute / 60).to_numpy()
     np.testing.assert_allclose(block[:, -2], np.sin(hours * 2 * np.pi / 24), atol=1e-6)
+
+
+def test_each_part_of_a_date_may_have_features_of_its_own() -> None:
+    frame = table(
+        when=["2020-02-03 05:30", "2021-06-15 23:00", "", "2022-12-31 00:00"] * 3, n=range(12), y=Y * 6
+    )
+    encoder = fit(frame, scale="piecewise", bins=4)
+    names, block = encoder.features, encoder.encode(frame)[0]
+    on = [{names[i] for i in np.flatnonzero(row == 1) if "=" in names[i]} for row in block[:4]]
+    assert on[0] == {"when month=1", "when weekday=0", "when hour=5"}
+    assert on[2] == set()
+    assert on[3] == {"when month=11", "when weekday=5", "when hour=0"}
+    groups = encoder.inputs["columns"]
+    assert groups == [1, 1, 2 + 12, 2 + 7, 2 + 24, 1, 1 + 4]  # day, year, its parts, missing; the number
+    assert sum(groups) == encoder.inputs["width"]
+    assert FeatureEncoder.from_state(encoder.state(), Path()).inputs == encoder.inputs
+    assert fit(frame, scale="piecewise", calendar="circle").features[:4] == fit(frame).features[:4]
 
 
 def test_dates_missing_wrong_old_and_with_a_zone() -> None:
@@ -591,6 +616,8 @@ def test_like_takes_the_columns_and_fits_the_target_anew(tmp_path: Path) -> None
         ({"target": "y", "columns": ["a"], "numbers": ["b"]}, "in numbers but not in columns"),
         ({"target": "y", "bins": 4}, "only with scale: piecewise"),
         ({"target": "y", "scale": "minmax"}, "standard"),
+        ({"target": "y", "limit": 3.0, "scale": "quantile"}, "limit is read only with scale: standard or"),
+        ({"target": "y", "limit": 0.0}, "greater than 0"),
         ({"target": "y", "rare": 0}, "greater than or equal to 1"),
         ({"target": "y", "colums": ["a"]}, "colums"),
     ],

@@ -1,0 +1,37 @@
+"""The language as a whole: what one section means for another."""
+
+from typing import Any
+
+import pytest
+
+from llmtool.experiment import Experiment
+from llmtool.models.tabm import TabMConfig
+
+FILE: dict[str, Any] = {
+    "data": {"source": {"format": "csv", "path": "a.csv"}, "encode": {"as": "features", "target": "y"}},
+}
+
+
+def train(model: Any, **keys: Any) -> Any:
+    return Experiment.model_validate({**FILE, "model": model, "train": keys}).train
+
+
+def test_a_family_may_bring_a_recipe_that_the_file_overrides() -> None:
+    recipe = TabMConfig.recipe
+    found = train({"family": "tabm"})
+    assert found.stop.patience == recipe["stop"]["patience"]
+    assert found.budget.epochs == recipe["budget"]["epochs"]
+    assert found.optimizer.lr == recipe["optimizer"]["lr"]
+    found = train(
+        {"family": "tabm"}, budget={"steps": 5}, stop=None, optimizer={"name": "adamw", "weight_decay": 0.5}
+    )
+    assert (found.budget.steps, found.budget.epochs, found.stop) == (5, None, None)
+    assert (found.optimizer.lr, found.optimizer.weight_decay) == (recipe["optimizer"]["lr"], 0.5)
+    assert train({"family": "tabm"}, optimizer={"name": "sgd"}).optimizer.lr == 0.1
+
+
+@pytest.mark.parametrize("model", [{"family": "mlp"}, "auto", None])
+def test_others_have_the_section_as_it_is(model: Any) -> None:
+    found = train(model)
+    assert found.stop is None
+    assert found.optimizer.lr == 1e-3
