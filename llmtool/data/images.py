@@ -210,9 +210,7 @@ class ImagesEncoder:
             looked += _spread(chunk.frame[self.config.image].tolist(), 64)
         if rows == 0:
             raise DataError("the train split has no rows; nothing can be learned from it")
-        self.target = fit_target(
-            [found[name] for name in names], self.config.target_kind, "standard", self.notes
-        )
+        self.target = fit_target([found[name] for name in names], self.config.target_kind, self.notes)
         if self.recipe is None:
             self.recipe = self._recipe(_spread(looked, LOOKED), rows)
 
