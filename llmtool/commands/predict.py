@@ -21,9 +21,10 @@ from llmtool.data.sources import CsvSource, Source, TextSource
 from llmtool.data.store import CARD, Dataset
 from llmtool.experiment import Loaded
 from llmtool.stages import assemble, checkpoints
-from llmtool.stages.predict import Answers, Predictor, can_restore
+from llmtool.stages.predict import PICTURES, Answers, Predictor, can_restore
 
 ERROR = "error"
+PLAIN = (str, int, float)  # cells that stand as they are
 TOLD = 3  # rows whose error is told on stderr
 
 
@@ -87,17 +88,18 @@ def _predict(options: PredictOptions, loaded: Loaded | None, of: str, own: bool)
     start = checkpoints.from_checkpoint(of)
     card, directory = _card(None if loaded is None or own else Path(loaded.experiment.run), start)
     reading = Reading.of(loaded.experiment.data) if loaded else _reading(start)
-    settings: dict[str, Any] = {}
-    if loaded:
-        settings = {
-            name: getattr(loaded.experiment, name) for name in ("device", "precision", "deterministic")
-        }
-        settings["batch"] = loaded.experiment.evaluate.batch
-    source = incoming.source_of(options.input, options.format, reading.source if reading else None)
-    path = incoming.opened(options.input, source, sys.stdin.buffer)
+    settings = _settings(loaded)
+    pictures = _pictures(options, card)
+    if pictures is not None:
+        settings["root"] = None  # their paths are whole
     with Predictor(start, card, directory, reading, **settings) as predictor:
-        source = incoming.settled(source, path, list(predictor.stand_ins))
-        count = _write(options, predictor, source, path)
+        if pictures is not None:
+            count = _write(options, predictor, None, pictures)
+        else:
+            source = incoming.source_of(options.input, options.format, reading.source if reading else None)
+            path = incoming.opened(options.input, source, sys.stdin.buffer)
+            source = incoming.settled(source, path, list(predictor.stand_ins))
+            count = _write(options, predictor, source, incoming.read(source, path, predictor.rows))
     for note in [*predictor.notes, *count.told]:
         console.note(f"predict: {note}")
     wrong = f", {count.wrong:,} of them with an error instead of an answer" if count.wrong else ""
@@ -106,6 +108,24 @@ def _predict(options: PredictOptions, loaded: Loaded | None, of: str, own: bool)
         raise DataError(f"--strict: {count.wrong:,} of {count.rows:,} rows have an error: {count.told[0]}")
     model = {"path": str(start.directory), "hash": start.hash}
     return {"model": model, "rows": count.rows, "errors": count.wrong, "output": options.output}
+
+
+def _settings(loaded: Loaded | None) -> dict[str, Any]:
+    """What of the file says how rows are predicted."""
+    if loaded is None:
+        return {}
+    asked = loaded.experiment
+    settings = {name: getattr(asked, name) for name in ("device", "precision", "deterministic")}
+    settings |= {"batch": asked.evaluate.batch, "flip": asked.evaluate.flip}
+    return settings | {"root": getattr(asked.data.encode, "root", None)}
+
+
+def _pictures(options: PredictOptions, card: dict[str, Any]) -> Iterator[Stretch] | None:
+    """Of a model for pictures the input may be a folder of them, or a single one."""
+    if card["encoding"] != "images" or options.format is not None:
+        return None
+    column = str(card["encoder"].get("rows", {}).get("image", "image"))
+    return incoming.pictures_of(options.input, column, PICTURES)
 
 
 def _to(options: PredictOptions) -> str:
@@ -140,7 +160,9 @@ def _reading(start: checkpoints.Start) -> Reading | None:
     return Reading.from_state(state, start.directory)
 
 
-def _write(options: PredictOptions, predictor: Predictor, source: Source, path: Path) -> Count:
+def _write(
+    options: PredictOptions, predictor: Predictor, source: Source | None, stretches: Iterator[Stretch]
+) -> Count:
     """Read, predict and write, a stretch at a time."""
     count = Count()
     form, delimiter = _form(options, source)
@@ -150,12 +172,12 @@ def _write(options: PredictOptions, predictor: Predictor, source: Source, path: 
         packed = options.output.lower().endswith(".gz")
         writer = outgoing.writer(stream, form, numbers, delimiter, packed)
         checked = False
-        for stretch in incoming.read(source, path):
+        for stretch in stretches:
             frame = stretch.frame
             if isinstance(source, TextSource) and len(predictor.inputs) == 1:
                 stretch.frame = frame = frame.set_axis(predictor.inputs, axis=1)
             if not checked and (names := [str(name) for name in frame.columns]):
-                _check_columns(options, predictor, names, path)
+                _check_columns(options, predictor, names)
                 checked = True
             found = predictor.predict(stretch)
             count.add(stretch, found.errors)
@@ -165,12 +187,13 @@ def _write(options: PredictOptions, predictor: Predictor, source: Source, path: 
     return count
 
 
-def _check_columns(options: PredictOptions, predictor: Predictor, names: list[str], path: Path) -> None:
-    predictor.check(str(path), names)
+def _check_columns(options: PredictOptions, predictor: Predictor, names: list[str]) -> None:
+    given = "standard input" if options.input == STANDARD else options.input
+    predictor.check(given, names)
     taken = [name for name in [*predictor.names, ERROR] if name in names]
     if taken and options.only is None:
         raise ConfigError(
-            f"{path} has a column {taken[0]!r} already; leave the input's out with --only predictions"
+            f"{given} has a column {taken[0]!r} already; leave the input's out with --only predictions"
         )
 
 
@@ -179,16 +202,16 @@ def _columns(options: PredictOptions, stretch: Stretch, found: Answers) -> dict[
     columns: dict[str, list[Any]] = {}
     if options.only is None:
         for name in stretch.frame.columns:
-            cells = [None] * len(stretch)
+            cells: list[Any] = [None] * len(stretch)
             for place, cell in zip(stretch.frame.index.tolist(), stretch.frame[name].tolist(), strict=True):
-                cells[place] = cell
+                cells[place] = cell if cell is None or isinstance(cell, PLAIN) else str(cell)
             columns[str(name)] = cells
     return columns | found.columns | {ERROR: list(found.errors)}
 
 
-def _form(options: PredictOptions, source: Source) -> tuple[str, str]:
+def _form(options: PredictOptions, source: Source | None) -> tuple[str, str]:
     """The format of the output, and the delimiter of one that is CSV: those of the input, where it can be."""
-    given = str(source.format)  # type: ignore[attr-defined]
+    given = "" if source is None else str(source.format)  # type: ignore[attr-defined]
     delimiter = source.delimiter if isinstance(source, CsvSource) and given == "csv" else ","
     if options.output != STANDARD:
         return outgoing.form_of(Path(options.output)), delimiter

@@ -13,7 +13,7 @@ import numpy as np
 
 from llmtool.core.config import suggest
 from llmtool.core.errors import ConfigError, DataError
-from llmtool.data import SourceConfig, readers
+from llmtool.data import SourceConfig, image_sources, readers
 from llmtool.data.readers import BadRow
 from llmtool.data.sources import (
     CHUNK_CHARACTERS,
@@ -35,7 +35,7 @@ ROWS = 8192  # of a stretch, at most
 SOURCES: dict[str, type[Source]] = {
     typing.get_args(source.model_fields["format"].annotation)[0]: source
     for source in typing.get_args(typing.get_args(SourceConfig)[0])
-    if issubclass(source, Source)
+    if issubclass(source, Source) and source._records is not Source._records
 }
 
 
@@ -166,6 +166,27 @@ def read(source: Source, path: Path, rows: int = ROWS) -> Iterator[Stretch]:
             lines, places, values, bad, characters, given = [], [], [], {}, 0, True
     if lines or not given:
         yield Stretch(frame(layout.columns, values, np.array(places, np.int64)), lines, bad)
+
+
+def pictures_of(path: str, column: str, rows: int) -> Iterator[Stretch] | None:
+    """The pictures in a folder and those below, by name, or a single one; None for what is neither.
+
+    column: what holds their paths.
+    """
+    if Path(path).is_dir():
+        names, _ = image_sources._pictures(path)
+        if not names:
+            raise DataError(f"{path}: no pictures in this folder")
+    elif Path(path).suffix.lower() in image_sources.ENDINGS[:-1]:
+        names = [path]
+    else:
+        return None
+    parts = [names[start : start + rows] for start in range(0, len(names), rows)]
+    return (_paths(column, part) for part in parts)
+
+
+def _paths(column: str, names: list[str]) -> Stretch:
+    return Stretch(frame([column], names, np.arange(len(names))), list(range(1, len(names) + 1)))
 
 
 def _size(value: Any) -> int:

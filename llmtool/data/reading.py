@@ -15,13 +15,14 @@ from llmtool.data.chat import ChatEncoder
 from llmtool.data.encoding import Encoder
 from llmtool.data.features import FeatureEncoder
 from llmtool.data.games.moves import MovesEncoder
+from llmtool.data.images import ImagesEncoder
 from llmtool.data.labelled import TextEncoder
 from llmtool.data.sources import RowSource
 from llmtool.data.tokens import TokenEncoder
 
 ENCODERS: dict[str, Any] = {  # what `as` says in the state of an encoder -> the class that it restores
     "features": FeatureEncoder, "tokens": TokenEncoder, "text": TextEncoder, "chat": ChatEncoder,
-    "moves": MovesEncoder,
+    "moves": MovesEncoder, "images": ImagesEncoder,
 }  # fmt: skip
 
 

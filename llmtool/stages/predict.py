@@ -19,7 +19,8 @@ from llmtool.core.errors import ConfigError, DataError
 from llmtool.data.batches import unit_edges
 from llmtool.data.cleaning import clean, on_new_rows
 from llmtool.data.encoding import Encoder, RowError
-from llmtool.data.incoming import Stretch
+from llmtool.data.images import ImagesEncoder
+from llmtool.data.incoming import ROWS, Stretch
 from llmtool.data.reading import ENCODERS, Reading, restore_encoder
 from llmtool.data.sources import Chunk
 from llmtool.data.store import Dataset, Split
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SPLIT = "rows"  # what the rows at hand are called while they are arrays
+PICTURES = 512  # of a stretch
 NOT_FINITE = "the model's output is not a finite number"
 Batch = int | Literal["auto"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -58,7 +60,8 @@ class _Every(list[str]):
 def can_restore(card: Mapping[str, Any]) -> bool:
     """Whether a card holds a whole encoder, and not only the tokenizer of a model that others made."""
     state = card["encoder"]
-    return state.get("as") in ENCODERS and len(state.keys() - {"as", "tokenizer", "template"}) > 0
+    own = state.keys() - {"as", "tokenizer", "template", "standardisation"}
+    return state.get("as") in ENCODERS and len(own) > 0
 
 
 class Predictor:
@@ -66,24 +69,27 @@ class Predictor:
     own, which goes with it (`with`).
 
     card: with the encoder, perhaps that of another dataset than the model's own. directory: of its tokenizer.
-    reading: how rows are cleaned. Raises ConfigError where the model has no head for a task.
+    reading: how rows are cleaned. flip: as evaluate has it. root: the folder that the paths of pictures begin
+    from. Raises ConfigError where the model has no head for a task.
     """
 
     def __init__(
         self, start: Start, card: Mapping[str, Any], directory: Path, reading: Reading | None, *,
         device: Device = "auto", precision: PrecisionName = "auto", deterministic: bool = False,
-        batch: Batch = "auto",
+        batch: Batch = "auto", flip: bool = False, root: str | None = None,
     ) -> None:  # fmt: skip
         if start.task is None:
             raise ConfigError(
                 f"{start.directory} has no head for a task yet: `llmtool finetune` gives it one"
             )
         self.encoder: Encoder = restore_encoder(card, directory)
+        if isinstance(self.encoder, ImagesEncoder):
+            self.encoder.config = self.encoder.config.model_copy(update={"root": root})
         self.stand_ins = stand_in(self.encoder.targets)
         self.inputs = [name for name in self.encoder.columns(_Every()) if name not in self.stand_ins]
         self.steps = [] if reading is None else reading.clean
         self.notes: list[str] = []
-        self._batch, self._ready = batch, False
+        self._batch, self._flip, self._ready = batch, flip, False
         self._place = tempfile.TemporaryDirectory(prefix="llmtool-predict-")
         where = resolve_device(device)
         how = resolve_precision(precision, where)
@@ -105,6 +111,11 @@ class Predictor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._place.cleanup()
+
+    @property
+    def rows(self) -> int:
+        """Rows that are encoded at once, at most: of pictures, whose arrays are large, fewer."""
+        return PICTURES if isinstance(self.encoder, ImagesEncoder) else ROWS
 
     @property
     def numbers(self) -> list[str]:
@@ -132,7 +143,8 @@ class Predictor:
         frame = self._good(stretch.frame, errors) if len(stretch.frame) else stretch.frame
         if len(frame) and (found := self._encoded(frame, errors)) is not None:
             dataset, split = found
-            tally = score(replace(self._assembled, dataset=dataset), [SPLIT], self._batch)[SPLIT]
+            assembled = replace(self._assembled, dataset=dataset)
+            tally = score(assembled, [SPLIT], self._batch, self._flip)[SPLIT]
             self._take(*answers_of(tally, split), columns, errors)
             self._forget()
         return Answers(columns, errors)

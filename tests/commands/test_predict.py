@@ -185,6 +185,79 @@ def test_conversations(tmp_path: Path, llmtool: Run) -> None:
     assert found[0]["log_likelihood"] < 0 < found[0]["tokens"] < 6
 
 
+PICTURES = """\
+data:
+  source: {format: image_folder, path: pics}
+  encode: {as: images}
+model: {family: convnet, stem: small, depths: [1], widths: [8]}
+train: {budget: {steps: 6}, batch: 16}
+evaluate: {explain: {examples: 1}, baselines: {kind: simple}}
+"""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory, llmtool: Run) -> Path:
+    image = pytest.importorskip("PIL.Image")
+    directory = tmp_path_factory.mktemp("photos")
+    for at in range(60):
+        colour = ("red", (200, 40, 40)) if at % 2 else ("blue", (40, 40, 200))
+        folder = directory / "pics" / colour[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        made = image.new("RGB", (8, 8), colour[1])
+        made.putpixel((at % 8, at // 8), (255, 255, 255))
+        made.save(folder / f"{at:02}.png")
+    (directory / "photos.yaml").write_text(PICTURES)
+    for command in ("train", "evaluate"):
+        ended = llmtool(command, "photos.yaml", cwd=directory)
+        assert ended.code == 0, ended.err
+    return directory
+
+
+def test_pictures_of_a_folder_of_a_list_and_of_a_table(photos: Path, llmtool: Run) -> None:
+    ended = llmtool("predict", "photos.yaml", "--input", "pics", cwd=photos)
+    assert ended.code == 0, ended.err
+    found = {row["image"]: row for row in table(ended.out)}
+    assert len(found) == 60
+    assert list(found) == sorted(found)
+    evaluated = scored(photos, "photos")
+    assert len(evaluated) == 12
+    for row in evaluated:
+        own = found[row["file"]]
+        assert float(own["p_red"]) == pytest.approx(float(row["probability red"]), abs=1e-6)
+    (photos / "list.txt").write_text("pics/red/01.png\nno.png\n")
+    rows = table(llmtool("predict", "runs/photos", "--input", "list.txt", cwd=photos).out)
+    assert float(rows[0]["p_red"]) == pytest.approx(float(found["pics/red/01.png"]["p_red"]), abs=1e-6)
+    assert "no such file" in rows[1]["error"]
+    (photos / "bad.png").write_bytes((photos / "pics/red/01.png").read_bytes()[:60])
+    (photos / "new.csv").write_text("id,image\n7,bad.png\n8,pics/red/01.png\n9,\n")
+    rows = table(llmtool("predict", "photos.yaml", "--input", "new.csv", cwd=photos).out)
+    assert [row["id"] for row in rows] == ["7", "8", "9"]
+    assert [row["error"] == "" for row in rows] == [False, True, False]
+    single = llmtool("predict", "photos.yaml", "--input", "pics/red/01.png", cwd=photos)
+    assert table(single.out)[0]["prediction"] == rows[1]["prediction"]
+    (photos / "empty").mkdir(exist_ok=True)
+    assert (
+        "no pictures in this folder"
+        in llmtool("predict", "photos.yaml", "--input", "empty", cwd=photos).error
+    )
+
+
+def test_pictures_are_explained_by_pixel(photos: Path, llmtool: Run) -> None:
+    document = photos / "runs/photos/evaluate/explain.json"
+    for baseline in ("mean", "black", "blur"):
+        more = () if baseline == "mean" else ("--set", f"evaluate.explain.baseline={baseline}")
+        assert llmtool("evaluate", "photos.yaml", *more, cwd=photos).code == 0
+        found = json.loads(document.read_text())
+        assert len(found["examples"]) >= 2
+        for one in found["examples"]:
+            assert len(one["pixels"]) == len(one["pixels"][0]) == 8
+            total = sum(sum(line) for line in one["pixels"])
+            assert total == pytest.approx(one["output"] - one["output_of_that"], rel=0.02, abs=0.02)
+            assert one["picture"].startswith("data:image/png;base64,")
+    page = (photos / "runs/photos/evaluate/report.html").read_text()
+    assert page.count("<img src='data:image/png") == 2 * len(found["examples"])
+
+
 def run_with(given: bytes, *arguments: object, cwd: Path) -> Ended:
     """As `llmtool`, with something on standard input."""
     before = Path.cwd()
