@@ -274,12 +274,12 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 OTHERS = ["<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz .\n"]
 
 
-def others_encoder(directory: Path, rows: int = 60, head: Classes | None = None) -> Path:
+def others_encoder(directory: Path, rows: int = 60, head: Classes | None = None, context: int = 64) -> Path:
     """A small BERT with random weights and a tokenizer of the reviews' words, as transformers would leave it:
     the body alone, or with a head for two classes."""
     directory.mkdir(parents=True)
     torch.manual_seed(0)
-    config = EncoderConfig(depth=2, heads=2, width=32, context=64, dropout=0.1)
+    config = EncoderConfig(depth=2, heads=2, width=32, context=context, dropout=0.1)
     model = config.build(Tokens(rows), head or Classes(1))
     model.outputs, model.labels = head, ["bad", "good"] if head else None
     pretrained.save(model, directory)

@@ -29,7 +29,7 @@ def letter_recognition(folder: Path) -> None:
 
 def minilm(folder: Path) -> None:
     """An encoder with new weights."""
-    others_encoder(folder)
+    others_encoder(folder, context=256)
 
 
 def ag_news(folder: Path) -> None:
@@ -49,6 +49,19 @@ def imdb(folder: Path) -> None:
             words = chance.choices(["film", "plot", "fine", "dull", "<br />"], k=12)
             lines.append(f'"{" ".join(words)}",{"positive" if number % 2 else "negative"}')
         _pack(folder / name, lines)
+
+
+def titanic(folder: Path) -> None:
+    """Names, tickets and what else is known of passengers; some ages are missing."""
+    chance = random.Random(0)
+    lines = ["PassengerId,Survived,Pclass,Name,Sex,Age,SibSp,Parch,Ticket,Fare,Cabin,Embarked"]
+    for number in range(1, 301):
+        age = "" if number % 5 == 0 else chance.randint(1, 80)
+        name = f'"{chance.choice(["Braund", "Allen"])}, {chance.choice(["Mr.", "Mrs."])} Owen"'
+        cells = [number, number % 2, chance.randint(1, 3), name, chance.choice(["male", "female"]), age]
+        cells += [0, chance.randint(0, 2), f"PC {chance.randint(100, 130)}", f"{chance.uniform(5, 90):.2f}"]
+        lines.append(",".join(map(str, [*cells, "", chance.choice("SCQ")])))
+    _write(folder / "train.csv", lines)
 
 
 def stories260k(folder: Path) -> None:
@@ -91,6 +104,7 @@ SETS = (
     minilm,
     ag_news,
     imdb,
+    titanic,
     stories260k,
     african_storybook,
 )
