@@ -267,9 +267,11 @@ def _idx(path: Path, stamp: tuple[int, int], dimensions: int) -> np.ndarray:
             f"not 00 00 08 0{dimensions}"
         )
     header = 4 + 4 * dimensions
+    if len(data) < header:
+        raise DataError(f"{path}: {len(data)} bytes, and its header alone takes {header}")
     shape = tuple(np.frombuffer(data[4:header], ">u4").astype(np.int64).tolist())
     expected = header + math.prod(shape)
-    if len(data) < header or len(data) != expected or not all(shape):
+    if len(data) != expected or not all(shape):
         expects = f"its header says {' x '.join(map(str, shape))}, which take {expected:,}"
         raise DataError(f"{path}: {len(data):,} bytes, and {expects}")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)

@@ -107,7 +107,7 @@ def kind_of(data: bytes) -> str:
     start = data[:64].lstrip()
     found = next((name for magic, name in OTHERS.items() if start.startswith(magic)), "")
     found = found or (_BRANDS.get(data[8:12], "") if data[4:8] == b"ftyp" else "")
-    found = found or ("text" if all(byte >= 32 or byte in (9, 10, 13) for byte in start) else "")
+    found = found or ("text" if all(32 <= byte < 127 or byte in (9, 10, 13) for byte in start) else "")
     raise BadPicture("not a JPEG, PNG or WebP picture" + (f" but {found}" if found else ""))
 
 

@@ -153,6 +153,7 @@ class PictureSample:
     def share(self, split: str | None = None) -> float:
         """Which part of a split's pictures (None: of all) is read."""
         named = [name for name in self._counts if split is None or name in (None, split)]
+        named = named or ["train"]  # a validation that is taken out of it
         read = sum(min(self._counts[name], self._most[name]) for name in named)
         return read / max(1, sum(self._counts[name] for name in named))
 

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from llmtool.core import seeds
 from llmtool.core.config import Section
-from llmtool.core.contracts import Tally, Tokens
+from llmtool.core.contracts import Images, Tally, Tokens
 from llmtool.core.environment import code_version
 from llmtool.data.batches import unit_edges
 from llmtool.data.decoding import texts_of
@@ -29,6 +29,7 @@ from llmtool.data.games.legality import Legality
 from llmtool.data.store import Dataset, Split
 from llmtool.evaluation import kept
 from llmtool.evaluation.ngrams import MOST_TOKENS, NGrams, Stream, best_order
+from llmtool.evaluation.pixels import matrix, side_of, width_of
 from llmtool.metrics import direction
 from llmtool.metrics.classification import ClassificationTally
 from llmtool.metrics.games import GamesTally
@@ -187,8 +188,9 @@ class _Classes:
             "majority", "always the most frequent class", partial(self._each, self._most), simple=True
         )
         yield _Plan("stratified", drawn, partial(self._each, self._drawn), simple=True)
-        yield _Plan("logistic regression", "linear, on the same inputs", partial(self._fitted, _logistic))
-        yield _Plan("gradient boosting", trees, partial(self._fitted, boosting))
+        yield _Plan("logistic regression", _linear(self.dataset), partial(self._fitted, _logistic))
+        if not isinstance(self.dataset.inputs, Images):
+            yield _Plan("gradient boosting", trees, partial(self._fitted, boosting))
 
     def _likely(self, model: Any, inputs: Any) -> np.ndarray:
         """(n, C) probabilities; 0 of a class that the model never saw."""
@@ -214,13 +216,19 @@ class _Classes:
     def _fitted(self, make: Callable[[], Any], splits: Sequence[str]) -> tuple[Evidence, str]:
         model = make()
         features = _features(self.dataset, model)
-        inputs, targets, note = _sample(self.dataset.split("train"), features, len(self.names), self.seed)
+        inputs, targets, note = _sample(self.dataset, features, len(self.names), self.seed)
         model, more = _fit(model, inputs, targets)
 
         def predict(split: Split) -> np.ndarray:
-            return self._likely(model, np.asarray(split.arrays["inputs"])[:, features])
+            return self._likely(model, matrix(self.dataset, split.name)[:, features])
 
         return self._each(predict, splits, _joined(note, more))
+
+
+def _linear(dataset: Dataset) -> str:
+    if not isinstance(dataset.inputs, Images):
+        return "linear, on the same inputs"
+    return "linear, on pictures of {} x {} pixels".format(*side_of(dataset.inputs))
 
 
 def _logistic() -> Any:
@@ -260,8 +268,9 @@ class _Values:
         boosting = partial(_boosting, "Regressor", rounds, self.seed)
         yield _Plan("mean", "always the mean of the training rows", self._mean, simple=True)
         yield _Plan("median", "always the median of the training rows", self._median, simple=True)
-        yield _Plan("ridge regression", "linear, on the same inputs", partial(self._fitted, _ridge))
-        yield _Plan("gradient boosting", trees, partial(self._fitted, boosting))
+        yield _Plan("ridge regression", _linear(self.dataset), partial(self._fitted, _ridge))
+        if not isinstance(self.dataset.inputs, Images):
+            yield _Plan("gradient boosting", trees, partial(self._fitted, boosting))
 
     def _targets(self, split: Split) -> np.ndarray:
         """(n, k) float64."""
@@ -280,12 +289,12 @@ class _Values:
 
     def _fitted(self, make: Callable[[], Any], splits: Sequence[str]) -> tuple[Evidence, str]:
         features = _features(self.dataset, make())
-        inputs, targets, note = _sample(self.dataset.split("train"), features, len(self.names), self.seed)
+        inputs, targets, note = _sample(self.dataset, features, len(self.names), self.seed)
         values = (targets.reshape(len(inputs), -1).astype(np.float64) - self.mean) / self.scale
         models, notes = zip(*(_fit(make(), inputs, column) for column in values.T), strict=True)
         evidence = {}
         for name in splits:
-            rows = np.asarray(self.dataset.split(name).arrays["inputs"])[:, features]
+            rows = matrix(self.dataset, name)[:, features]
             evidence[name] = np.stack([model.predict(rows) for model in models], axis=1).astype(np.float32)
         return evidence, _joined(note, *notes)
 
@@ -431,6 +440,8 @@ def _by_unit(split: Split, nats: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _features(dataset: Dataset, model: Any) -> np.ndarray:
     """(f,) the features a model is given: all, but for trees those bins of a number that follow from it."""
+    if isinstance(dataset.inputs, Images):
+        return np.arange(width_of(dataset))
     names = [str(name) for name in dataset.card["inputs"]["names"]]
     if not hasattr(model, "max_leaf_nodes"):
         return np.arange(len(names))
@@ -440,15 +451,17 @@ def _features(dataset: Dataset, model: Any) -> np.ndarray:
 
 
 def _sample(
-    split: Split, features: np.ndarray, outputs: int, seed: int
+    dataset: Dataset, features: np.ndarray, outputs: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """The training rows, as many of them as the work allows, and what was left out."""
-    inputs, targets = np.asarray(split.arrays["inputs"]), np.asarray(split.arrays["targets"])
+    split = dataset.split("train")
+    targets = np.asarray(split.arrays["targets"])
     allowed = max(1000, CELLS // max(1, len(features) * outputs))
     if split.rows <= allowed:
-        return inputs[:, features], targets, ""
+        return matrix(dataset, "train")[:, features], targets, ""
     rows = np.sort(seeds.generator(seed, "baselines").choice(split.rows, allowed, replace=False))
-    return inputs[rows][:, features], targets[rows], f"learned from {allowed:,} of {split.rows:,} rows"
+    inputs = matrix(dataset, "train", rows)[:, features]
+    return inputs, targets[rows], f"learned from {allowed:,} of {split.rows:,} rows"
 
 
 def _fit(model: Any, inputs: np.ndarray, targets: np.ndarray) -> tuple[Any, str]:

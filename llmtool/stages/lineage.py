@@ -13,6 +13,7 @@ from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.core.lineage import Chain, Link, document, extend, read, short
 from llmtool.core.run import RECORD, RESULT
 from llmtool.data import store
+from llmtool.data.image_sources import LISTING, listing_hash
 from llmtool.data.store import CARD, Dataset
 from llmtool.data.tokenizers import FILE as TOKENIZER
 from llmtool.evaluation import answers, compare
@@ -257,6 +258,9 @@ def _looked(look: Any, link: Link, place: Path) -> Now:
 
 
 def _source(link: Link, place: Path) -> tuple[str, str]:
+    if link.content.startswith(LISTING):
+        same = listing_hash(place) == link.content
+        return (OK, "") if same else (CHANGED, "has files of other names, sizes or times now")
     if not link.content.startswith("xxh3:"):
         return UNKNOWN, "of a rehearsal, which hashes no files"
     same = files.hash_file(place) == link.content
@@ -280,7 +284,10 @@ def _sources(link: Link, chain: Chain, root: Path | None, base: Path) -> Now:
 
 
 def _same(name: str, base: Path, content: str) -> bool:
-    places = [place for place in (Path(name), base / name) if place.is_file()]
+    places = [place for place in (Path(name), base / name) if place.exists()]
+    if content.startswith(LISTING):
+        return any(listing_hash(place) == content for place in places if place.is_dir())
+    places = [place for place in places if place.is_file()]
     return any(files.hash_file(place) == content for place in places)
 
 

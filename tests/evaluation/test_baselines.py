@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -166,7 +167,8 @@ def test_work_is_bounded_and_cuts_are_noted(table: Dataset, monkeypatch: pytest.
 def _many(dataset: Dataset) -> Any:
     split = dataset.split("train")
     wide = {name: np.concatenate([array] * 5) for name, array in split.arrays.items()}
-    return type(split)(split.name, 5 * split.rows, wide, split.meta, split.sources)
+    rows = type(split)(split.name, 5 * split.rows, wide, split.meta, split.sources)
+    return SimpleNamespace(inputs=dataset.inputs, split=lambda name: rows)
 
 
 TEXTS = """\
