@@ -6,6 +6,7 @@ One function per set, named as it; each writes below data/<set>/ what the storie
 from __future__ import annotations
 
 import gzip
+import json
 import random
 from pathlib import Path
 
@@ -64,6 +65,17 @@ def titanic(folder: Path) -> None:
     _write(folder / "train.csv", lines)
 
 
+def chinese_poetry(folder: Path) -> None:
+    """Poems of two kinds, a list of lines each."""
+    chance = random.Random(0)
+    for kind in ("tang", "ci"):
+        poems = [
+            {"author": "x", "paragraphs": ["".join(chance.choices("春江花月夜山水", k=5)) + "。"] * 4}
+            for _ in range(60)
+        ]
+        _write(folder / kind / f"poet.{kind}.0.json", [json.dumps(poems, ensure_ascii=False)])
+
+
 def stories260k(folder: Path) -> None:
     """A language model with new weights."""
     others_model(folder)
@@ -105,6 +117,7 @@ SETS = (
     ag_news,
     imdb,
     titanic,
+    chinese_poetry,
     stories260k,
     african_storybook,
 )

@@ -15,6 +15,7 @@ from llmtool.data.cleaning import (
     DropDuplicates,
     DropMissing,
     Filter,
+    Join,
     Length,
     Normalize,
     Range,
@@ -60,7 +61,7 @@ SourceConfig = Annotated[
     Field(discriminator="format"),
 ]
 CleanStep = Annotated[
-    DropMissing | Require | DropDuplicates | Types | Range | Filter | Normalize | Replace | Length,
+    DropMissing | Require | DropDuplicates | Types | Range | Filter | Normalize | Replace | Join | Length,
     Field(discriminator="step"),
 ]
 SplitConfig = Annotated[

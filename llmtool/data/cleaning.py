@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
@@ -369,6 +370,28 @@ class Replace(Section):
         """No row leaves."""
         need(frame, [self.column], "replace")
         return _map_text(frame, [self.column], lambda text: self.mapping.get(text, text)), {}, {}
+
+
+class Join(Section):
+    """Make one text of several: of a list of texts, as JSON files have them (the lines of a poem)."""
+
+    step: Literal["join"]
+    columns: list[str] = Field(min_length=1, description="columns of lists; what is no list of texts stays")
+    by: str = Field(default="\n", description="what stands between two texts")
+
+    def apply(self, frame: pd.DataFrame) -> Applied:
+        """No row leaves."""
+        need(frame, self.columns, "join")
+        return _map_text(frame, self.columns, self._change), {}, {}
+
+    def _change(self, text: str) -> str:
+        if not text.startswith("["):  # a list is read as its JSON
+            return text
+        try:
+            parts = json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+        return self.by.join(parts) if all(isinstance(part, str) for part in parts) else text
 
 
 class Length(Section):

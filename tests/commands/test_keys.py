@@ -123,6 +123,7 @@ CLEAN: list[dict[str, Any]] = [
     {"step": "filter", "column": "a", "keep": ["b"]},
     {"step": "normalize", "columns": ["a"], "lower": True},
     {"step": "replace", "column": "a", "mapping": {"a": "b"}},
+    {"step": "join", "columns": ["a"]},
     {"step": "length", "column": "a", "max": 9},
 ]
 TABLE_FILE: dict[str, Any] = {

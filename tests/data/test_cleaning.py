@@ -92,6 +92,15 @@ def test_filter_and_replace() -> None:
     assert data["a"].tolist() == ["x", "y", "z", None]  # what came in is not changed
 
 
+def test_join_makes_one_text_of_a_list() -> None:
+    cells = ['["a", "b"]', "[]", "[1, 2]", '["a", null]', "[not json", "[" * 100_000, "plain", None]
+    data = pd.DataFrame({"t": pd.Series(cells, dtype=object)})
+    result = run(data, {"step": "join", "columns": ["t"]})
+    assert result.frame["t"].tolist() == ["a\nb", "", *cells[2:]]
+    result = run(data, {"step": "join", "columns": ["t"], "by": ""})
+    assert result.frame["t"].tolist()[0] == "ab"
+
+
 def test_normalize_and_length() -> None:
     data = table(t=[" e\u0301<br />B  \n", "ﬁn", None, 7])
     step = {"step": "normalize", "columns": ["t"]}
