@@ -17,7 +17,7 @@ from llmtool.data.store import Dataset
 from llmtool.evaluation import EvaluateConfig, answers, compare, html_explain, report, requirements
 from llmtool.evaluation.compare import Saved
 from llmtool.experiment import Loaded
-from llmtool.stages import assemble, checkpoints, explain, judge, lineage, score, suites
+from llmtool.stages import assemble, checkpoints, explain, judge, lineage, probe, score, suites
 from llmtool.stages import report as stage_report
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import Start
@@ -64,6 +64,7 @@ def _evaluate(
     evidence = judge.judge(assembled, tallies, config, other=other, cache=cache / "baselines")
     seconds = evidence.pop("seconds")
     evidence["suites"] = suites.write(run.directory, answered, assembled.seed, other)
+    evidence["probe"] = probe.probe(assembled, config.probe)
     outcomes = _outcomes(config, tallies, evidence)
     said = _explained(run.directory, assembled, tallies, config)
     document = report.report(

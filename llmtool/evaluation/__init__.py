@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from llmtool.core.config import Section, suggest
 from llmtool.evaluation.attribution import ExplainConfig
 from llmtool.evaluation.baselines import BaselinesConfig
+from llmtool.evaluation.probe import ProbeConfig
 from llmtool.evaluation.requirements import Requirements, SplitName, splits_of, suites_of
 from llmtool.evaluation.suites import SuiteConfig
 
@@ -82,6 +83,9 @@ class EvaluateConfig(Section):
         default=None, description="why the model said so: `{}` for tables, labelled texts and pictures"
     )
     samples: SamplesConfig | None = Field(default=None, description="language models: continuations to read")
+    probe: ProbeConfig | None = Field(
+        default=None, description="models of games: read the board out of the hidden states"
+    )
     suites: list[SuiteConfig] = Field(
         default=[],
         description="language models: questions in local files, games against fixed opponents; "

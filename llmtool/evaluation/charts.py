@@ -130,6 +130,37 @@ def reliability(title: str, bins: Sequence[dict[str, float | None]]) -> str:
     return f'<figure class="small"><figcaption>{escape(title)}</figcaption>{drawn}</figure>'
 
 
+def board(title: str, squares: Sequence[str], values: Sequence[float], shape: Sequence[int]) -> str:
+    """Shares from 0 to 1 as a board of (rows, columns), darker where larger, in percent on each square."""
+    rows, columns = shape
+    size, edge = 34, 20
+    most = max(values, default=0) or 1.0
+    parts = []
+    for at, (square, value) in enumerate(zip(squares, values, strict=True)):
+        row, column = divmod(at, columns)
+        x, y = edge + size * column, 4 + size * row
+        place = f'x="{x}" y="{y}" width="{size - 2}" height="{size - 2}"'
+        said = f"<title>{escape(square)}: {100 * value:.3g} %</title>"
+        parts.append(f'<rect {place} fill="var(--rule)"/>')
+        parts.append(f'<rect {place} fill="var(--accent)" opacity="{0.85 * value / most:.3f}">{said}</rect>')
+        middle = f'x="{x + size / 2 - 1}" y="{y + size / 2 + 4}"'
+        parts.append(f'<text {middle} text-anchor="middle">{_percent(value)}</text>')
+    for row in range(rows):  # squares are named by column and row: a1
+        name = escape(squares[row * columns][1:])
+        place = f'x="{edge - 6}" y="{4 + size * row + size / 2 + 4}"'
+        parts.append(f'<text {place} text-anchor="end">{name}</text>')
+    for column in range(columns):
+        name = escape(squares[column][:1])
+        place = f'x="{edge + size * column + size / 2}" y="{size * rows + 18}"'
+        parts.append(f'<text {place} text-anchor="middle">{name}</text>')
+    drawn = svg(title, edge + size * columns + 4, size * rows + 26, "".join(parts))
+    return f'<figure class="small"><figcaption>{escape(title)}</figcaption>{drawn}</figure>'
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f}" if value >= 0.0995 else f"{100 * value:.1f}"
+
+
 def svg(title: str, width: int, height: int, inside: str) -> str:
     """An SVG that scales with the page, with a title for those who do not see it."""
     return (

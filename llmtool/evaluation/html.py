@@ -18,6 +18,7 @@ from llmtool.evaluation.html_results import (
     figures,
     headline,
     mistakes,
+    probe,
     samples,
     slices,
     suites,
@@ -30,8 +31,8 @@ from llmtool.evaluation.requirements import BASELINE
 
 def page(run: Run) -> str:
     """The whole report of one run; a section that has nothing to say is left out."""
-    sections = (_summary, asked, figures, suites, mistakes, explained, calibration, slices, samples, _curves,
-                data, model, cost, _lineage, _config)  # fmt: skip
+    sections = (_summary, asked, figures, suites, probe, mistakes, explained, calibration, slices, samples,
+                _curves, data, model, cost, _lineage, _config)  # fmt: skip
     return document(
         run["root"], f"<h1>{text(run['root'])}</h1>", "".join(map(str, (s(run) for s in sections)))
     )

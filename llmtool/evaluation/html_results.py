@@ -18,6 +18,7 @@ from llmtool.evaluation.report import (
     missing_lines,
     number,
     overlap_line,
+    probe_lines,
     slice_lines,
 )
 
@@ -169,6 +170,36 @@ def suites(run: Run) -> str:
     notes = [f"<li>{text(line)}</li>" for line in answers.notes(asked)]
     columns = ["suite", "figure", "value", "95 %", "questions"]
     return section("Suites", table("", columns, lines, words=(1,)), bullets(notes))
+
+
+def probe(run: Run) -> str:
+    """The board read out of the hidden states: accuracy by layer, errors by square."""
+    found = (run["report"] or {}).get("probe") or {}
+    if not found:
+        return ""
+    curves = [
+        charts.Curve(name, [one["layer"] for one in layers], [one[view] for one in layers])
+        for view in ("relative", "absolute")
+        for name, layers in (
+            (_seen(found, view), found["layers"]),
+            (f"{_seen(found, view)}, untrained", found["untrained"] or []),
+        )
+        if layers
+    ]
+    drawn = [charts.lines("squares read right, by layer", curves, x_name="layer")]
+    for view in ("relative", "absolute"):
+        title = f"squares misread, percent: {_seen(found, view)}"
+        drawn.append(charts.board(title, found["squares"], found["errors"][view], found["board"]))
+    lines = "".join(f"<p>{text(line)}</p>" for line in probe_lines(found))
+    return section("The board in the hidden states", lines, *drawn)
+
+
+def _seen(found: Mapping[str, Any], view: str) -> str:
+    """`mine, theirs` of what the squares are called."""
+    names = found["views"][view]
+    return (
+        ", ".join(names[1:]) if len(names) <= 3 else ("mine, theirs" if view == "relative" else "by colour")
+    )
 
 
 def samples(run: Run) -> str:

@@ -42,7 +42,9 @@ NOTHING: dict[str, Any] = {  # the evidence of a report that has none
     "examples": {},
     "overlap": {},
     "suites": {},
+    "probe": {},
 }
+PROBED = ("relative", "absolute")  # how squares are called: mine and theirs, or by colour
 PROBABILITY = "probability "  # begins the name of a column of predictions.csv
 
 
@@ -182,6 +184,8 @@ def show(report: Mapping[str, Any]) -> Group:
             suites_table(suites),
             *(Text(console.clean(line, lines=False)) for line in answers.notes(suites)),
         ]
+    if found := report["probe"]:
+        parts += [probe_table(found), *(Text(line, style="dim") for line in probe_lines(found))]
     for sample in report["samples"]:
         written = Text(console.clean(sample["text"]), style="dim")
         parts += [Text(f"\n--- after {sample['prompt']!r}"), written]
@@ -336,6 +340,34 @@ def judged_lines(report: Mapping[str, Any]) -> list[str]:
     found = {split: one for split, one in report["details"].items() if one.get("judged")}
     said = "legality of {judged:,} of {tokens:,} positions of "
     return [said.format(**one) + split for split, one in found.items()]
+
+
+def probe_table(found: Mapping[str, Any]) -> Table:
+    """A line for each layer: the share of squares that a linear map reads right."""
+    untrained = found["untrained"]
+    columns = ["layer", *("/".join(found["views"][view][1:3]) for view in PROBED)]
+    columns = [columns[0], columns[1], "95 %", columns[2], *(["untrained"] if untrained else [])]
+    table = _table(f"squares read out of the hidden states, {found['split']}", columns)
+    for at, one in enumerate(found["layers"]):
+        cells = [
+            str(at),
+            number(one["relative"]),
+            interval(one["relative_interval"]),
+            number(one["absolute"]),
+        ]
+        table.add_row(*cells, *([number(untrained[at]["relative"])] if untrained else []))
+    return table
+
+
+def probe_lines(found: Mapping[str, Any]) -> list[str]:
+    """What was probed, and what to hold against it."""
+    split, counts = found["split"], found["positions"]
+    usual = found["commonest"]["relative"]
+    return [
+        f"linear maps learned from {counts['train']:,} positions of train, scored on {counts[split]:,} of "
+        f"{split}; layer 0 is what goes into the first block",
+        f"what a square holds most often is right in {number(usual)} of squares",
+    ]
 
 
 def requirement_line(outcome: Mapping[str, Any]) -> Text:

@@ -268,6 +268,8 @@ def refuse_unknown_figures(experiment: Experiment, dataset: Dataset) -> None:
     """ConfigError where `evaluate` asks for a figure that no model of this data can have."""
     asked = experiment.evaluate
     kind = dataset.targets["kind"]
+    if asked.probe and "game" not in dataset.targets:
+        raise ConfigError("evaluate.probe: is for models of games (data.encode.as: moves)")
     if asked.suites and kind in ("classes", "values"):
         raise ConfigError("evaluate.suites: are for language models; this model writes no text")
     if (dataset.targets.get("transform") or {}).get("kind") == "log":

@@ -18,6 +18,7 @@ model: {family: transformer, depth: 1, heads: 2, width: 16, context: 60}
 train: {budget: {steps: 6}, batch: 16, select: {metric: legal, mode: max}}
 evaluate:
   require: {test.legal: ">=0.01", test.legal_mass.low: ">0", suites.random.illegal: "<=1"}
+  probe: {games: 20, scored: 10, positions: 5}
   suites: [{kind: play, game: othello, against: random, games: 4}]
 device: cpu
 """
@@ -41,6 +42,15 @@ def test_games_are_trained_on_and_judged(place: Path, llmtool: Run) -> None:
     report = json.loads((place / "runs/othello/evaluate/report.json").read_text())
     assert list(report["metrics"]["test"]) == ["loss", "perplexity", "match", "legal", "legal_mass"]
     assert report["suites"]["random"]["questions"] == 4
+    assert "squares read out of the hidden states, test" in ended.out
+    layers = report["probe"]["layers"]
+    assert [one["layer"] for one in layers] == [0, 1]
+    assert all(
+        0 < low <= one["relative"] <= high for one in layers for low, high in [one["relative_interval"]]
+    )
+    assert len(report["probe"]["errors"]["absolute"]) == 64
+    page = (place / "runs/othello/evaluate/report.html").read_text()
+    assert "squares misread, percent: mine, theirs" in page
     moves = report["details"]["test"]["tokens"]
     assert f"legality of {moves:,} of {moves:,} positions of test" in ended.out
     assert {one["name"] for one in report["baselines"] if "legal" in one["metrics"]["test"]} >= {"trigram"}
@@ -76,3 +86,16 @@ def test_mistakes_are_said(place: Path, llmtool: Run, changes: list[str], code: 
     assert ended.code == code, ended.err
     assert says in ended.err
     assert "Traceback" not in ended.err
+
+
+def test_a_model_of_texts_has_no_board(place: Path, llmtool: Run) -> None:
+    (place / "text.yaml").write_text(
+        YAML.replace("othello_random, games: 300, seed: 1", "text, path: text.txt")
+        .replace("moves, game: othello", "tokens, tokenizer: {kind: bytes}")
+        .replace('test.legal: ">=0.01", test.legal_mass.low: ">0", ', "")
+        .replace("metric: legal, mode: max", "metric: loss, mode: min")
+    )
+    (place / "text.txt").write_text("\n".join(f"to be or not to be {n}" for n in range(900)))
+    ended = llmtool("train", "text.yaml", cwd=place)
+    assert ended.code == 2
+    assert "evaluate.probe: is for models of games" in ended.err

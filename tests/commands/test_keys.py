@@ -140,7 +140,7 @@ TABLE_FILE: dict[str, Any] = {
     "task": {"kind": "classification"},
     "train": TRAIN,
     "finetune": {**copying.deepcopy(TRAIN), "start": "old", "method": {"kind": "lora"}},
-    "evaluate": {"samples": {"tokens": 5}, "suites": SUITES, "explain": {}},
+    "evaluate": {"samples": {"tokens": 5}, "suites": SUITES, "explain": {}, "probe": {"games": 100}},
 }
 TEXT_FILE = copying.deepcopy(TABLE_FILE) | {
     "model": {"family": "transformer", "width": 16, "heads": 2, "depth": 2, "context": 16},
