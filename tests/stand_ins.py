@@ -10,6 +10,9 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
+
+from llmtool.data.games.othello_many import random_games
 from tests.conftest import others_encoder, others_model
 
 
@@ -93,6 +96,16 @@ def _pack(path: Path, lines: list[str]) -> None:
     path.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode()))
 
 
+def othello_wthor(folder: Path) -> None:
+    """Two years of games by chance."""
+    for year in (1999, 2000):
+        games = random_games(year, 0, 60)
+        head = bytes([20, 15, 9, 30, 60, 0, 0, 0, 0, 0]) + year.to_bytes(2, "little") + bytes([8, 0, 24, 0])
+        moves = np.where(games >= 0, 10 * (games // 8 + 1) + games % 8 + 1, 0).astype(np.uint8)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"WTH_{year}.wtb").write_bytes(head + b"".join(bytes(8) + row.tobytes() for row in moves))
+
+
 def _table(path: Path, target: str, classes: list[str] | None, delimiter: str = ",") -> None:
     """400 rows of two numbers and a word, and a target by chance: a class, or a number."""
     chance = random.Random(0)
@@ -120,4 +133,5 @@ SETS = (
     chinese_poetry,
     stories260k,
     african_storybook,
+    othello_wthor,
 )

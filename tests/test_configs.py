@@ -54,7 +54,7 @@ def test_there_are_stories_for_tables_and_for_text() -> None:
 
 
 def overrides(path: Path) -> list[str]:
-    """Two steps, no requirement (nobody meets one after two), short samples."""
+    """Two steps, no requirement (nobody meets one after two), short samples, few games."""
     loaded = experiment.load(str(path)).experiment
     more = ["--set", "evaluate.require={}"]
     for section in ("train", "finetune"):
@@ -62,6 +62,13 @@ def overrides(path: Path) -> list[str]:
             more += ["--set", f"{section}.budget={{steps: 2}}", "--set", f"{section}.validate_every=2"]
     if loaded.evaluate.samples is not None:
         more += ["--set", "evaluate.samples.tokens=5"]
+    if loaded.data.source.format == "othello_random":
+        more += ["--set", "data.source.games=200"]
+    if loaded.evaluate.probe is not None:
+        more += ["--set", "evaluate.probe={games: 20, scored: 10, positions: 5}"]
+    if any(suite.kind == "play" for suite in loaded.evaluate.suites):
+        asked = [suite.fewer(2).model_dump(mode="json") for suite in loaded.evaluate.suites]
+        more += ["--set", f"evaluate.suites={json.dumps(asked)}"]
     return more
 
 
@@ -101,7 +108,7 @@ def test_a_configuration_says_what_it_is_and_how_it_is_run(path: Path) -> None:
     for word in re.findall(r"configs/[\w/]+\.yaml|scripts/[\w/]+\.py", text):
         assert (ROOT / word).exists(), word
     for command in re.findall(r"llmtool (\w+) ", text):
-        assert command in ("prepare", "describe", "train", "finetune", "evaluate")
+        assert command in ("prepare", "describe", "train", "finetune", "evaluate", "generate")
 
 
 def test_the_conversations_are_what_their_script_writes() -> None:
