@@ -116,19 +116,22 @@ def log_odds(logits: Tensor, index: int) -> Tensor:
     return logits[:, index] - others.logsumexp(dim=1)
 
 
-def token_embedding(model: nn.Module, parts: Sequence[nn.Module], ids: Tensor) -> nn.Embedding | None:
+def token_embedding(
+    model: nn.Module, parts: Sequence[nn.Module], ids: Tensor, *beside: Tensor | None
+) -> nn.Embedding | None:
     """The table of token vectors among a model's `embeddings`; None where it looks something else up than
-    the tokens as they stand (n-grams). ids: (B, T) of some row."""
+    the tokens as they stand (n-grams). ids: (B, T) of some row, or (B, K, T) in chunks. beside: what else the
+    model is called with."""
     tables = [module for part in parts for module in part.modules() if isinstance(module, nn.Embedding)]
     seen: list[Tensor] = []
     for table in tables[:1]:
         handle = table.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         try:
             with torch.no_grad():
-                model(ids, None)
+                model(ids, *(beside or (None,)))
         finally:
             handle.remove()
-    return tables[0] if seen and torch.equal(seen[0], ids) else None
+    return tables[0] if seen and torch.equal(seen[0], ids.flatten(0, -2)) else None
 
 
 @contextlib.contextmanager

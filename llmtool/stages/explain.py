@@ -189,27 +189,30 @@ class _Text(_Explainer):
         self.compared = f"padding ({self.tokenizer.tokenizer.id_to_token(self.padding)})"
 
     def row(self, raw: Batch, batch: Batch) -> Tensor:
-        """(T, D) vectors of the tokens."""
+        """(T, D) vectors of the tokens, or (K, T, D) of a text in chunks."""
         return self.embedding(batch.inputs)[0].detach().float()
 
     def baseline(self, row: Tensor, batch: Batch) -> Tensor:
         """The same with the vector of padding for each token of the text itself."""
         ids = torch.full_like(batch.inputs[0], self.padding)
-        end = len(ids) - self.after
-        ids[: self.before], ids[end:] = batch.inputs[0][: self.before], batch.inputs[0][end:]
+        end = ids.shape[-1] - self.after
+        for around in (slice(None, self.before), slice(end, None)):  # each chunk of a text has them
+            ids[..., around] = batch.inputs[0][..., around]
         return self.embedding(ids).detach().float()
 
     def outputs(self, path: Tensor, batch: Batch) -> Tensor:
-        """(S, T, D) vectors -> (S, C)."""
-        ids = batch.inputs.expand(len(path), -1)
-        with attribution.embedded(self.embedding, path):
-            return self.model(ids, None).float()
+        """(S, T, D) vectors, or (S, K, T, D) -> (S, C). A table's columns beside the text stay the same."""
+        every = [
+            None if part is None else part.expand(len(path), *part.shape[1:]) for part in batch.arguments
+        ]
+        with attribution.embedded(self.embedding, path.flatten(0, -3)):
+            return self.model(*every).float()
 
     def parts(self, row: int, split: str, raw: Batch, found: Attribution) -> dict[str, Any]:
         """A part for each token, in the order of the text."""
-        ids = raw.inputs[0].tolist()
+        ids = raw.inputs[0].flatten().tolist()
         names = self.tokenizer.decode_all([[number] for number in ids])
-        values = found.values.sum(axis=1).tolist()  # (T, D) -> (T,)
+        values = found.values.sum(axis=-1).flatten().tolist()  # (T, D) -> (T,)
         parts = [{"name": name, "attribution": value} for name, value in zip(names, values, strict=True)]
         return {"parts": parts}
 
@@ -264,7 +267,7 @@ def _explainer(assembled: Assembled, asked: ExplainConfig, batches: Batches) -> 
         return _Picture(assembled, asked)
     model: Any = assembled.model
     some = rows_of.gather(batches, np.array([0])).to(assembled.device)
-    embedding = attribution.token_embedding(model, list(model.embeddings), some.inputs)
+    embedding = attribution.token_embedding(model, list(model.embeddings), some.inputs, *some.arguments[1:])
     return None if embedding is None else _Text(assembled, asked, embedding)
 
 

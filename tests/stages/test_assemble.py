@@ -223,8 +223,13 @@ def test_a_classifier_of_texts_from_the_start(language: Path, llmtool: Run) -> N
     lines = [line if "encode" not in line else f"  encode: {encode}" for line in text.splitlines()]
     (language / "scratch.yaml").write_text("\n".join(lines) + "\n")
     for command in ("train", "describe", "train --verify invariance", "evaluate"):
-        ended = llmtool(*command.split(), "scratch.yaml", "--json", cwd=language)
+        more = ["--set", "evaluate.explain={examples: 6}"]
+        ended = llmtool(*command.split(), "scratch.yaml", "--json", *more, cwd=language)
         assert ended.code == 0, ended.err
+    told = json.loads((language / "runs/scratch/evaluate/explain.json").read_text())["examples"]
+    sizes = [len(example["parts"]) for example in told if len(example["parts"]) > 6]
+    assert sizes  # texts of several chunks are among them, with the tokens of each
+    assert all(size % 6 == 0 for size in sizes)
     test = ended.json["metrics"]["test"]
     assert test["accuracy"] > 0.9  # the class stands in one word
     split = json.loads((language / "runs/scratch/prepare/card.json").read_text())["splits"]["test"]
@@ -255,7 +260,7 @@ finetune:
   method: {kind: lora, rank: 2, merge: true}
   budget: {epochs: 2}
   optimizer: {name: adamw, lr: 1e-3}
-evaluate: {baselines: {kind: simple}}
+evaluate: {baselines: {kind: simple}, explain: {examples: 2}}
 """
 
 
@@ -280,6 +285,8 @@ def test_text_and_table_are_read_together(mixed: Path, llmtool: Run) -> None:
         ended = llmtool(command, "mixed.yaml", "--json", cwd=mixed)
         assert ended.code == 0, ended.err
     assert ended.json["metrics"]["test"]["accuracy"] > 0.8  # neither alone gives more than 0.6
+    told = json.loads((mixed / "runs/mixed/evaluate/explain.json").read_text())
+    assert all(example["complete"] for example in told["examples"])
     config = json.loads((mixed / "runs/mixed/train/best/config.json").read_text())
     assert (config["llmtool_features"], config["architectures"]) == (5, ["BertModel"])
     start = checkpoints.from_checkpoint(str(mixed / "runs/mixed/finetune/merged"))
