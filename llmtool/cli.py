@@ -15,7 +15,14 @@ from typing import Annotated, Any
 import typer
 
 from llmtool import __version__
-from llmtool.commands import ExportOptions, GenerateOptions, Options, PredictOptions, ReportOptions
+from llmtool.commands import (
+    ExportOptions,
+    GenerateOptions,
+    InitOptions,
+    Options,
+    PredictOptions,
+    ReportOptions,
+)
 from llmtool.core.errors import Cancelled, ConfigError, Interrupted, LlmtoolError, Terminated
 
 app = typer.Typer(
@@ -83,6 +90,38 @@ Of = Annotated[
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.command()
+def init(
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH",
+            help="The data: CSV, TSV, JSON, JSON lines, Parquet, text, IDX, PGN, WTHOR, or a folder of any "
+            "of these "
+            "or of pictures.",
+            show_default=False,
+        ),
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option("--target", metavar="COLUMN", help="The column to predict; default: guessed."),
+    ] = None,
+    output: Annotated[
+        str, typer.Option("--output", metavar="FILE", help="Where the YAML goes; - for stdout.")
+    ] = "config.yaml",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task", metavar="classification|regression|language", help="What is learned; default: guessed."
+        ),
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Look at data and write the first YAML file for it, every guess explained. Never writes over a file."""
+    _run("init", InitOptions(path, output, target, task), json, debug)
 
 
 @app.command()
@@ -314,7 +353,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def _run(
     command: str,
-    options: Options | ReportOptions | ExportOptions | GenerateOptions | PredictOptions,
+    options: Options | InitOptions | ReportOptions | ExportOptions | GenerateOptions | PredictOptions,
     as_json: bool,
     debug: bool,
     rehearse: bool = False,

@@ -188,6 +188,18 @@ def resolved(experiment: Experiment) -> str:
     return yaml.dump(_written_out(experiment), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def flow(value: Any) -> str:
+    """Plain data as YAML on one line, as this language reads it: `on` needs no quotes here."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{flow(str(key))}: {flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(flow, value)) + "]"
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_./][\w./-]*( [\w./-]+)*", value):
+        return value if isinstance(config.scalar(value), str) else f"'{value}'"
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**9, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 class _Dumper(yaml.SafeDumper):
     """PyYAML writes as YAML 1.1 is read; text that YAML 1.2 takes for a number (`1e5`, `08`) needs quotes."""
 

@@ -37,6 +37,16 @@ class Options:
 
 
 @dataclass(frozen=True)
+class InitOptions:
+    """What the command line of `llmtool init` says. path: of the data. output: the file; "-" for stdout."""
+
+    path: str
+    output: str = "config.yaml"
+    target: str | None = None
+    task: str | None = None
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """What the command line of `llmtool report` says."""
 

@@ -262,8 +262,11 @@ def with_model(loaded: Loaded, card: dict[str, Any], share: float = 1.0) -> tupl
     made = []
     for kind in (here, "cpu" if here == "cuda" else "cuda"):
         choice = advise.choose(card, loaded.experiment.task, torch.device(kind), share)
-        experiment_ = loaded.experiment.model_copy(update={"model": choice.config()})
-        made.append((replace(loaded, experiment=experiment_), choice))
+        updates: dict[str, Any] = {"model": choice.config()}
+        if (train := loaded.experiment.train) is not None:  # what it does not say goes with the family
+            given = train.model_dump(mode="json", by_alias=True, exclude_unset=True)
+            updates["train"] = TrainConfig.model_validate({**choice.train, **given})
+        made.append((replace(loaded, experiment=loaded.experiment.model_copy(update=updates)), choice))
     if made[0][1].model != made[1][1].model and loaded.experiment.train:
         key = keys.fit(made[1][0], "train", {"dataset": card["fingerprint"]})
         if Run.judge(loaded.experiment.run, "train", key).state in ("fresh", "unfinished"):

@@ -39,7 +39,7 @@ class Problem:
 
     rows: of the train split (of text to go on with: its documents). tokens: of the train split.
     longest: tokens of its longest row; 0: not known. device: "cpu" or "cuda".
-    whole: each document must fit into the context (conversations, games).
+    whole: each document must fit into the context (conversations, games). game: its tokens are moves.
     """
 
     inputs: InputSpec
@@ -49,6 +49,7 @@ class Problem:
     longest: int = 0
     whole: bool = False
     device: str = "cpu"
+    game: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _tabm(problem: Problem) -> Choice:
         + ("few for it" if rows < FEW_ROWS else "many for a CPU"),
         "each row is computed once per member: slower than one network; trees need less care",
         {},
-        {"budget": {"epochs": _epochs(rows)}, "optimizer": {"name": "adamw", "lr": 2e-3}},
+        dict(FAMILIES["tabm"].recipe),
     )
 
 
@@ -146,12 +147,16 @@ def _bag(problem: Problem) -> Choice:
         "bag",
         0,
         f"counts which words and phrases say what: from the start the best there is for {problem.rows:,} "
-        f"texts, "
-        "in minutes on a CPU, however long they are (https://arxiv.org/abs/1607.01759)",
+        "texts, in minutes on a CPU, however long they are (https://arxiv.org/abs/1607.01759)",
         "it does not read: negation and irony over more than a few words are lost; a pretrained encoder, "
         "fine-tuned, is better where there is one for the language",
-        {},
-        {"budget": {"epochs": 3}, "batch": 32, "optimizer": {"name": "adamw", "lr": 0.02, "weight_decay": 0}},
+        {"ngrams": 3, "buckets": 2**20} if problem.rows >= 10_000 else {},
+        {
+            "budget": {"epochs": 2 if problem.rows >= 10_000 else 4},
+            "batch": 32,
+            "optimizer": {"name": "adamw", "lr": 0.02, "weight_decay": 0},
+            "schedule": {"name": "linear"},
+        },
     )
 
 
@@ -220,9 +225,13 @@ def _transformer(problem: Problem) -> Choice:
     return Choice(
         "transformer",
         0,
-        f"the only family that goes on with a text; with {_round(size):,} parameters: {bound} "
+        f"the only family that goes on with a {'record' if problem.game else 'text'}; with "
+        f"{_round(size):,} parameters: {bound} "
         f"({TOKENS_PER_PARAMETER} tokens a parameter, https://arxiv.org/abs/2203.15556)",
-        f"{problem.tokens:,} tokens teach little of a language: `finetune` a pretrained model, which needs "
+        "it learns the rules from records alone: some of its moves will be illegal, fewer with more games"
+        if problem.game
+        else f"{problem.tokens:,} tokens teach little of a language: `finetune` a pretrained model, which "
+        f"needs "
         f"far "
         "fewer"
         if few

@@ -28,7 +28,8 @@ def problem_of(card: dict[str, Any], outputs: OutputSpec | None, device: torch.d
     """The problem that prepared data with this card poses. outputs: None: what its target suggests."""
     outputs = outputs or default_task(card["targets"]).outputs(card["targets"])
     train = card["splits"].get("train", {})
-    whole = "trained" in train  # of conversations and games: what is learned of each stands beside it
+    game = card.get("encoding") == "moves"
+    whole = game or "trained" in train  # of conversations what is learned of each stands beside it
     rows = train.get("documents", train.get("rows", 0))
     kind = "cuda" if device.type == "cuda" else "cpu"
     return Problem(
@@ -39,6 +40,7 @@ def problem_of(card: dict[str, Any], outputs: OutputSpec | None, device: torch.d
         train.get("longest", 0),
         whole,
         kind,
+        game,
     )
 
 
@@ -167,7 +169,7 @@ def hints(card: dict[str, Any], problem: Problem) -> list[str]:
             f"were "
             "cut; a larger length costs time and shows the model more"
         )
-    if isinstance(problem.inputs, Tokens | Images):
+    if isinstance(problem.inputs, Tokens | Images) and not problem.game:
         found.append("a pretrained model, where there is one: `finetune` instead of `train`, mostly better")
     return found
 

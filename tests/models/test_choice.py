@@ -43,7 +43,8 @@ def test_what_is_proposed_can_be_built(problem):
         for name, member in FAMILIES.items()
         if type(problem.inputs) in member.accepts and type(problem.outputs) in member.gives
     }
-    assert {choice.family for choice in found} == fitting
+    assert found
+    assert {choice.family for choice in found} <= fitting
     assert [choice.rank for choice in found] == sorted(choice.rank for choice in found)
     for choice in found:
         with torch.device("meta"):

@@ -1,0 +1,375 @@
+"""What each kind of data wants of a first file: the encoding, the split, the task, and why."""
+
+from __future__ import annotations
+
+import math
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from llmtool.core.console import bytes_, count
+from llmtool.core.contracts import Classes, Features, Images, InputSpec, NextToken, OutputSpec, Tokens, Values
+from llmtool.data import guessing
+from llmtool.data.features import FeaturesEncode
+from llmtool.data.guessing import Guess, Task
+from llmtool.data.looking import Sight
+from llmtool.data.sources import Chunk
+from llmtool.data.tokenizers import TokenizerConfig
+from llmtool.models.choice import FAMILIES, Problem
+
+UNEVEN = 3.0  # times as many rows of one class as of another, from which accuracy says little
+LITTLE = 100_000  # characters of one text, which is split in pieces of about 2,000
+SAMPLED = 20_000  # rows from which the encoder's columns are counted
+MOST_LENGTH = 512  # tokens of a text for a transformer on a CPU
+
+
+@dataclass
+class Plan:
+    """What a kind of data wants: the encoding with its comments, the split, the problem it makes.
+
+    also: keys of `train:` and `evaluate:` that this data wants, with why. about: a sentence on the data.
+    """
+
+    encode: list[tuple[str, Any, str]]
+    split: dict[str, Any]
+    split_why: str
+    problem: Problem
+    about: str
+    task: dict[str, Any] = field(default_factory=dict)
+    task_why: str = ""
+    clean: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+    select: tuple[dict[str, Any], str] | None = None
+    samples: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def first_path(sight: Sight) -> str:
+    """The source's path, the first of several."""
+    path = sight.source["path"]
+    while not isinstance(path, str):
+        path = next(iter(path.values())) if isinstance(path, dict) else path[0]
+    return str(path)
+
+
+# --- what each kind of data wants -------------------------------------------------------------------------
+
+
+def plan_of(sight: Sight, target: str | None, task: Task | None, device: str) -> Plan:
+    """What this data wants. ConfigError where nothing can be learned from it as the user asks."""
+    if sight.kind == "pictures":
+        return _pictures(sight, device)
+    if sight.kind == "games":
+        return _games(sight, device)
+    assert sight.frame is not None
+    if sight.kind == "text":
+        return _language(sight, ["text"], "", device)
+    found = guessing.guess(sight.frame, target, task, sight.named, sight.form)
+    if sight.other is not None:
+        guessing.other_spellings(found, sight.other)
+    if found.chat is not None:
+        return _chat(sight, found, device)
+    if found.target is None:
+        return _language(sight, found.texts, found.why["text"], device, found.clean)
+    if found.texts:
+        return _labelled(sight, found, device)
+    return _table(sight, found, device)
+
+
+def _split(sight: Sight, split: dict[str, Any], why: str) -> tuple[dict[str, Any], str]:
+    """By the files where they are named for the splits."""
+    path = sight.source["path"]
+    if not isinstance(path, dict):
+        return split, why
+    missing = [name for name in ("validation", "test") if name not in path]
+    shares = {"validation": 0.1} if "validation" in missing else {}
+    said = "a tenth of train is set aside to choose the best checkpoint by" if shares else "as the files say"
+    return {"by": "files", **shares}, said
+
+
+def _shares(little: bool) -> dict[str, float]:
+    """Of sequences: little data gives more of it to judge by."""
+    kept = 0.1 if little else 0.05
+    return {"train": 1 - 2 * kept, "validation": kept, "test": kept}
+
+
+def _share(split: dict[str, Any]) -> float:
+    """Of the rows that are there to train on."""
+    return float(split.get("train", 1 - split.get("validation", 0.0) if split["by"] == "files" else 0.8))
+
+
+def _outputs(found: Guess) -> OutputSpec:
+    assert found.fitted is not None
+    spec = found.fitted.spec()
+    return Classes(len(spec["names"])) if spec["kind"] == "classes" else Values(1)
+
+
+def _goal(found: Guess) -> tuple[dict[str, Any], str, tuple[dict[str, Any], str] | None]:
+    """The task, why, and which figure is to choose the best checkpoint where that is not the usual one."""
+    assert found.fitted is not None
+    spec = found.fitted.spec()
+    if spec["kind"] == "values":
+        return {"kind": "regression"}, f"{found.target} holds numbers of many values", None
+    counts, names = spec["counts"], [str(name) for name in spec["names"]]
+    listed = ", ".join(f"{name} {rows:,}" for name, rows in list(zip(names, counts, strict=True))[:6])
+    listed += ", ..." if len(names) > 6 else ""
+    why = f"{len(names)} classes: {listed}"
+    if max(counts) < UNEVEN * min(counts):
+        return {"kind": "classification"}, why, None
+    share = 100 * max(counts) / sum(counts)
+    metric = "roc_auc" if len(names) == 2 else "f1"
+    why += "; uneven: class_weights: balanced here would find more of the rare ones, at the cost of accuracy"
+    seen = f"always saying {names[counts.index(max(counts))]!r} is right in {share:.0f} %"
+    return (
+        {"kind": "classification"},
+        why,
+        ({"metric": metric, "mode": "max"}, f"{seen}: accuracy says little"),
+    )
+
+
+def _target_line(found: Guess) -> tuple[str, Any, str]:
+    why = found.why["target"]
+    if found.candidates:
+        why += f"; other candidates: {', '.join(found.candidates)} (init --target NAME)"
+    return "target", found.target, why
+
+
+def _kind_line(found: Guess) -> list[tuple[str, Any, str]]:
+    """Where numbers are taken for classes, that is said and written."""
+    assert found.fitted is not None
+    column = next(column for column in found.columns if column.name == found.target)
+    kind = found.fitted.spec()["kind"]
+    if column.kind != "number":
+        return []
+    if kind == "classes":
+        seen = f"{column.distinct} different whole numbers; values would make it a regression"
+        return [("target_kind", "classes", seen)]
+    return [("target_kind", "values", f"{column.values()}: a number to come near to")]
+
+
+def _table(sight: Sight, found: Guess, device: str) -> Plan:
+    kinds = [column.kind for column in found.columns if column.name not in (found.target, *found.ignore)]
+    listed = ", ".join(
+        f"{kinds.count(kind)} {words}"
+        for kind, words in (("number", "of numbers"), ("category", "of categories"), ("date", "of dates"))
+        if kind in kinds
+    )
+    encode: list[tuple[str, Any, str]] = [("as", "features", f"a table: {listed}"), _target_line(found)]
+    encode += _kind_line(found)
+    if found.ignore:
+        encode.append(("ignore", found.ignore, "columns that are left out"))
+    gaps = [column for column in found.columns if column.missing and column.kind in ("number", "date")]
+    gaps = [column for column in gaps if column.name not in (found.target, *found.ignore)]
+    if gaps:
+        most = max(gaps, key=lambda column: column.missing)
+        seen = (
+            f"{len(gaps)} columns of numbers have gaps, most {most.name}: {most.missing:,} of {most.rows:,}"
+        )
+        encode.append(("missing", "median", f"{seen}; a flag says where one was"))
+    if found.markers:
+        known = FeaturesEncode.model_fields["markers"].default
+        encode.append(("markers", [*known, *found.markers], f"mean missing too: {found.why['markers']}"))
+    encode.append(("scale", "piecewise", "numbers in bins too: steps and thresholds are learned sooner"))
+    split, why = _split(sight, found.split, found.why["split"])
+    width, notes = _width(sight, encode)
+    task, task_why, select = _goal(found)
+    problem = Problem(Features(width), _outputs(found), round(sight.rows * _share(split)), device=device)
+    about = f"{_opening(sight)}: {sight.about()} rows of {len(found.columns)} columns, {width} features."
+    return Plan(encode, split, why, problem, about, task, task_why, found.clean, select, notes=notes)
+
+
+def _width(sight: Sight, encode: list[tuple[str, Any, str]]) -> tuple[int, list[str]]:
+    """How many features the columns make, as far as some rows can tell; and what the encoder says of them."""
+    assert sight.frame is not None
+    keys = {key: list(value) if isinstance(value, dict) else value for key, value, _ in encode}
+    encoder = FeaturesEncode.model_validate(keys).build()
+    encoder.columns(list(sight.frame.columns))
+    rows = sight.frame.sample(min(len(sight.frame), SAMPLED), random_state=0).sort_index()
+    order = np.arange(len(rows), dtype=np.int64)
+    chunk = Chunk(rows, order, np.zeros(len(rows), np.int32), order + 1)
+    encoder.fit(lambda: iter([chunk]))
+    notes = [note for note in encoder.notes if "is left out" in note]
+    return int(encoder.inputs["width"]), [f"prepare will say: {note}." for note in notes[:5]]
+
+
+def _labelled(sight: Sight, found: Guess, device: str) -> Plan:
+    assert sight.frame is not None
+    seen = guessing.lengths(sight.frame, found.texts)
+    outputs = _outputs(found)
+    split, why = _split(sight, found.split, found.why["split"])
+    rows = round(sight.rows * _share(split))
+    bag = "bag" in FAMILIES and "words" in _tokenizers()
+    per_word = 1.0 if bag else 1.3
+    half = "" if seen["chinese"] < 0.3 else " (of Chinese and Japanese each sign is one)"
+    at_most = f"95 % of the texts have at most {seen['words']:,.0f} words{half}, "
+    at_most += f"the mean is {seen['mean_words']:,.0f}"
+    if bag:
+        length = int(max(64, 2 ** math.ceil(math.log2(max(1.0, 2 * seen["words"])))))
+        length_why = f"{at_most}; counting words costs little, so next to none is cut"
+        tokenizer, tokens_why = {"kind": "words"}, "the family counts words and runs of words"
+    else:
+        length = int(min(MOST_LENGTH, max(16, 16 * math.ceil((seen["words"] * per_word + 2) / 16))))
+        length_why = f"{at_most}, about 1.3 tokens each" + ("; longer ones are cut" * (length == MOST_LENGTH))
+        tokenizer, tokens_why = {"kind": "bpe"}, "pieces of words, learned here from the train texts"
+    texts: str | list[str] = found.texts if len(found.texts) > 1 else found.texts[0]
+    column = next(column for column in found.columns if column.name == found.texts[-1])
+    encode: list[tuple[str, Any, str]] = [
+        ("as", "text", "a text and what is to be said of it"),
+        ("text", texts, f"texts of {column.letters:,.0f} characters on average, {column.values()}"),
+        _target_line(found),
+        *_kind_line(found),
+        ("tokenizer", tokenizer, tokens_why),
+        ("length", length, length_why),
+        *([("long", "head_tail", "of longer texts the beginning and the end are read")] if not bag else []),
+    ]
+    task, task_why, select = _goal(found)
+    problem = Problem(
+        Tokens(20_000, length), outputs, rows, round(rows * seen["mean_words"] * per_word), device=device
+    )
+    other = [column.name for column in found.columns if column.name not in (found.target, *found.texts)]
+    about = f"{_opening(sight)}: {sight.about()} texts with {found.target} to be predicted."
+    notes = [f"Columns that are not read: {', '.join(other[:10])}."] if other else []
+    notes.append("A pretrained encoder is mostly better: `finetune` from one, with its tokenizer.")
+    return Plan(encode, split, why, problem, about, task, task_why, found.clean, select, notes=notes)
+
+
+def _tokenizers() -> list[str]:
+    members = typing.get_args(typing.get_args(TokenizerConfig)[0])
+    return [member.model_fields["kind"].default for member in members]
+
+
+def _language(
+    sight: Sight,
+    texts: list[str],
+    why: str,
+    device: str,
+    clean: list[tuple[dict[str, Any], str]] | None = None,
+) -> Plan:
+    assert sight.frame is not None
+    seen = guessing.lengths(sight.frame, texts)
+    one = sight.rows == 1
+    letters = sight.rows * seen["mean_letters"] if not one else float(sight.frame[texts[0]].str.len().sum())
+    if one and sight.size > letters * 4:
+        letters = float(sight.size)
+    different = seen["different"]
+    if seen["chinese"] > 0.3 or (different <= 256 and letters < 20_000_000):
+        vocabulary = int(different) + 2
+        tokenizer: dict[str, Any] = {"kind": "characters"}
+        said = f"{vocabulary - 2:,} different characters in the sample"
+        said += ", each a word by itself" if seen["chinese"] > 0.3 else ": few enough to be the tokens"
+        tokens = letters
+    else:
+        vocabulary = 1024 if letters < 3e6 else 4096 if letters < 3e7 else 16384
+        tokenizer = {"kind": "bpe", "vocabulary": vocabulary}
+        said = (
+            f"pieces of words; about {count(letters)} characters of text can fill a vocabulary of this size"
+        )
+        tokens = letters / 3
+    little = letters < LITTLE if one else sight.rows < 200
+    shares = _shares(little)
+    split = {"by": "order" if one else "random", **shares}
+    split_why = "the end of the text is kept to judge by" if one else "texts by chance"
+    split, split_why = _split(sight, split, split_why)
+    rows = max(1, round(sight.rows * _share(split)))
+    tokens = round(tokens * _share(split))
+    problem = Problem(Tokens(vocabulary), NextToken(vocabulary), rows, tokens, device=device)
+    encode: list[tuple[str, Any, str]] = [
+        ("as", "tokens", "text without a target: a model that goes on with it")
+    ]
+    if sight.kind != "text":
+        encode.append(("text", texts[0], why))
+    encode.append(("tokenizer", tokenizer, said))
+    texts_seen = "one text" if one else f"{sight.about()} texts"
+    about = f"{_opening(sight)}: {texts_seen}, about {count(letters)} characters, "
+    about += f"{count(tokens)} tokens to train on."
+    first = str(sight.frame[texts[0]].iloc[0]).split()
+    samples = {"prompts": [" ".join(first[:3])[:40] or "A"], "tokens": 100}
+    return Plan(encode, split, split_why, problem, about, clean=clean or [], samples=samples)
+
+
+def _chat(sight: Sight, found: Guess, device: str) -> Plan:
+    assert sight.frame is not None
+    assert found.chat is not None
+    most, mean = guessing.turns(sight.frame, found.chat)
+    share = guessing.lengths(sight.frame, list(found.chat.columns.values()))["chinese"]
+    per_token = 3.0 * (1 - share) + 1.0 * share
+    length = int(min(2048, max(64, 64 * math.ceil(most / per_token / 64))))
+    vocabulary = 4096
+    split, why = _split(sight, {"by": "random", **_shares(sight.rows < 200)}, "by chance")
+    rows = round(sight.rows * _share(split))
+    encode: list[tuple[str, Any, str]] = [
+        ("as", "chat", f"rows hold conversations: {found.chat.describe()}"),
+        ("tokenizer", {"kind": "bpe", "vocabulary": vocabulary}, "learned here; with a start, the start's "
+        "own"),
+        ("template", "chatml", "with a start, its own: leave this key out"),
+        ("length", length, f"95 % of the conversations have at most {most:,.0f} characters, "
+        "{per_token:.2g} a "
+         "token or so"),
+        ("long", "cut", "longer ones end after the last answer that fits"),
+    ]  # fmt: skip
+    problem = Problem(
+        Tokens(vocabulary), NextToken(vocabulary), rows, round(rows * mean / per_token), length, True, device
+    )
+    about = f"{_opening(sight)}: {sight.about()} conversations."
+    note = (
+        "From the start a model learns the form of these answers and little more: to have it know the "
+        "language, "
+        "take `finetune` (start: a model in Hugging Face's layout, tokenizer: {kind: file, path: the same})."
+    )
+    return Plan(encode, split, why, problem, about, notes=[note])
+
+
+def _games(sight: Sight, device: str) -> Plan:
+    length = {"othello": 61, "chess": 256}[sight.game]
+    usual = {"othello": 60, "chess": 80}[sight.game]
+    moves = {"othello": 61, "chess": 2000}[sight.game]
+    split, why = _split(sight, {"by": "random", **_shares(sight.rows < 200)}, "games by chance")
+    rows = max(1, round(sight.rows * _share(split)))
+    encode: list[tuple[str, Any, str]] = [
+        ("as", "moves", "records of games: every move is a token"),
+        ("game", sight.game, "whose rules the records are held against"),
+    ]
+    if sight.form == "text":
+        encode.append(("moves", "text", "each line is a game"))
+    if sight.game == "chess":
+        encode.append(("length", length, "half-moves that are kept of a longer game"))
+    problem = Problem(Tokens(moves), NextToken(moves), rows, rows * usual, length, True, device, game=True)
+    return Plan(encode, split, why, problem, f"{_opening(sight)}: {sight.about()} games of {sight.game}.")
+
+
+def _pictures(sight: Sight, device: str) -> Plan:
+    seen = sight.pictures
+    classes, size = int(seen["classes"]), (int(seen["height"]), int(seen["width"]))
+    encode: list[tuple[str, Any, str]] = [
+        ("as", "images", f"pictures of {classes} classes, by their folders")
+    ]
+    if sight.form != "image_folder":
+        encode[0] = ("as", "images", f"pictures with a number from 0 to {classes - 1} for each")
+    inputs: InputSpec
+    if seen.get("alike", True):
+        inputs = Images(int(seen["channels"]), *size)
+        shape = f"{size[0]} x {size[1]} pixels, {'grey' if seen['channels'] == 1 else 'colours'}"
+    else:
+        side = 64 if device == "cpu" else 160
+        inputs = Images(3, side, side)
+        shape = "of different sizes"
+        encode.append(
+            ("size", side, f"pictures have different sizes, such as {size[0]} x {size[1]}; larger shows "
+            "more and "
+             "costs its square"))  # fmt: skip
+    usual = {"by": "stratified", "train": 0.8, "validation": 0.1, "test": 0.1}
+    split, why = _split(sight, usual, "each class in the same shares")
+    rows = round(sight.rows * _share(split))
+    counts = seen.get("counts") or []
+    task_why = f"{classes} classes"
+    if counts:
+        task_why += f" of {min(counts):,} to {max(counts):,} pictures"
+    problem = Problem(inputs, Classes(classes), rows, device=device)
+    about = f"{_opening(sight)}: {sight.about()} pictures, {shape}."
+    return Plan(encode, split, why, problem, about, {"kind": "classification"}, task_why)
+
+
+def _opening(sight: Sight) -> str:
+    size = f" ({bytes_(sight.size)})" if sight.size else ""
+    return f"{first_path(sight)}{size}"

@@ -1,0 +1,163 @@
+"""llmtool init: what it writes loads, trains as it stands, explains every guess, and never overwrites."""
+
+import json
+import re
+import struct
+
+import pytest
+
+from llmtool import experiment
+from tests.conftest import people, story
+
+REVIEWS = [
+    f"this film number {n} was {'good and fine' if n % 2 else 'bad and dull'} to the end" for n in range(120)
+]
+
+
+def csv(columns):
+    return "\n".join([",".join(columns), *map(",".join, zip(*columns.values(), strict=True))]) + "\n"
+
+
+def idx(folder):
+    folder.mkdir()
+    for name, count in (("train", 60), ("t10k", 20)):
+        head = struct.pack(">4B3I", 0, 0, 8, 3, count, 8, 8)
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(
+            head + bytes((n * 7) % 256 for n in range(count * 64))
+        )
+        labels = bytes(n % 10 for n in range(count))
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">4BI", 0, 0, 8, 1, count) + labels)
+
+
+def class_folders(folder):
+    image = pytest.importorskip("PIL.Image")
+    for split, count in (("train", 12), ("val", 4)):
+        for name, shade in (("day", 250), ("night", 10)):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                picture = image.new("RGB", (16, 16), (shade, number, count))
+                picture.save(folder / split / name / f"{number}.png")
+
+
+def data(name, place):
+    """A little data of each kind; its path."""
+    path = place / name
+    if name == "numbers":
+        idx(path)
+    elif name == "photos":
+        class_folders(path)
+    elif name == "games.txt":
+        from llmtool.data.games.sources import OthelloRandomSource
+
+        chunks = OthelloRandomSource(format="othello_random", games=60).read()
+        path.write_text("\n".join(text for chunk in chunks for text in chunk.frame["moves"]) + "\n")
+    else:
+        path.write_text(CONTENT[name])
+    return name
+
+
+CONTENT = {
+    "people.csv": people(),
+    "reviews.csv": csv({"review": REVIEWS, "sentiment": ["pos" if n % 2 else "neg" for n in range(120)]}),
+    "story.txt": story(400),
+    "texts.jsonl": "".join(json.dumps({"story": text}) + "\n" for text in REVIEWS),
+    "chats.jsonl": "".join(
+        json.dumps({"instruction": f"say {n}", "output": f"it is {n}"}) + "\n" for n in range(80)
+    ),
+}
+KINDS = {
+    "people.csv": ("features", None), "reviews.csv": ("text", "sentiment"), "story.txt": ("tokens", None),
+    "texts.jsonl": ("tokens", None), "chats.jsonl": ("chat", None), "games.txt": ("moves", None),
+    "numbers": ("images", None), "photos": ("images", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_written_trains_as_it_stands(llmtool, tmp_path, name):
+    ended = llmtool("init", data(name, tmp_path), "--output", "a.yaml", "--json", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    encoding, target = KINDS[name]
+    text = (tmp_path / "a.yaml").read_text()
+    loaded = experiment.load(str(tmp_path / "a.yaml"))
+    assert loaded.experiment.data.encode.as_ == encoding
+    assert ended.json["encode"]["as"] == encoding
+    assert target is None or ended.json["target"] == target
+    assert ended.json["model"]["family"] in text
+    trained = llmtool("train", "a.yaml", "--set", "train.budget={steps: 1}", cwd=tmp_path)
+    assert trained.code == 0, trained.err
+    explained(text)
+
+
+def explained(text):
+    """Every guessed key has a comment beside it or above it; lines stay short."""
+    lines = text.splitlines()
+    assert all(len(line) <= 112 for line in lines)
+    section = ""
+    for number, line in enumerate(lines):
+        if re.match(r"\w+:", line):
+            section = line.partition(":")[0]
+        guessed = re.match(
+            r"\s+(as|target|target_kind|text|tokenizer|length|scale|missing|markers|split|documents|encoding|"
+            r"delimiter|header|quote|skip_space|family|budget|size|game):",
+            line,
+        )
+        if guessed and section in ("data", "model", "train"):
+            above = lines[number - 1].strip()
+            assert "#" in line or above.startswith("#"), line
+
+
+def test_the_next_step_is_printed(llmtool, tmp_path):
+    data("people.csv", tmp_path)
+    ended = llmtool("init", "people.csv", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    assert "llmtool train config.yaml" in ended.out
+    again = llmtool("init", "people.csv", cwd=tmp_path)
+    assert again.code == 2
+    assert "config.yaml exists and is not written over" in again.err
+    shown = llmtool("init", "people.csv", "--output", "-", cwd=tmp_path)
+    assert shown.code == 0
+    assert shown.out == (tmp_path / "config.yaml").read_text().replace("init people.csv`", "init people.csv`")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nothing.csv"], 4, "no such file or folder"),
+        (["people.csv", "--target", "nothing"], 2, "no such column"),
+        (["people.csv", "--task", "painting"], 2, "expected one of classification, regression, language"),
+        (["people.csv", "--task", "language"], 2, "no column holds texts"),
+        (["people.csv", "--task", "language", "--target", "x"], 2, "there is no --target"),
+        (["people.csv", "--output", "no/where.yaml"], 2, "no such folder"),
+        (["empty.csv"], 4, "empty"),
+        (["one.csv"], 2, "nothing to predict from"),
+        (["binary.csv"], 4, "not text"),
+        (["."], 0, ""),
+    ],
+)
+def test_mistakes(llmtool, tmp_path, arguments, code, words):
+    data("people.csv", tmp_path)
+    if arguments != ["."]:
+        (tmp_path / "empty.csv").write_bytes(b"")
+        (tmp_path / "one.csv").write_text("number\n" + "".join(f"{n}\n" for n in range(30)))
+        (tmp_path / "binary.csv").write_bytes(bytes(range(256)) * 20)
+    ended = llmtool("init", *arguments, cwd=tmp_path)
+    assert ended.code == code, ended.err
+    assert words in ended.err
+    assert "Traceback" not in ended.err
+    assert "internal" not in ended.err
+
+
+def test_target_and_task_are_the_users(llmtool, tmp_path):
+    (tmp_path / "t.csv").write_text(
+        csv({"grade": [str(n % 6) for n in range(90)], "town": ["ab"[n % 2] for n in range(90)],
+             "size": [str((n * 37) % 91) for n in range(90)]})
+    )  # fmt: skip
+    kinds = {}
+    for task in ("classification", "regression"):
+        ended = llmtool(
+            "init", "t.csv", "--target", "grade", "--task", task, "--output", f"{task}.yaml", cwd=tmp_path
+        )
+        assert ended.code == 0, ended.err
+        loaded = experiment.load(str(tmp_path / f"{task}.yaml")).experiment
+        kinds[task] = (loaded.task.kind, loaded.data.encode.target_kind)
+    assert kinds == {"classification": ("classification", "classes"), "regression": ("regression", "values")}
