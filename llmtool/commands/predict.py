@@ -24,7 +24,7 @@ from llmtool.stages import assemble, checkpoints
 from llmtool.stages.predict import PICTURES, Answers, Predictor, can_restore
 
 ERROR = "error"
-PLAIN = (str, int, float)  # cells that stand as they are
+PLAIN = {str, int, float, bool, type(None)}  # cells that stand as they are
 TOLD = 3  # rows whose error is told on stderr
 
 
@@ -201,10 +201,16 @@ def _columns(options: PredictOptions, stretch: Stretch, found: Answers) -> dict[
     """The input's columns as they were written, unless they are not wanted, and the answers."""
     columns: dict[str, list[Any]] = {}
     if options.only is None:
+        places = stretch.frame.index.tolist() if stretch.bad else None
         for name in stretch.frame.columns:
-            cells: list[Any] = [None] * len(stretch)
-            for place, cell in zip(stretch.frame.index.tolist(), stretch.frame[name].tolist(), strict=True):
-                cells[place] = cell if cell is None or isinstance(cell, PLAIN) else str(cell)
+            cells = stretch.frame[name].tolist()
+            if not set(map(type, cells)) <= PLAIN:
+                cells = [cell if type(cell) in PLAIN else str(cell) for cell in cells]
+            if places is not None:
+                whole: list[Any] = [None] * len(stretch)
+                for place, cell in zip(places, cells, strict=True):
+                    whole[place] = cell
+                cells = whole
             columns[str(name)] = cells
     return columns | found.columns | {ERROR: list(found.errors)}
 

@@ -190,8 +190,11 @@ def _paths(column: str, names: list[str]) -> Stretch:
 
 
 def _size(value: Any) -> int:
+    """Characters of a row, about."""
     if isinstance(value, str):
         return len(value)
+    if isinstance(value, list):  # of CSV: every cell is text
+        return sum(map(len, value))
     cells = value.values() if isinstance(value, dict) else value
     return sum(len(cell) for cell in cells if type(cell) is str)
 

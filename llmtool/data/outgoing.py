@@ -86,13 +86,17 @@ class CsvWriter(_Text):
                 "JSON lines have none: --output out.jsonl"
             )
         nothing = [None] * len(next(iter(columns.values())))
-        cells = [list(map(_plain, columns.get(name, nothing))) for name in self._names]
+        cells = [_plain_all(columns.get(name, nothing)) for name in self._names]
         lines.writerows(zip(*cells, strict=True))
         self._put(text.getvalue())
 
 
+def _plain_all(cells: Sequence[Any]) -> Sequence[Any]:
+    """Cells for csv, which writes None as nothing and a float so that it can be had again."""
+    return list(map(_plain, cells)) if bool in set(map(type, cells)) else cells
+
+
 def _plain(value: Any) -> Any:
-    """A cell for csv, which writes None as nothing and a float so that it can be had again."""
     return ("true" if value else "false") if value is True or value is False else value
 
 
