@@ -328,6 +328,9 @@ def _answer(tally: Tally, row: int) -> tuple[dict[str, Any], Callable[[Tensor], 
         "prediction": float(predictions[row, at]),
         "explained": tally.names[at],
     }
+    if tally.transform is not None:  # no straight line leads back to its own unit
+        said["explained"] += ", on the scale that it is learned on"
+        return said, lambda outputs: outputs[:, at], 1.0, 0.0
     return said, lambda outputs: outputs[:, at], float(tally.scale[at]), float(tally.mean[at])
 
 
