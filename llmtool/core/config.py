@@ -304,15 +304,22 @@ def _discriminator(context: dict[str, Any]) -> str:
     return str(re.findall(r"'([^']*)'", context["discriminator"])[-1])  # "'as_' | 'as'": the alias comes last
 
 
+TAGS = ("as", "kind", "format", "family", "by", "step", "name")  # the keys that say which section it is
+
+
 def _user_path(loc: tuple[int | str, ...], data: Any, missing: bool) -> Key:
     """pydantic's loc without the union tags it inserts: only the keys that stand in the file."""
     path: list[int | str] = []
     part: Any
+    tagged = False  # whether the tag of this section has come
     for index, part in enumerate(loc):
+        if not tagged and isinstance(data, dict) and any(data.get(key) == part for key in TAGS):
+            tagged = True  # `as: text`, whose section has a key of that name too
+            continue
         if (isinstance(data, dict) and part in data) or (
             isinstance(data, list) and isinstance(part, int) and part < len(data)
         ):
-            data = data[part]
+            data, tagged = data[part], False
         elif not (missing and index == len(loc) - 1):
             continue
         path.append(part)

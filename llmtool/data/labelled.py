@@ -201,7 +201,10 @@ class TextEncoder:
         for key, names in (("text", texts), ("target", self.target_names)):
             for name in names:
                 find_column(name, available, key)
-        more = [] if self.features is None else self.features.columns(available)
+        try:
+            more = [] if self.features is None else self.features.columns(available)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("data.encode.", "data.encode.features.", 1)) from None
         return list(dict.fromkeys([*texts, *more, *self.target_names]))
 
     def refuse(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:

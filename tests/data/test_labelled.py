@@ -222,6 +222,18 @@ def test_columns_of_a_table_stand_beside_the_text(tmp_path: Path) -> None:
         beside(numbers=["y"])
 
 
+def test_keys_of_texts_and_of_what_is_beside_them_are_named_in_full(project: Path, llmtool: Run) -> None:
+    for key, value, words in (
+        ("chunks", "1", "data.encode.chunks: input should be greater than or equal to 2"),
+        ("text", "3", "data.encode.text: "),
+        ("features", "{columns: [nn]}", "data.encode.features.columns: the data has no column 'nn'"),
+        ("features", "{columns: [sentiment]}", "column 'sentiment' stands in both target and columns"),
+    ):
+        more = ["--set", f"data.encode.{key}={value}", "--set", "run=other"]
+        ended = llmtool("prepare", "reviews.yaml", *more, cwd=project)
+        assert (ended.code, words in ended.error) == (2, True), ended.error
+
+
 def test_a_text_column_may_be_a_category_too() -> None:
     assert beside(columns=["place", "text"], categories=["text"], scale="none").columns(
         ["text", "age", "place", "y"]
