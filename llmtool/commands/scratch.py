@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from llmtool.commands import Scratch
+from llmtool.data import PICTURES
 from llmtool.data.sampling import sampled
 from llmtool.experiment import Experiment, Loaded
 from llmtool.training import Budget
 
+FEWER = 50  # a table that names pictures is read so many times less: each has to be decoded
 QUESTIONS = 4  # of each suite that a rehearsal asks
 MORE_BAD = 1.5  # a part of the rows may by chance have so many times the bad ones of the whole
 
@@ -25,7 +27,8 @@ def derive(loaded: Loaded, scratch: Scratch) -> Loaded:
     old = loaded.experiment
     updates: dict[str, Any] = {"run": scratch.run}
     if scratch.characters is not None:
-        source = sampled(old.data.source, scratch.characters)
+        tables = old.data.encode.as_ == "images" and old.data.source.format not in PICTURES
+        source = sampled(old.data.source, scratch.characters // (FEWER if tables else 1))
         data: dict[str, Any] = {"source": source}
         scratch.samples.append(source._sample)
         if not scratch.samples[-1].whole:

@@ -70,8 +70,11 @@ def test_nothing_is_done_twice_and_a_changed_picture_is_noticed(
     ended = llmtool("prepare", "photos.yaml", cwd=copy)
     assert ended.code == 0
     assert "nothing has changed" in ended.out + ended.err
+    assert "changed" not in llmtool("describe", "runs/photos", cwd=copy).out
     picture = copy / "photos/train/cat/0.png"
     os.utime(picture, ns=(1, 1))
+    described = llmtool("describe", "runs/photos", cwd=copy)
+    assert "has files of other names, sizes or times now" in described.out + described.err
     ended = llmtool("prepare", "photos.yaml", cwd=copy)
     assert ended.code == 0
     assert "nothing has changed" not in ended.out + ended.err

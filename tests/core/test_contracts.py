@@ -37,6 +37,19 @@ def test_a_change_sees_bytes_and_may_give_floats_of_the_same_unit(dtype: torch.d
     assert torch.equal(PICTURES, pictures().inputs)  # what the store holds is as it was
 
 
+@pytest.mark.cuda
+def test_pinned_pictures_are_moved_and_standardised_without_waiting() -> None:
+    device = torch.device("cuda")
+    torch.zeros(1, device=device)
+    pinned = pictures().pinned()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        moved = pinned.to(device)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(moved.inputs.cpu(), pictures().to(CPU).inputs, rtol=1e-6, atol=0)
+
+
 def test_other_batches_do_not_go_through_a_change() -> None:
     def change(batch: Batch) -> Batch:
         raise AssertionError("of pictures only")

@@ -14,8 +14,10 @@ from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import DataConfig
 from llmtool.data.batches import open_batches
 from llmtool.data.images import ImagesEncode
+from llmtool.data.layout import name_of
 from llmtool.data.store import Dataset
 from llmtool.stages.prepare import PrepareResult, prepare
+from tests.data.test_image_sources import idx
 from tests.photos import bomb, file_of, folder, noise
 
 KEYS: dict[str, Any] = {"split": {"by": "stratified", "train": 0.5, "validation": 0.25, "test": 0.25}}
@@ -133,6 +135,20 @@ def test_targets_may_be_numbers_of_a_table(tmp_path: Path) -> None:
     batch = next(open_batches(dataset, "test", 0).in_order(3))
     assert batch.targets.shape == (3, 1)
     assert open_batches(dataset, "test", 0).where(0, 1)[0].startswith(("cat/", "dog/"))
+
+
+def test_idx_files_give_the_same_in_both_stores(tmp_path: Path) -> None:
+    path = idx(tmp_path, 12)
+    source = {"format": "idx", "path": str(path)}
+    more = {"split": {"by": "order", "train": 0.5, "test": 0.5}}
+    arrays, _ = made(tmp_path, path, "a", source=source, more=more)
+    encoded, _ = made(tmp_path, path, "b", source=source, more=more, store="encoded")
+    assert (arrays.inputs.channels, arrays.inputs.height, arrays.inputs.width) == (1, 2, 3)
+    assert pixels(arrays, "test")[0].tolist() == [[[36, 37, 38], [39, 40, 41]]]
+    assert (pixels(arrays, "test") == pixels(encoded, "test")).all()
+    assert next(iter(encoded.split("test").arrays)) == "encoded"
+    names = [name_of(arrays.split("test"), row) for row in range(6)]
+    assert names == [f"{path}:{number}" for number in range(7, 13)]
 
 
 # --- bad files ---
