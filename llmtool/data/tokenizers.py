@@ -398,6 +398,8 @@ def readable_errors(what: str) -> Iterator[None]:
         raise
     except BaseException as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
+        if "Missing [UNK]" in lines[0]:  # of a vocabulary of words, or of moves
+            lines = ["a word of it is no token of this model; words have blanks between them"]
         raise DataError(f"{what}: {lines[0][:200]}") from None
 
 

@@ -66,6 +66,9 @@ def test_a_model_of_games_writes_moves(place: Path, llmtool: Run) -> None:
     ended = llmtool("generate", "runs/othello/train", "--prompt", "f5 d6", "--tokens", "3", cwd=place)
     assert ended.code == 0, ended.err
     assert len(ended.out.split()) >= 3
+    joined = llmtool("generate", "runs/othello/train", "--prompt", "f5d6", cwd=place)
+    assert joined.code == 4
+    assert "a word of it is no token of this model; words have blanks between them" in joined.err
 
 
 @pytest.mark.parametrize(
