@@ -63,6 +63,11 @@ class Classes:
 
 
 @dataclass(frozen=True)
+class Labels(Classes):
+    """Any of `n` labels a row, a logit each as of classes: (B, n)."""
+
+
+@dataclass(frozen=True)
 class Values:
     """`n` real numbers a row: (B, n)."""
 
@@ -77,7 +82,7 @@ class NextToken:
 
 
 InputSpec = Features | Images | Tokens
-OutputSpec = Classes | Values | NextToken
+OutputSpec = Classes | Labels | Values | NextToken
 
 
 @dataclass
@@ -86,7 +91,8 @@ class Batch:
 
     inputs: (B, F) or (B, c, h, w) float32, or (B, T) int64 token ids; (B, K, T) of texts that are one row in
         K chunks, whose segments are (B, K, T); pictures before `to`: (B, c, h, w) uint8.
-    targets: (B,) int64 classes, (B, n) float32 values, or (B, T) int64 next tokens, IGNORE where unscored.
+    targets: (B,) int64 classes, (B, n) uint8 labels, (B, n) float32 values, or (B, T) int64 next
+        tokens, IGNORE where unscored.
     segments: (B, T) int32 document of each token, from 1 in its row; 0 is padding. None: one document.
     units: (B, S) int64, on the host, when text is scored: the unit of the split (data.batches.unit_edges)
         that each of the row's S segments belongs to, -1 where a row has fewer.

@@ -69,6 +69,9 @@ def decoded_rows(dataset: Dataset, split: str, rows: np.ndarray) -> list[dict[st
     about = dataset.targets
     if about["kind"] == "classes":
         columns["target"] = np.array([str(name) for name in about["names"]], dtype=object)[targets]
+    elif about["kind"] == "labels":
+        labels = np.array([str(name) for name in about["names"]], dtype=object)
+        columns["target"] = np.array([", ".join(labels[row > 0]) for row in targets], dtype=object)
     else:
         names = [str(name) for name in about["names"]]
         values = targets.reshape(len(rows), -1).T

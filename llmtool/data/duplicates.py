@@ -1,25 +1,26 @@
 """Documents that are nearly the same, found through MinHash sketches without comparing all pairs.
 
-A document is the set of its runs of three words. Its sketch is the smallest hash in each of 126 bins (one
-permutation hashing, https://arxiv.org/abs/1208.1259, empty bins filled from their neighbours as in
-https://arxiv.org/abs/1406.4784); the share of equal bins estimates the share of common runs (Broder 1997,
-https://doi.org/10.1109/SEQUEN.1997.666900). Pairs are compared that agree in one of 42 bands of three bins.
+A document is the set of its runs of three words (of Chinese: of three characters). Its sketch is the smallest
+hash in each of 126 bins (one permutation hashing, https://arxiv.org/abs/1208.1259, empty bins filled from
+their neighbours as in https://arxiv.org/abs/1406.4784); the share of equal bins estimates the share of common
+runs (Broder 1997, https://doi.org/10.1109/SEQUEN.1997.666900). Pairs are compared that agree in one of 42
+bands of three bins.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 import xxhash
+
+from llmtool.data.writing_systems import WORD
 
 BINS, BAND = 126, 3
 RUN = 3  # words
 ALIKE = 0.4  # share of equal bins; one word in ten changed leaves 0.57 of the runs
 SHORTEST = 8  # words; shorter ones are compared as they are, but for case and punctuation
 MOST_PAIRS = 20_000_000  # compared
-_WORD = re.compile(r"\w+")
 _EMPTY = np.uint64(2**64 - 1)
 
 
@@ -32,7 +33,7 @@ def near_documents(texts: Sequence[str], code: np.ndarray) -> list[tuple[int, in
     sketches = np.full((len(texts), BINS), _EMPTY)
     same: dict[bytes, list[int]] = {}
     for row, text in enumerate(texts):
-        found = _WORD.findall(text.casefold())
+        found = WORD.findall(text.casefold())
         numbers = np.array([words.setdefault(word, len(words)) for word in found], np.uint64)
         if len(numbers) >= SHORTEST:
             sketches[row] = sketch(numbers)

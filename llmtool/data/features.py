@@ -28,8 +28,18 @@ from llmtool.data.columns import (
 from llmtool.data.encoding import Chunks
 from llmtool.data.statistics import ColumnStatistics
 from llmtool.data.store import CARD, ArrayWriter, Dataset
+from llmtool.data.targets import SEPARATOR as LABEL_SEPARATOR
+from llmtool.data.targets import (
+    TARGET_KIND,
+    Kind,
+    Target,
+    fit_target,
+    refuse_target,
+    target_from_state,
+    target_stratum,
+    without_target,
+)
 from llmtool.data.targets import Scale as TargetScaleName
-from llmtool.data.targets import Target, fit_target, target_from_state, target_stratum, without_target
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,10 +62,8 @@ class FeaturesEncode(Section):
     target: str | Annotated[list[str], Field(min_length=1)] | None = Field(
         default=None, description="The column to predict; a list of number columns predicts several at once."
     )
-    target_kind: Literal["auto", "classes", "values"] = Field(
-        default="auto",
-        description="classes to classify, values for regression; auto decides by the train rows.",
-    )
+    target_kind: Kind = Field(default="auto", description=TARGET_KIND)
+    label_separator: str = Field(default=",", min_length=1, description=LABEL_SEPARATOR)
     target_scale: TargetScaleName = Field(
         default="standard",
         description="the scale on which values are learned: standard: mean 0, deviation 1; log: their "
@@ -114,7 +122,14 @@ class FeaturesEncode(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        given = self.model_fields_set - {"as_", "like", "target", "target_kind", "target_scale"}
+        given = self.model_fields_set - {
+            "as_",
+            "like",
+            "target",
+            "target_kind",
+            "target_scale",
+            "label_separator",
+        }
         if self.like is not None and given:
             raise ValueError(
                 f"like takes the encoder as it is; {', '.join(sorted(given))} cannot stand beside it"
@@ -122,8 +137,7 @@ class FeaturesEncode(Section):
         if self.like is None and self.target is None:
             raise ValueError("needs a target: the column to predict")
         targets = [self.target] if isinstance(self.target, str) else self.target or []
-        if not isinstance(self.target, str | None) and self.target_kind == "classes":
-            raise ValueError("several targets are values; target_kind: classes needs a single one")
+        refuse_target(targets, self.target_kind, "label_separator" in self.model_fields_set)
         if "bins" in self.model_fields_set and self.scale != "piecewise":
             raise ValueError("bins is read only with scale: piecewise")
         if isinstance(self.limit, float | int) and self.scale not in ("standard", "piecewise"):
@@ -215,7 +229,7 @@ class FeatureEncoder:
 
     def refuse(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
         """Rows without a target."""
-        return without_target(frame, self.target_names)
+        return without_target(frame, self.target_names, self.config.target_kind)
 
     def stratum(self, frame: pd.DataFrame) -> pd.Series:
         """The class of each row as text."""
@@ -246,6 +260,7 @@ class FeatureEncoder:
             self.config.target_kind,
             self.notes,
             self.config.target_scale,
+            self.config.label_separator,
         )
         if self.fitted is None:
             self.fitted = [column for name in names if (column := self._fit_column(found[name])) is not None]

@@ -23,7 +23,17 @@ from llmtool.data.image_writer import ImagesWriter
 from llmtool.data.pictures import MAX_PIXELS, MOST_PIXELS, BadPicture, Fit, Pixels, Recipe, Stored
 from llmtool.data.statistics import ColumnStatistics
 from llmtool.data.store import CARD, Dataset
-from llmtool.data.targets import Target, fit_target, target_from_state, target_stratum, without_target
+from llmtool.data.targets import (
+    SEPARATOR,
+    TARGET_KIND,
+    Kind,
+    Target,
+    fit_target,
+    refuse_target,
+    target_from_state,
+    target_stratum,
+    without_target,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,10 +64,8 @@ class ImagesEncode(Section):
         default="label",
         description="The column to predict; a list of number columns predicts several at once.",
     )
-    target_kind: Literal["auto", "classes", "values"] = Field(
-        default="auto",
-        description="classes to classify, values for regression; auto decides by the train rows.",
-    )
+    target_kind: Kind = Field(default="auto", description=TARGET_KIND)
+    label_separator: str = Field(default=",", min_length=1, description=SEPARATOR)
     size: Literal["auto"] | Side | Annotated[list[Side], Field(min_length=2, max_length=2)] = Field(
         default="auto",
         description="Pixels of a side, or [height, width]; auto: that of the pictures where they have one, "
@@ -106,8 +114,7 @@ class ImagesEncode(Section):
             raise ValueError("a target stands twice")
         if self.image in targets:
             raise ValueError(f"column {self.image!r} stands in both image and target")
-        if len(targets) > 1 and self.target_kind == "classes":
-            raise ValueError("several targets are values; target_kind: classes needs a single one")
+        refuse_target(targets, self.target_kind, "label_separator" in self.model_fields_set)
         return self
 
     @property
@@ -185,7 +192,7 @@ class ImagesEncoder:
 
     def refuse(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
         """Rows without a target. Those without a picture are bad rows, which the writer refuses."""
-        return without_target(frame, self.target_names)
+        return without_target(frame, self.target_names, self.config.target_kind)
 
     def stratum(self, frame: pd.DataFrame) -> pd.Series:
         """The class of each row as text."""
@@ -210,7 +217,12 @@ class ImagesEncoder:
             looked += _spread(chunk.frame[self.config.image].tolist(), 64)
         if rows == 0:
             raise DataError("the train split has no rows; nothing can be learned from it")
-        self.target = fit_target([found[name] for name in names], self.config.target_kind, self.notes)
+        self.target = fit_target(
+            [found[name] for name in names],
+            self.config.target_kind,
+            self.notes,
+            separator=self.config.label_separator,
+        )
         if self.recipe is None:
             self.recipe = self._recipe(_spread(looked, LOOKED), rows)
 

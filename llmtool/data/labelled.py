@@ -20,7 +20,17 @@ from llmtool.data.encoding import Chunks
 from llmtool.data.features import FeatureEncoder, find_column
 from llmtool.data.statistics import ColumnStatistics
 from llmtool.data.store import CARD, ArrayWriter, Dataset
-from llmtool.data.targets import Target, fit_target, target_from_state, target_stratum, without_target
+from llmtool.data.targets import (
+    SEPARATOR,
+    TARGET_KIND,
+    Kind,
+    Target,
+    fit_target,
+    refuse_target,
+    target_from_state,
+    target_stratum,
+    without_target,
+)
 from llmtool.data.tokenizers import (
     CONFIG,
     FILE,
@@ -62,10 +72,8 @@ class TextEncode(Section):
     target: Columns | None = Field(
         default=None, description="The column to predict; a list of number columns predicts several at once."
     )
-    target_kind: Literal["auto", "classes", "values"] = Field(
-        default="auto",
-        description="classes to classify, values for regression; auto decides by the train rows.",
-    )
+    target_kind: Kind = Field(default="auto", description=TARGET_KIND)
+    label_separator: str = Field(default=",", min_length=1, description=SEPARATOR)
     tokenizer: TokenizerConfig = Field(
         default=BpeTokenizer(),
         description="How text is cut into tokens; of a pretrained model: {kind: file, path: its directory}.",
@@ -96,7 +104,7 @@ class TextEncode(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        given = self.model_fields_set - {"as_", "like", "text", "target", "target_kind"}
+        given = self.model_fields_set - {"as_", "like", "text", "target", "target_kind", "label_separator"}
         if self.like is not None and given:
             raise ValueError(
                 f"like takes the encoder as it is; {', '.join(sorted(given))} cannot stand beside it"
@@ -108,8 +116,7 @@ class TextEncode(Section):
             raise ValueError("a target stands twice")
         if shared := set(texts) & set(targets):
             raise ValueError(f"column {min(shared)!r} stands in both text and target")
-        if len(targets) > 1 and self.target_kind == "classes":
-            raise ValueError("several targets are values; target_kind: classes needs a single one")
+        refuse_target(targets, self.target_kind, "label_separator" in self.model_fields_set)
         if "chunks" in self.model_fields_set and self.long != "chunks":
             raise ValueError("chunks is read only with long: chunks")
         if self.features is not None:
@@ -209,7 +216,7 @@ class TextEncoder:
 
     def refuse(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
         """Rows without a target. Those without a text are bad rows, which the writer refuses."""
-        return without_target(frame, self.target_names)
+        return without_target(frame, self.target_names, self.config.target_kind)
 
     def stratum(self, frame: pd.DataFrame) -> pd.Series:
         """The class of each row as text."""
@@ -232,7 +239,12 @@ class TextEncoder:
                 found[name].add(Cells(chunk.frame[name]), ordinals)
         if rows == 0:
             raise DataError("the train split has no rows; nothing can be learned from it")
-        self.target = fit_target([found[name] for name in names], self.config.target_kind, self.notes)
+        self.target = fit_target(
+            [found[name] for name in names],
+            self.config.target_kind,
+            self.notes,
+            separator=self.config.label_separator,
+        )
         if self.features is not None:
             self.features.fit(chunks)
             self.notes += [note for note in self.features.notes if note not in self.notes]

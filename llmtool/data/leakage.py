@@ -341,6 +341,8 @@ def backwards(table: Table) -> list[Finding]:
 def giving_away(table: Table, inputs: Sequence[str], target: str, kind: str) -> list[Finding]:
     """Columns from which alone the target can be told, measured on other rows than it was learned from."""
     truth = table.columns[target]
+    if kind == "labels":  # a column of 0 and 1 each; lists of labels are looked at no further
+        return giving_away(table, inputs, target, "classes") if truth.distinct == 2 else []
     known = truth.codes >= 0 if kind == "classes" else np.isfinite(_numbers(truth))
     learn = known & (table.code == 0)
     judge = known & (table.code > 0)

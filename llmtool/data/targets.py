@@ -1,8 +1,10 @@
-"""The target of a table: classes with their names, or values with their mean and scale."""
+"""The target of a table: classes with their names, labels, or values with their mean and scale."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,8 +27,11 @@ FEW = 50  # whole numbers with at most this many different values are classes ..
 FEW_SHARE = 0.05  # ... when they are also at most this share of the rows
 
 
-def without_target(frame: pd.DataFrame, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Reason -> (rows,) bool: rows in which one of the target columns is empty."""
+def without_target(frame: pd.DataFrame, names: Sequence[str], kind: Kind = "auto") -> dict[str, np.ndarray]:
+    """Reason -> (rows,) bool: rows in which one of the target columns is empty; of labels in one column, an
+    empty cell says that there are none."""
+    if kind == "labels" and len(names) == 1:
+        return {}
     reasons = {f"{name} (target) is missing": Cells(frame[name]).missing(BLANK) for name in names}
     return {reason: mask for reason, mask in reasons.items() if mask.any()}
 
@@ -131,7 +136,101 @@ class ValueTarget:
         return block, refused
 
 
-Target = ClassTarget | ValueTarget
+@dataclass(frozen=True)
+class LabelTarget:
+    """Any of the labels that the train rows have: columns of 0 and 1, or one column of lists.
+
+    counts: train rows that have each; rows: train rows. separator: between labels of the one column, in
+    which a JSON list may stand too; None: columns.
+    """
+
+    columns: list[str]
+    names: list[str]
+    counts: list[int]
+    rows: int
+    separator: str | None = None
+    kind: str = "labels"
+    dtype = "|u1"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one row's target."""
+        return (len(self.names),)
+
+    def spec(self) -> dict[str, Any]:
+        """The card's entry."""
+        said = {"kind": "labels", "names": list(self.names), "counts": list(self.counts), "rows": self.rows}
+        return said if self.separator is None else said | {"column": self.columns[0]}
+
+    def state(self) -> dict[str, Any]:
+        """The target as JSON."""
+        return asdict(self)
+
+    def encode(self, frame: pd.DataFrame, markers: frozenset[str]) -> tuple[np.ndarray, dict[int, str]]:
+        """(rows, n) uint8, 1 where a row has the label, and row position -> reason where one is unknown."""
+        block = np.zeros((len(frame), len(self.names)), dtype=np.uint8)
+        refused: dict[int, str] = {}
+        if self.separator is None:
+            for at, column in enumerate(self.columns):
+                for row, word in enumerate(Cells(frame[column]).text):
+                    if word in BLANK:
+                        refused.setdefault(row, f"{column} (target) is missing")
+                    elif word.lower() in _YES_OR_NO:
+                        block[row, at] = _YES_OR_NO[word.lower()]
+                    else:
+                        refused.setdefault(row, f"{column} (target) is neither 0 nor 1")
+            return block, refused
+        places = {name: at for at, name in enumerate(self.names)}
+        for row, word in enumerate(Cells(frame[self.columns[0]]).text):
+            found = labels_in(word, self.separator)
+            if found is None:
+                refused[row] = f"{self.columns[0]} (target) is no JSON list of labels"
+            elif any(label not in places for label in found):
+                refused[row] = NOT_IN_TRAIN
+            else:
+                block[row, [places[label] for label in found]] = 1
+        return block, refused
+
+
+_YES_OR_NO = {"1": 1, "true": 1, "yes": 1, "1.0": 1, "0": 0, "false": 0, "no": 0, "0.0": 0}
+MAX_LABELS = 1000
+
+
+def labels_in(cell: str, separator: str) -> list[str] | None:
+    """The labels in a cell, each once: a JSON list of words and numbers, or parts between separators; None:
+    it begins as a list and is none."""
+    if not cell.startswith("["):
+        return list(dict.fromkeys(part.strip() for part in cell.split(separator) if part.strip()))
+    try:
+        found = json.loads(cell)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, list) or not all(isinstance(one, str | int | float) for one in found):
+        return None
+    return list(dict.fromkeys(word for one in found if (word := str(one).strip())))
+
+
+Target = ClassTarget | LabelTarget | ValueTarget
+Kind = Literal["auto", "classes", "labels", "values"]
+TARGET_KIND = (
+    "classes to classify; labels where a row has any number of them (columns of 0 and 1, or one column of "
+    "labels); values for regression; auto decides between classes and values by the train rows."
+)
+SEPARATOR = (
+    "What stands between the labels in the one column of target_kind: labels; a cell may be a JSON list "
+    "instead, in which a label can hold the separator; an empty cell has none."
+)
+
+
+def refuse_target(targets: Sequence[str], kind: Kind, separator_given: bool) -> None:
+    """ValueError for keys of a target that do not go together."""
+    if len(targets) > 1 and kind == "classes":
+        raise ValueError(
+            "several targets are values, or labels (target_kind: labels); target_kind: classes needs a "
+            "single one"
+        )
+    if separator_given and (kind != "labels" or len(targets) > 1):
+        raise ValueError("label_separator is read only with target_kind: labels and one target column")
 
 
 def stand_in(targets: Mapping[str, Any]) -> dict[str, str]:
@@ -139,6 +238,9 @@ def stand_in(targets: Mapping[str, Any]) -> dict[str, str]:
 
     targets: as an encoder says them. Encoders write targets beside inputs; these are not looked at.
     """
+    if targets["kind"] == "labels":
+        one = {str(targets["column"]): "[]"} if "column" in targets else None
+        return one or dict.fromkeys(map(str, targets["names"]), "0")
     if targets["kind"] == "classes":
         return {str(targets["column"]): str(targets["names"][0])}
     return dict.fromkeys(map(str, targets["names"]), "0") if targets["kind"] == "values" else {}
@@ -146,17 +248,21 @@ def stand_in(targets: Mapping[str, Any]) -> dict[str, str]:
 
 def target_from_state(state: dict[str, Any]) -> Target:
     """The target that `state()` described."""
-    return ClassTarget(**state) if state["kind"] == "classes" else ValueTarget(**state)
+    kinds: dict[str, type[Target]] = {"classes": ClassTarget, "labels": LabelTarget, "values": ValueTarget}
+    return kinds[state["kind"]](**state)
 
 
 def fit_target(
     found: list[ColumnStatistics],
-    kind: Literal["auto", "classes", "values"],
+    kind: Kind,
     notes: list[str],
     scale: Scale = "standard",
+    separator: str = ",",
 ) -> Target:
     """The target as the train rows have it; DataError when there is nothing to learn."""
     first = found[0]
+    if kind == "labels" and scale == "standard":
+        return _fit_labels(found, separator, notes)
     if kind == "auto":
         kind = "values" if len(found) > 1 else _guess(first)
         if kind == "classes" and first.kind() == "number" and first.distinct > 2:
@@ -168,8 +274,8 @@ def fit_target(
         return _fit_values(found, scale)
     if scale != "standard":
         raise ConfigError(
-            f"data.encode.target_scale: {scale} is for numbers; {first.name!r} is taken as classes "
-            "(target_kind: values for regression)"
+            f"data.encode.target_scale: {scale} is for numbers; {first.name!r} is taken as "
+            f"{kind} (target_kind: values for regression)"
         )
     return _fit_classes(first, notes)
 
@@ -206,6 +312,52 @@ def _fit_classes(found: ColumnStatistics, notes: list[str]) -> ClassTarget:
         shown = ", ".join(map(repr, single[:5])) + (", ..." if len(single) > 5 else "")
         notes.append(f"target {name!r}: {len(single)} of {len(names)} classes have one train row ({shown})")
     return ClassTarget(name, names, [found.words[word] for word in names])
+
+
+def _fit_labels(found: list[ColumnStatistics], separator: str, notes: list[str]) -> LabelTarget:
+    first, rows = found[0], found[0].rows
+    if len(found) > 1:
+        counts = {column.name: _count_of_ones(column) for column in found}
+        names = list(counts)
+    else:
+        if first.overflow:
+            raise DataError(
+                f"target {first.name!r}: more than {first.distinct:,} different cells are no lists of labels"
+            )
+        gathered: Counter[str] = Counter()
+        for word, count in first.words.items():
+            gathered.update(dict.fromkeys(labels_in(word, separator) or [], count))
+        counts, names = dict(gathered), _sorted(list(gathered))
+    if not any(0 < count < rows for count in counts.values()):
+        hint = f" (label_separator is {separator!r})" if len(found) == 1 else ""
+        raise DataError(
+            f"target {', '.join(column.name for column in found)[:200]}: each of {len(names)} labels is in "
+            f"all train rows or in none; there is nothing to learn{hint}"
+        )
+    if len(names) > MAX_LABELS:
+        raise DataError(
+            f"target {first.name!r}: {len(names):,} different labels; at most {MAX_LABELS:,} are learned "
+            f"(label_separator is {separator!r})"
+        )
+    if idle := [name for name in names if counts[name] in (0, rows)]:
+        shown = ", ".join(map(repr, idle[:5])) + (", ..." if len(idle) > 5 else "")
+        notes.append(f"labels that all train rows have, or none: {shown}")
+    columns = [column.name for column in found]
+    return LabelTarget(
+        columns, names, [counts[name] for name in names], rows, separator if len(found) == 1 else None
+    )
+
+
+def _count_of_ones(column: ColumnStatistics) -> int:
+    """Train rows of a column of 0 and 1 that have a 1; DataError where most are neither."""
+    known = {word: _YES_OR_NO[word.lower()] for word in column.words if word.lower() in _YES_OR_NO}
+    other = next((word for word in column.words if word not in known), None)
+    if column.overflow or 2 * sum(column.words[word] for word in known) < column.rows - column.blank:
+        raise DataError(
+            f"target {column.name!r}: a column of labels holds 0 and 1 (or yes and no), "
+            f"not {str(other)[:40]!r}"
+        )
+    return sum(column.words[word] for word, one in known.items() if one)
 
 
 def _sorted(words: list[str]) -> list[str]:

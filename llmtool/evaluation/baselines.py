@@ -23,16 +23,16 @@ from llmtool.core import seeds
 from llmtool.core.config import Section
 from llmtool.core.contracts import Images, Tally, Tokens
 from llmtool.core.environment import code_version
-from llmtool.data.batches import unit_edges
-from llmtool.data.decoding import texts_of
 from llmtool.data.games.legality import Legality
 from llmtool.data.store import Dataset, Split
 from llmtool.evaluation import kept
-from llmtool.evaluation.ngrams import MOST_TOKENS, NGrams, Stream, best_order
+from llmtool.evaluation.ngrams import MOST_TOKENS, NGrams, best_order, by_unit, stream_of
 from llmtool.evaluation.pixels import matrix, side_of, width_of
+from llmtool.evaluation.words import looks_at, texts_of_split, words_of
 from llmtool.metrics import direction
 from llmtool.metrics.classification import ClassificationTally
 from llmtool.metrics.games import GamesTally
+from llmtool.metrics.labels import LabelTally
 from llmtool.metrics.language import LanguageTally
 from llmtool.metrics.regression import RegressionTally
 
@@ -41,10 +41,7 @@ TREES = 1500  # of gradient boosting, over all classes
 ROUNDS = 100  # of gradient boosting, scikit-learn's default
 SOLVER = 100  # iterations of logistic regression, scikit-learn's default
 MANY = 50_000_000  # cells from which more than one thread is worth having
-TEXT_TOKENS = 10_000_000  # tokens of texts that words are learned from
-WORDS = 100_000  # words and pairs of them, the most frequent
 LONGEST = 20_000_000  # tokens of a split that n-grams score
-_WORDS = "linear, on the share of each word and pair of words, rare ones weighing more"
 SMALLEST = 1e-15  # probability, below which scikit-learn's log loss does not go either
 
 Evidence = dict[str, np.ndarray]  # split -> what a tally is made from
@@ -111,7 +108,7 @@ def baselines(
     a function of dataset and seed, but for what the time leaves out.
     """
     kinds: dict[str, Callable[[Dataset, int, int], _Kind]] = {
-        "classes": _Classes, "values": _Values, "next_token": _Tokens
+        "classes": _Classes, "labels": _Labels, "values": _Values, "next_token": _Tokens
     }  # fmt: skip
     if isinstance(dataset.inputs, Tokens):
         kinds |= {"classes": _ClassesOfTexts, "values": _ValuesOfTexts}
@@ -305,6 +302,56 @@ def _ridge() -> Any:
     return Ridge()
 
 
+# --- several labels a row ---
+
+
+class _Labels:
+    """Evidence: (n, C) float32 logits of the labels."""
+
+    def __init__(self, dataset: Dataset, positive: int, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+        self.names = [str(name) for name in dataset.targets["names"]]
+        self.shares = np.asarray(dataset.targets["counts"], np.float64) / max(1, dataset.targets["rows"])
+
+    def tally(self, split: Split, evidence: np.ndarray) -> Tally:
+        """Judged as a model's logits are, at thresholds of 0.5."""
+        targets = torch.from_numpy(np.asarray(split.arrays["targets"]).astype(np.uint8))
+        return LabelTally(torch.from_numpy(evidence), targets, self.names)
+
+    def plans(self) -> Iterator[_Plan]:
+        """How frequent each label is, and logistic regression of each, of texts on TF-IDF."""
+        said = "the share of the training rows that have a label, for every row"
+        yield _Plan("frequencies", said, lambda splits: (self._logits(self._shares(splits)), ""), simple=True)
+        texts = isinstance(self.dataset.inputs, Tokens)
+        about = looks_at(self.dataset) if texts else _linear(self.dataset)
+        name = "TF-IDF, logistic regression" if texts else "logistic regression"
+        yield _Plan(name, f"{about}; a model for each label", self._fitted)
+
+    def _shares(self, splits: Sequence[str]) -> Evidence:
+        return {name: np.tile(self.shares, (self.dataset.split(name).rows, 1)) for name in splits}
+
+    def _logits(self, found: Evidence) -> Evidence:
+        clipped = {name: np.clip(shares, SMALLEST, 1 - 1e-12) for name, shares in found.items()}
+        return {name: np.log(part / (1 - part)).astype(np.float32) for name, part in clipped.items()}
+
+    def _fitted(self, splits: Sequence[str]) -> tuple[Evidence, str]:
+        """A model for each label; of one that all rows have, or none, its share."""
+        if isinstance(self.dataset.inputs, Tokens):
+            words, inputs, targets, note = words_of(self.dataset, self.seed)
+            rows = {name: words.transform(texts_of_split(self.dataset, name)) for name in splits}
+        else:
+            features = _features(self.dataset, _logistic())
+            inputs, targets, note = _sample(self.dataset, features, len(self.names), self.seed)
+            rows = {name: matrix(self.dataset, name)[:, features] for name in splits}
+        found, notes = self._shares(splits), [note]
+        for at in np.flatnonzero((targets.min(axis=0) == 0) & (targets.max(axis=0) == 1)):
+            model, more = _fit(_logistic(), inputs, targets[:, at])
+            notes.append(more)
+            for name, part in rows.items():
+                found[name][:, at] = model.predict_proba(part)[:, 1]
+        return self._logits(found), _joined(*notes)
+
+
 # --- labelled texts ---
 
 
@@ -314,13 +361,13 @@ class _ClassesOfTexts(_Classes):
     def plans(self) -> Iterator[_Plan]:
         """Majority, stratified, and TF-IDF with logistic regression."""
         yield from (plan for plan in super().plans() if plan.simple)
-        yield _Plan("TF-IDF, logistic regression", _WORDS, self._of_words)
+        yield _Plan("TF-IDF, logistic regression", looks_at(self.dataset), self._of_words)
 
     def _of_words(self, splits: Sequence[str]) -> tuple[Evidence, str]:
-        words, inputs, targets, note = _words(self.dataset, self.seed)
+        words, inputs, targets, note = words_of(self.dataset, self.seed)
         model, more = _fit(_logistic(), inputs, targets)
         return self._each(
-            lambda split: self._likely(model, words.transform(_texts(self.dataset, split.name))),
+            lambda split: self._likely(model, words.transform(texts_of_split(self.dataset, split.name))),
             splits,
             _joined(note, more),
         )
@@ -332,39 +379,17 @@ class _ValuesOfTexts(_Values):
     def plans(self) -> Iterator[_Plan]:
         """Mean, median, and TF-IDF with ridge regression."""
         yield from (plan for plan in super().plans() if plan.simple)
-        yield _Plan("TF-IDF, ridge regression", _WORDS, self._of_words)
+        yield _Plan("TF-IDF, ridge regression", looks_at(self.dataset), self._of_words)
 
     def _of_words(self, splits: Sequence[str]) -> tuple[Evidence, str]:
-        words, inputs, targets, note = _words(self.dataset, self.seed)
+        words, inputs, targets, note = words_of(self.dataset, self.seed)
         values = (targets.reshape(len(targets), -1).astype(np.float64) - self.mean) / self.scale
         model, more = _fit(_ridge(), inputs, values)
         evidence = {}
         for name in splits:
-            found = model.predict(words.transform(_texts(self.dataset, name)))
+            found = model.predict(words.transform(texts_of_split(self.dataset, name)))
             evidence[name] = found.reshape(-1, len(self.names)).astype(np.float32)
         return evidence, _joined(note, more)
-
-
-def _words(dataset: Dataset, seed: int) -> tuple[Any, Any, np.ndarray, str]:
-    """What finds the words of texts, the training texts' words, their targets, and what was left out."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    train = dataset.split("train")
-    rows, note = np.arange(train.rows), ""
-    if (tokens := len(train.arrays["tokens"])) > TEXT_TOKENS:
-        allowed = max(1000, train.rows * TEXT_TOKENS // tokens)
-        if allowed < train.rows:
-            rows = np.sort(seeds.generator(seed, "baselines").choice(train.rows, allowed, replace=False))
-            note = f"learned from {allowed:,} of {train.rows:,} texts"
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=WORDS)
-    inputs = words.fit_transform(_texts(dataset, "train", rows))
-    return words, inputs, np.asarray(train.arrays["targets"])[rows], note
-
-
-def _texts(dataset: Dataset, split: str, rows: np.ndarray | None = None) -> list[str]:
-    """The texts as the model sees them: as far as they were kept, as their tokens spell them."""
-    rows = np.arange(dataset.split(split).rows) if rows is None else rows
-    return texts_of(dataset, split, rows, around=False)
 
 
 # --- text: the next token ---
@@ -400,7 +425,7 @@ class _Tokens:
         train = self.dataset.split("train")
         total, length = len(train.arrays["tokens"]), min(len(train.arrays["tokens"]), MOST_TOKENS)
         cut = f"learned from the first {length:,} of {total:,} tokens" if length < total else ""
-        stream = _stream(train).part(0, length)
+        stream = stream_of(train).part(0, length)
         chosen = best_order(stream, self.vocabulary) if order is None else order
         model = NGrams(stream, self.vocabulary, chosen)
         evidence = {}
@@ -409,30 +434,15 @@ class _Tokens:
             if len(split.arrays["tokens"]) > LONGEST:
                 raise ValueError(f"{name} has more than {LONGEST:,} tokens")
             highest = min(chosen, model.highest)
-            stream = _stream(split)
+            stream = stream_of(split)
             nats, guess = model.score(stream, [highest])[highest]
-            evidence[name] = _by_unit(split, nats, guess == stream.tokens)
+            evidence[name] = by_unit(split, nats, guess == stream.tokens)
             if self.legality is not None:
                 legal, judged = self.legality.counted(self.dataset, name, guess)
                 unknown = np.full(len(legal), np.nan)
                 evidence[name] = np.concatenate([evidence[name], [legal, unknown, judged]])
         said = f"order {chosen}, chosen on the last tenth of the training text" if order is None else ""
         return evidence, _joined(said, cut)
-
-
-def _stream(split: Split) -> Stream:
-    return Stream.of(np.asarray(split.arrays["tokens"]), np.asarray(split.arrays["documents"]))
-
-
-def _by_unit(split: Split, nats: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """(3, u) sums over the units that a model's evidence has; a document's first token is never scored, nor
-    what nobody learns of a conversation."""
-    scored = np.ones(len(nats))
-    if "trained" in split.arrays:
-        scored *= np.asarray(split.arrays["trained"]) > 0
-    scored[np.concatenate([[0], np.asarray(split.arrays["documents"][:-1], np.int64)])] = 0
-    starts = unit_edges(split)[:-1]
-    return np.stack([np.add.reduceat(part * scored, starts) for part in (nats, np.ones(len(nats)), right)])
 
 
 # --- what they share ---

@@ -21,6 +21,7 @@ from llmtool.evaluation.sentences import sentence
 from llmtool.metrics import bootstrap
 from llmtool.metrics.classification import ClassificationTally
 from llmtool.metrics.games import GamesTally
+from llmtool.metrics.labels import LabelTally
 from llmtool.metrics.language import LanguageTally
 from llmtool.metrics.regression import RegressionTally
 from llmtool.metrics.suites import SuiteTally
@@ -138,6 +139,11 @@ def _tallies(
 
 def _tally(cells: Mapping[str, Sequence[str]], details: Mapping[str, Any]) -> Tally:
     names = [name.removeprefix(PROBABILITY) for name in cells if name.startswith(PROBABILITY)]
+    if names and "target" not in cells:
+        shares = np.stack([_numbers(cells[PROBABILITY + name]) for name in names], axis=1)
+        logits = torch.special.logit(torch.from_numpy(shares), eps=SMALLEST)
+        labels = torch.tensor([[int(one) for one in cells[f"target {name}"]] for name in names]).T
+        return LabelTally(logits, labels, names, [one["threshold"] for one in details.get("per_class", [])])
     if names:
         place = {harmless(name): index for index, name in enumerate(names)}
         shares = np.stack([_numbers(cells[PROBABILITY + name]) for name in names], axis=1)

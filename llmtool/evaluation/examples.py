@@ -9,6 +9,7 @@ import numpy as np
 
 from llmtool.core.contracts import Tally
 from llmtool.metrics.classification import ClassificationTally
+from llmtool.metrics.labels import LabelTally
 from llmtool.metrics.language import LanguageTally
 from llmtool.metrics.regression import RegressionTally
 
@@ -25,6 +26,8 @@ def examples(tally: Tally, place: Callable[[int], str]) -> list[dict[str, Any]]:
         return []
     if isinstance(tally, ClassificationTally):
         off, columns = _classes(tally)
+    elif isinstance(tally, LabelTally):
+        off, columns = _labels(tally)
     elif isinstance(tally, RegressionTally):
         off, columns = _values(tally)
     else:
@@ -39,6 +42,14 @@ def _classes(tally: ClassificationTally) -> tuple[np.ndarray, dict[str, np.ndarr
     off = -seen.log_probabilities[np.arange(len(seen.targets)), seen.targets]
     columns = {"target": names[seen.targets], "prediction": names[seen.predicted]}
     return off, columns | {"probability of the target": np.exp(-off)}
+
+
+def _labels(tally: LabelTally) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """By the mean log loss of a row's labels."""
+    seen, names = tally.seen(), np.asarray(tally.names, dtype=object)
+    spoken = lambda rows: np.array([", ".join(names[row]) or "none" for row in rows], dtype=object)  # noqa: E731
+    columns = {"target": spoken(seen.targets), "prediction": spoken(seen.given), "log loss": seen.surprise}
+    return seen.surprise, columns
 
 
 def _values(tally: RegressionTally) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -21,6 +21,7 @@ from llmtool.core.contracts import Tally
 from llmtool.core.errors import LlmtoolError
 from llmtool.metrics.classification import ClassificationTally
 from llmtool.metrics.games import GamesTally
+from llmtool.metrics.labels import LabelTally
 from llmtool.metrics.language import LanguageTally
 from llmtool.metrics.regression import RegressionTally
 from llmtool.metrics.target_scale import described, target_scale
@@ -61,10 +62,13 @@ def _hash(arrays: Arrays) -> str:
 
 def write_tally(path: Path, key: Mapping[str, str], tally: Tally) -> None:
     """Keep a model's evidence, exactly."""
-    if isinstance(tally, ClassificationTally):
+    if isinstance(tally, LabelTally):
+        arrays = {"labels": tally.seen().targets.astype(np.uint8), "scores": tally.seen().logits}
+        about: dict[str, Any] = {"names": tally.names, "thresholds": tally.thresholds}
+    elif isinstance(tally, ClassificationTally):
         seen = tally.judgement()
         arrays = {"logits": seen.logits, "targets": seen.targets}
-        about: dict[str, Any] = {"names": tally.names, "positive": tally.positive}
+        about = {"names": tally.names, "positive": tally.positive}
     elif isinstance(tally, RegressionTally):
         arrays = {"predictions": tally.standardised(), "targets": tally.pairs()[1]}
         about = {"names": tally.names, "mean": list(tally.mean), "scale": list(tally.scale)}
@@ -81,6 +85,8 @@ def read_tally(path: Path, key: Mapping[str, str]) -> Tally | None:
     if found is None:
         return None
     arrays, about = {name: torch.from_numpy(array) for name, array in found[0].items()}, found[1]
+    if "labels" in arrays:
+        return LabelTally(arrays["scores"], arrays["labels"], **about)
     if "logits" in arrays:
         return ClassificationTally(arrays["logits"], arrays["targets"], **about)
     if "predictions" in arrays:

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmtool.data.batches import unit_edges
+from llmtool.data.store import Split
+
 Integers = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 Floats = NDArray[np.float64]
@@ -176,3 +179,19 @@ def _find(keys: Hashes, wanted: Hashes) -> tuple[Integers, NDArray[np.bool_]]:
     """Where each wanted key stands among the sorted ones, and whether it is there."""
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return at, keys[at] == wanted
+
+
+def stream_of(split: Split) -> Stream:
+    """The text of a split."""
+    return Stream.of(np.asarray(split.arrays["tokens"]), np.asarray(split.arrays["documents"]))
+
+
+def by_unit(split: Split, nats: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """(3, u) sums over the units that a model's evidence has; a document's first token is never scored, nor
+    what nobody learns of a conversation."""
+    scored = np.ones(len(nats))
+    if "trained" in split.arrays:
+        scored *= np.asarray(split.arrays["trained"]) > 0
+    scored[np.concatenate([[0], np.asarray(split.arrays["documents"][:-1], np.int64)])] = 0
+    starts = unit_edges(split)[:-1]
+    return np.stack([np.add.reduceat(part * scored, starts) for part in (nats, np.ones(len(nats)), right)])

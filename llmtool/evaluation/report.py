@@ -26,7 +26,10 @@ from llmtool.metrics.bootstrap import Difference
 from llmtool.metrics.classification import AVERAGES
 
 MOST_CLASSES = 30  # rows of the per-class table; beyond it, those with the lowest F1
-BASELINE_FIGURES = ("accuracy", "f1", "roc_auc", "log_loss", "rmse", "mae", "r2", "loss", "token_accuracy")
+BASELINE_FIGURES = (
+    "accuracy", "mean_average_precision", "f1", "roc_auc", "log_loss", "rmse", "mae", "r2", "loss",
+    "token_accuracy",
+)  # fmt: skip
 OF_GAMES = ("match", "legal")
 MOST_CELLS = 12  # classes of the confusion matrix on a screen
 NOTHING: dict[str, Any] = {  # the evidence of a report that has none
@@ -268,15 +271,19 @@ def class_table(per_class: Sequence[Mapping[str, Any]], metrics: Mapping[str, fl
             lowest[:MOST_CLASSES],
             f"{title}: the {MOST_CLASSES} of {len(shown)} with the lowest F1",
         )
-    table = _table(title, ["class", *columns, "rows"])
+    more = ["threshold"] if shown and "threshold" in shown[0] else []  # of labels
+    title = title.replace("classes", "labels", 1) if more else title
+    table = _table(title, ["label" if more else "class", *columns, *more, "rows"])
     for entry in shown:
-        figures = (number(entry[column]) for column in columns)
+        figures = (number(entry[column]) for column in (*columns, *more))
         table.add_row(Text(console.clean(entry["class"], lines=False)), *figures, f"{entry['support']:,}")
     table.add_section()
     total = f"{sum(entry['support'] for entry in per_class):,}"
     for average in AVERAGES:
-        values = (number(metrics[f"{c}_{average}"]) if f"{c}_{average}" in metrics else "" for c in columns)
-        table.add_row(average, *values, total)
+        if f"f1_{average}" not in metrics:
+            continue
+        values = [number(metrics[f"{c}_{average}"]) if f"{c}_{average}" in metrics else "" for c in columns]
+        table.add_row(average, *values, *[""] * len(more), total)
     return table
 
 

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from llmtool.core.config import suggest
 from llmtool.core.errors import ConfigError
-from llmtool.metrics import classification, games, language, regression, suites
+from llmtool.metrics import classification, games, labels, language, regression, suites
 
 SplitName = Literal["train", "validation", "test"]
 BASELINE = "beats_baseline"
@@ -133,6 +133,7 @@ Requirements = Annotated[dict[Figure, Bound], BeforeValidator(_flat), AfterValid
 
 FIGURES = {
     "classes": classification.FIGURES,
+    "labels": labels.FIGURES,
     "values": regression.FIGURES,
     "log_values": (*regression.FIGURES, regression.RMSE_LOG),  # those that are learned as logarithms
     "next_token": language.FIGURES,

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from llmtool.core.contracts import Features, Images, InputSpec, NextToken, OutputSpec, Tokens, Values
+from llmtool.core.contracts import Features, Images, InputSpec, Labels, NextToken, OutputSpec, Tokens, Values
 from llmtool.models.encoder import Attention, ModernAttention
 from llmtool.models.gpt2 import GPT2Attention
 from llmtool.models.huggingface import Through
@@ -234,6 +234,9 @@ def _loss(spec: OutputSpec, outputs: Tensor) -> Tensor:
     """A loss of the usual kind for these outputs; the task's own may keep a little more or less."""
     if isinstance(spec, Values):
         return F.mse_loss(outputs.float(), torch.zeros_like(outputs, dtype=torch.float32), reduction="sum")
+    if isinstance(spec, Labels):
+        zeros = torch.zeros_like(outputs, dtype=torch.float32)
+        return F.binary_cross_entropy_with_logits(outputs.float(), zeros, reduction="sum")
     flat = outputs.flatten(0, 1) if isinstance(spec, NextToken) else outputs
     target = torch.zeros(flat.shape[0], dtype=torch.int64, device=flat.device)
     return F.cross_entropy(flat.float(), target, reduction="sum")

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from llmtool.core.config import Section
-from llmtool.core.contracts import IGNORE, Batch, Classes, InputSpec, OutputSpec, Tokens, Values
+from llmtool.core.contracts import IGNORE, Batch, Classes, InputSpec, Labels, OutputSpec, Tokens, Values
 from llmtool.core.errors import ConfigError
 from llmtool.models.headed import Headed
 
@@ -183,8 +183,11 @@ class Bag(Headed):
         whole = torch.zeros_like(inside[:, :1])  # (R, 1)
         for batch in batches:
             rows, there = self.bag(batch.inputs, batch.segments)
-            scored = batch.targets != IGNORE
-            member = F.one_hot(batch.targets.clamp(min=0), ratio.shape[1]).double() * scored.unsqueeze(1)
+            if isinstance(self.outputs, Labels):
+                scored, member = torch.ones_like(there[:, 0]), batch.targets.double()  # (B,), (B, C)
+            else:
+                scored = batch.targets != IGNORE
+                member = F.one_hot(batch.targets.clamp(min=0), ratio.shape[1]).double() * scored.unsqueeze(1)
             count = there.sum(dim=1)
             chosen = rows[there]
             inside.index_add_(0, chosen, member.repeat_interleave(count, dim=0))

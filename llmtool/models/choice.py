@@ -83,7 +83,7 @@ def choices(problem: Problem) -> list[Choice]:
         RULES[name].choose(problem)
         for name, member in FAMILIES.items()
         if type(problem.inputs) in member.accepts
-        and type(problem.outputs) in member.gives
+        and isinstance(problem.outputs, member.gives)
         # from the start, a decoder reads classes of texts no better than an encoder, which sees both sides
         and (name != "transformer" or isinstance(problem.outputs, NextToken))
         and (name == "encoder" or not getattr(problem.inputs, "features", 0))
@@ -186,24 +186,8 @@ def _encoder(problem: Problem) -> Choice:
 # --- the next token ---------------------------------------------------------------------------------------
 
 
-def _reader(problem: Problem) -> Choice:
-    """A transformer that has read a text to its end says what it is."""
-    assert isinstance(problem.inputs, Tokens)
-    context = max(16, problem.inputs.length or problem.longest or 512)
-    return Choice(
-        "transformer",
-        2,
-        "learns a language from texts without labels first, then their classes by `finetune`",
-        "from the start it learns less from labels than `encoder`, which sees the whole text at once",
-        {"depth": 2, "heads": 4, "width": 128, "context": context},
-        {"budget": {"epochs": 5}, "optimizer": {"name": "adamw", "lr": 1e-3}},
-    )
-
-
 def _transformer(problem: Problem) -> Choice:
     assert isinstance(problem.inputs, Tokens)
-    if not isinstance(problem.outputs, NextToken):
-        return _reader(problem)
     context = _context(problem)
     by_data = problem.tokens * PASSES // TOKENS_PER_PARAMETER
     # a parameter costs 6 FLOPs for each of 20 tokens: https://arxiv.org/abs/2001.08361, section 2.1

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llmtool.core.contracts import Classes, Features, Images, NextToken, Tokens
+from llmtool.core.contracts import Classes, Features, Images, Labels, NextToken, Tokens
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.models.bag import Bag
 from llmtool.models.encoder import Encoder, same_document
@@ -186,7 +186,11 @@ def _outputs(model: Any) -> str:
     if isinstance(model.outputs, NextToken):
         return f"({ROWS}, {TOKENS}, {model.outputs.vocabulary}) logits of the next token"
     what = (
-        "logits of classes" if isinstance(model.outputs, Classes) else "values, standardised as in training"
+        "logits of labels"
+        if isinstance(model.outputs, Labels)
+        else "logits of classes"
+        if isinstance(model.outputs, Classes)
+        else "values, standardised as in training"
     )
     return f"({ROWS}, {model.outputs.n}) {what}"
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from llmtool.core.config import Section
-from llmtool.core.contracts import Classes, Features, InputSpec, OutputSpec, Values
+from llmtool.core.contracts import Classes, Features, InputSpec, Labels, OutputSpec, Values
 from llmtool.core.errors import ConfigError
 from llmtool.models.headed import Headed
 from llmtool.models.mlp import ACTIVATIONS
@@ -198,4 +198,6 @@ class TabM(Headed):
         found = self.members(inputs)
         if isinstance(self.outputs, Values):
             return found.mean(dim=1)
+        if isinstance(self.outputs, Labels):
+            return torch.special.logit(found.float().sigmoid().mean(dim=1), eps=1e-6)
         return F.log_softmax(found.float(), dim=-1).logsumexp(dim=1) - math.log(found.shape[1])

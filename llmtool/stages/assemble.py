@@ -270,7 +270,7 @@ def refuse_unknown_figures(experiment: Experiment, dataset: Dataset) -> None:
     kind = dataset.targets["kind"]
     if asked.probe and "game" not in dataset.targets:
         raise ConfigError("evaluate.probe: is for models of games (data.encode.as: moves)")
-    if asked.suites and kind in ("classes", "values"):
+    if asked.suites and kind in ("classes", "labels", "values"):
         raise ConfigError("evaluate.suites: are for language models; this model writes no text")
     if (dataset.targets.get("transform") or {}).get("kind") == "log":
         kind = "log_values"

@@ -159,9 +159,8 @@ def _packed(card: dict[str, Any] | None) -> bool:
 def _spec(spec: InputSpec | OutputSpec | None) -> dict[str, Any]:
     if spec is None:
         return {"kind": "nothing"}
-    kinds = {"Features": "features", "Images": "images", "Tokens": "tokens", "Classes": "classes"}
-    kinds |= {"Values": "values", "NextToken": "next_token"}
-    found = {"kind": kinds[type(spec).__name__], **asdict(spec)}
+    name = type(spec).__name__
+    found = {"kind": "next_token" if name == "NextToken" else name.lower(), **asdict(spec)}
     unsaid = ("columns", "features")  # which features belong together, and that none stand beside a text
     return {name: value for name, value in found.items() if value or name not in unsaid}
 
@@ -480,6 +479,7 @@ def _words(spec: dict[str, Any]) -> str:
         ),
         "tokens": lambda: f"tokens of a vocabulary of {spec['vocabulary']:,}",
         "classes": lambda: f"one of {spec['n']} classes",
+        "labels": lambda: f"any of {spec['n']} labels",
         "values": lambda: f"{spec['n']} number{'s' if spec['n'] > 1 else ''}",
         "next_token": lambda: "the next token at every position",
         "nothing": lambda: "nothing yet: its head comes with fine-tuning",

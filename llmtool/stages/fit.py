@@ -143,6 +143,9 @@ class _Session:
         self.state = State()
         self.resumed_from: int | None = None
         self.notes: list[str] = []
+        self.tunes = getattr(assembled.task, "tunes", False)
+        if self.validation is None and self.tunes:
+            raise ConfigError("task.thresholds: tuned needs scores of validation, and there is no such split")
         if self.validation is None and (config.stop or config.select):
             key = "stop" if config.stop else "select"
             without = "; stop: null trains without" if config.stop else ""  # some families' recipes stop
@@ -279,6 +282,9 @@ class _Session:
         assert self.validation is not None
         with self._averaged():
             tally = self._tally(self.validation.in_order(self._scoring_rows()))
+        if self.tunes:  # what a checkpoint says of its labels from now on
+            part, tally = self.assembled, self.assembled.task.tune(tally)  # type: ignore[attr-defined]
+            part.targets = {**part.targets, "thresholds": part.task.thresholds}  # type: ignore[attr-defined]
         metrics = tally.metrics()
         return metrics, metrics.get(self.metric)
 

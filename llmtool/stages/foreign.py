@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtool.core import files
-from llmtool.core.contracts import Classes, Images, NextToken, Tokens, Values
+from llmtool.core.contracts import Classes, Images, Labels, NextToken, Tokens, Values
 from llmtool.core.errors import ConfigError, DataError, LlmtoolError
 from llmtool.core.files import HashFile
 from llmtool.data import templates, tokenizers
@@ -112,6 +112,8 @@ def _with_head(model: Any, card: dict[str, Any]) -> tuple[dict[str, Any] | None,
         return None, card | {"targets": {"kind": "nothing"}}
     assert isinstance(model.outputs, Classes | Values)
     names = model.labels or [f"LABEL_{number}" for number in range(model.outputs.n)]
+    if isinstance(model.outputs, Labels):
+        return {"kind": "multilabel"}, card | {"targets": {"kind": "labels", "names": names}}
     if isinstance(model.outputs, Classes):
         return {"kind": "classification"}, card | {"targets": {"kind": "classes", "names": names}}
     plain = {"mean": [0.0] * model.outputs.n, "scale": [1.0] * model.outputs.n}

@@ -22,7 +22,7 @@ from llmtool.stages.assemble import Assembled
 from llmtool.stages.score import origin
 
 CACHE = ".cache"  # beside the stages of a run: what model and baselines predicted, for the next evaluation
-HEADLINE = {"classes": "accuracy", "values": "rmse", "next_token": "loss"}
+HEADLINE = {"classes": "accuracy", "labels": "mean_average_precision", "values": "rmse", "next_token": "loss"}
 
 
 def judge(

@@ -26,6 +26,7 @@ from llmtool.data.sources import Chunk
 from llmtool.data.store import Dataset, Split
 from llmtool.data.targets import stand_in
 from llmtool.evaluation.report import PROBABILITY
+from llmtool.metrics.labels import LabelTally
 from llmtool.metrics.language import LARGEST, LanguageTally
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import Start
@@ -226,6 +227,8 @@ def columns_of(targets: Mapping[str, Any]) -> list[str]:
     names = [str(name) for name in targets.get("names", [])]
     if targets["kind"] == "classes":
         return ["prediction", "probability", *(f"p_{name}" for name in names)]
+    if targets["kind"] == "labels":
+        return [*(f"prediction_{name}" for name in names), *(f"p_{name}" for name in names)]
     if targets["kind"] == "values":
         return ["prediction"] if len(names) == 1 else [f"prediction_{name}" for name in names]
     return ["log_likelihood", "tokens", "perplexity"]
@@ -245,7 +248,8 @@ def answers_of(tally: Tally, split: Split) -> tuple[dict[str, np.ndarray], np.nd
             answers[f"p_{name.removeprefix(PROBABILITY)}"] = cells
         else:
             answers[name.replace("prediction ", "prediction_", 1)] = cells
-    return answers | ({"probability": np.max(classes, axis=0)} if classes else {}), places
+    several = isinstance(tally, LabelTally)
+    return answers | ({"probability": np.max(classes, axis=0)} if classes and not several else {}), places
 
 
 def _of_text(

@@ -17,6 +17,7 @@ from llmtool.metrics.classification import ClassificationTally
 from llmtool.tasks.members import member_outputs
 
 UNFIT = {
+    "labels": "this data has several labels a row; set task.kind: multilabel",
     "values": "this data has numbers; set data.encode.target_kind: classes, or task.kind: regression",
     "next_token": "this data is text without labels; set task.kind: language",
 }

@@ -17,6 +17,7 @@ from llmtool.metrics.target_scale import LogScale, TargetScale, target_scale
 from llmtool.tasks.members import member_outputs
 
 UNFIT = {
+    "labels": "this data has several labels a row; set task.kind: multilabel",
     "classes": "this data has classes; set data.encode.target_kind: values, or task.kind: classification",
     "next_token": "this data is text without labels; set task.kind: language",
 }

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmtool.core.contracts import Classes, OutputSpec, Values
+from llmtool.core.contracts import Classes, Labels, OutputSpec, Values
 from llmtool.core.errors import ConfigError
 from llmtool.models.forms.form import whole_number
 
 LABELS = "id2label"
 FEATURES = "llmtool_features"  # numbers of a table beside a text, which no class of theirs reads
 POOLING = "llmtool_pooling"  # of heads on a mean, which of theirs only ModernBERT has a key of its own for
-KINDS = ("single_label_classification", "regression")
+KINDS = ("single_label_classification", "regression", "multi_label_classification")
 
 
 def outputs_of(data: Mapping[str, Any], path: Path) -> Classes | Values:
@@ -27,7 +27,9 @@ def outputs_of(data: Mapping[str, Any], path: Path) -> Classes | Values:
         raise ConfigError(
             f"{path}: problem_type: {str(kind)[:100]!r} is not supported (only {', '.join(KINDS)})"
         )
-    return Values(count) if kind == KINDS[1] else Classes(count)
+    if kind == KINDS[1]:
+        return Values(count)
+    return Labels(count) if kind == KINDS[2] else Classes(count)
 
 
 def labels_of(data: Mapping[str, Any]) -> list[str] | None:
@@ -44,5 +46,5 @@ def labels_written(labels: list[str] | None, count: int, outputs: OutputSpec | N
     return {
         LABELS: {str(number): label for number, label in enumerate(labels)},
         "label2id": {label: number for number, label in enumerate(labels)},
-        "problem_type": KINDS[isinstance(outputs, Values)],
+        "problem_type": KINDS[2 if isinstance(outputs, Labels) else isinstance(outputs, Values)],
     }

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from llmtool.core.contracts import Classes, Features, Values
+from llmtool.core.contracts import Classes, Features, Labels, Values
 from llmtool.core.errors import ConfigError
 from llmtool.models.forms.form import Form, whole_number
 from llmtool.models.mlp import MLP, MLPConfig
 
-OUTPUTS: dict[str, type[Classes] | type[Values]] = {"classes": Classes, "values": Values}
+OUTPUTS: dict[str, type[Classes] | type[Values]] = {"labels": Labels, "classes": Classes, "values": Values}
 
 
 class MLPForm(Form):
