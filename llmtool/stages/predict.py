@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
+import torch
 
 from llmtool.core import files
 from llmtool.core.config import suggest
@@ -19,15 +20,18 @@ from llmtool.core.errors import ConfigError, DataError
 from llmtool.data.batches import unit_edges
 from llmtool.data.cleaning import clean, on_new_rows
 from llmtool.data.encoding import Encoder, RowError
+from llmtool.data.games.moves import START, MovesEncoder
 from llmtool.data.images import ImagesEncoder
 from llmtool.data.incoming import ROWS, Stretch
 from llmtool.data.reading import ENCODERS, Reading, restore_encoder
 from llmtool.data.sources import Chunk
 from llmtool.data.store import Dataset, Split
 from llmtool.data.targets import stand_in
+from llmtool.evaluation.loop import eval_mode
 from llmtool.evaluation.report import PROBABILITY
 from llmtool.metrics.labels import LabelTally
 from llmtool.metrics.language import LARGEST, LanguageTally
+from llmtool.models.causal import Transformer
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import Start
 from llmtool.stages.score import score
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 
 SPLIT = "rows"  # what the rows at hand are called while they are arrays
 PICTURES = 512  # of a stretch
+GAMES = 64  # that go through a model together
 NOT_FINITE = "the model's output is not a finite number"
 Batch = int | Literal["auto"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -86,6 +91,8 @@ class Predictor:
         self.encoder: Encoder = restore_encoder(card, directory)
         if isinstance(self.encoder, ImagesEncoder):
             self.encoder.config = self.encoder.config.model_copy(update={"root": root})
+        if isinstance(self.encoder, MovesEncoder):  # what comes next is asked of games that go on
+            self.encoder.config = self.encoder.config.model_copy(update={"unfinished": "keep"})
         self.stand_ins = stand_in(self.encoder.targets)
         self.inputs = [name for name in self.encoder.columns(_Every()) if name not in self.stand_ins]
         self.steps = [] if reading is None else reading.clean
@@ -121,8 +128,8 @@ class Predictor:
     @property
     def numbers(self) -> list[str]:
         """The columns of answers that hold numbers."""
-        classes = self._card["targets"]["kind"] == "classes"
-        return [name for name in self.names if not (classes and name == "prediction")]
+        words = self._card["targets"]["kind"] != "values"
+        return [name for name in self.names if not (words and name == "prediction")]
 
     def check(self, name: str, available: Sequence[str]) -> None:
         """DataError, naming the input, where it lacks a column that the model reads; settles what cleaning
@@ -142,11 +149,14 @@ class Predictor:
         errors: list[str | None] = [stretch.bad.get(place) for place in range(len(stretch))]
         columns: dict[str, list[Any]] = {name: [None] * len(stretch) for name in self.names}
         frame = self._good(stretch.frame, errors) if len(stretch.frame) else stretch.frame
-        if len(frame) and (found := self._encoded(frame, errors)) is not None:
-            dataset, split = found
+        if len(frame) and (encoded := self._encoded(frame, errors)) is not None:
+            dataset, split = encoded
             assembled = replace(self._assembled, dataset=dataset)
             tally = score(assembled, [SPLIT], self._batch, self._flip)[SPLIT]
-            self._take(*answers_of(tally, split), columns, errors)
+            found, places = answers_of(tally, split)
+            if isinstance(self.encoder, MovesEncoder):
+                found |= next_moves(assembled, self.encoder, split)
+            self._take(found, places, columns, errors)
             self._forget()
         return Answers(columns, errors)
 
@@ -162,8 +172,9 @@ class Predictor:
         frame = cleaned.frame
         good = np.ones(len(frame), dtype=bool)
         for reason, mask in self.encoder.refuse(frame).items():
+            details = getattr(self.encoder, "details", {})  # of games: which move it is
             for place in frame.index.to_numpy()[mask & good].tolist():
-                errors[place] = reason
+                errors[place] = f"{reason}: {details[place]}" if place in details else reason
             good &= ~mask
         return frame if good.all() else frame.loc[good]
 
@@ -197,15 +208,15 @@ class Predictor:
     ) -> None:
         """Put the answers where their rows are."""
         good = np.ones(len(places), dtype=bool)
-        for cells in found.values():
-            if cells.dtype.kind == "f":
+        for name, cells in found.items():
+            if cells.dtype.kind == "f" and name != "probability":  # which a game that is over has none of
                 good &= np.isfinite(cells)
         for name, cells in found.items():
             column = columns[name]
             digits = 9 if name == "probability" or name.startswith("p_") else 12
             values = cells[good].tolist()
             if cells.dtype.kind == "f":  # as predictions.csv of evaluate has them
-                values = [float(f"{value:.{digits}g}") for value in values]
+                values = [float(f"{value:.{digits}g}") if value == value else None for value in values]
             for place, value in zip(places[good].tolist(), values, strict=True):
                 column[place] = value
         for place in places[~good].tolist():
@@ -231,7 +242,8 @@ def columns_of(targets: Mapping[str, Any]) -> list[str]:
         return [*(f"prediction_{name}" for name in names), *(f"p_{name}" for name in names)]
     if targets["kind"] == "values":
         return ["prediction"] if len(names) == 1 else [f"prediction_{name}" for name in names]
-    return ["log_likelihood", "tokens", "perplexity"]
+    of_text = ["log_likelihood", "tokens", "perplexity"]
+    return [*of_text, "prediction", "probability"] if "game" in targets else of_text
 
 
 def answers_of(tally: Tally, split: Split) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -261,7 +273,7 @@ def _of_text(
     document = np.searchsorted(ends, unit_edges(split)[:-1], side="right")
     rows, row = np.unique(places, return_inverse=True)
     row = row[np.minimum(document, len(places) - 1)]  # a unit without tokens may lie behind the last
-    nats, tokens, _ = (np.bincount(row, part, len(rows)) for part in tally.sums())
+    nats, tokens = (np.bincount(row, part, len(rows)) for part in tally.sums()[:2])
     scored = tokens > 0
     nats, tokens = nats[scored], tokens[scored]
     perplexity = np.exp(np.minimum(nats / tokens, LARGEST))
@@ -269,3 +281,31 @@ def _of_text(
         {"log_likelihood": -nats, "tokens": tokens.astype(np.int64), "perplexity": perplexity},
         rows[scored],
     )
+
+
+def next_moves(assembled: Assembled, encoder: MovesEncoder, split: Split) -> dict[str, np.ndarray]:
+    """The likeliest move after each game, and its probability; none where the rules end the game."""
+    model, device = cast(Transformer, assembled.model), assembled.device
+    ends = np.asarray(split.arrays["documents"], np.int64)
+    games = [game.tolist() for game in np.split(np.asarray(split.arrays["tokens"], np.int64), ends[:-1])]
+    names = [START, *encoder.rules.vocabulary()]
+    over = encoder.rules.ended([[names[number] for number in game[1:]] for game in games])
+    moves, sure = np.full(len(games), None, object), np.full(len(games), np.nan)
+    waiting = [at for at, ended in enumerate(over) if not ended]
+    with eval_mode(model), torch.no_grad(), assembled.precision.autocast(device):
+        for start in range(0, len(waiting), GAMES):
+            some = waiting[start : start + GAMES]
+            seen = [games[at][-model.context :] for at in some]
+            inputs = torch.zeros(len(seen), max(map(len, seen)), dtype=torch.int64)
+            for row, game in enumerate(seen):
+                inputs[row, : len(game)] = torch.tensor(
+                    game
+                )  # what is behind it, a causal model does not see
+            last = torch.tensor([len(game) - 1 for game in seen])
+            hidden = model.hidden(inputs.to(device))[torch.arange(len(seen)), last]  # (B, D)
+            found = model.logits(hidden).float().softmax(dim=1).cpu()  # (B, V)
+            found[:, 0] = 0  # what begins a game is no move
+            for at, best in zip(some, found.max(dim=1).indices.tolist(), strict=True):
+                moves[at] = names[best]
+            sure[some] = found.max(dim=1).values.double().numpy()
+    return {"prediction": moves, "probability": sure}

@@ -258,6 +258,39 @@ def test_pictures_are_explained_by_pixel(photos: Path, llmtool: Run) -> None:
     assert page.count("<img src='data:image/png") == 2 * len(found["examples"])
 
 
+GAMES = """\
+data:
+  source: {format: othello_random, games: 80, seed: 1}
+  encode: {as: moves, game: othello}
+model: {family: transformer, depth: 1, width: 16, heads: 2, context: 60}
+train: {budget: {steps: 3}, batch: 8}
+"""
+
+
+def test_games_have_a_likelihood_and_a_next_move(tmp_path: Path, llmtool: Run) -> None:
+    (tmp_path / "games.yaml").write_text(GAMES)
+    for command in ("train", "evaluate"):
+        ended = llmtool(command, "games.yaml", "--set", "evaluate.baselines.kind=simple", cwd=tmp_path)
+        assert ended.code == 0, ended.err
+    (tmp_path / "new.txt").write_text("f5 d6\nf5 f5\n\nf5 d6 c3\nhello\n")
+    ended = llmtool("predict", "games.yaml", "--input", "new.txt", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    found = table(ended.out)
+    assert [row["error"] == "" for row in found] == [True, False, False, True, False]
+    assert "an illegal move: move 2" in found[1]["error"]
+    assert [row["tokens"] for row in found if not row["error"]] == ["2", "3"]
+    for row in found:
+        assert (row["prediction"] == "") == (row["error"] != "")
+    whole = "f5 d6 c3 d3 c4"
+    asked = llmtool(
+        "generate", "runs/games/train", "--prompt", whole, "--tokens", 1, "--temperature", 0, cwd=tmp_path
+    )
+    (tmp_path / "one.csv").write_text(f"moves\n{whole}\n")
+    (one,) = table(llmtool("predict", "games.yaml", "--input", "one.csv", cwd=tmp_path).out)
+    assert one["prediction"] == asked.out.strip()
+    assert 1 / 61 < float(one["probability"]) < 1
+
+
 def run_with(given: bytes, *arguments: object, cwd: Path) -> Ended:
     """As `llmtool`, with something on standard input."""
     before = Path.cwd()

@@ -250,3 +250,34 @@ def test_a_failed_replacement_puts_the_old_directory_back(tmp_path, monkeypatch)
         files.replace_directory(tmp_path / "new", tmp_path / "final")
     assert (tmp_path / "final" / "data").read_text() == "final"
     assert json.dumps(sorted(os.listdir(tmp_path))) == '["final", "new"]'
+
+
+def test_a_stream_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    with files.stream(target) as file:
+        file.write(b"one")
+        assert not target.exists()
+        file.write(b" two")
+    assert target.read_bytes() == b"one two"
+
+    def broken_off(error):
+        with files.stream(target) as file:
+            file.write(b"half")
+            raise error
+
+    for error in (KeyboardInterrupt(), ValueError("no")):
+        with pytest.raises(type(error)):
+            broken_off(error)
+    assert target.read_bytes() == b"one two"
+    assert os.listdir(tmp_path) == ["out"]
+
+    class Full(files.Fs):
+        def sync(self, path):
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(files, "fs", Full())
+    with pytest.raises(LlmtoolError, match="no space left"), files.stream(target) as file:
+        file.write(b"more")
+    assert os.listdir(tmp_path) == ["out"]
+    with pytest.raises(LlmtoolError, match="no such file"), files.stream(tmp_path / "no" / "out"):
+        raise AssertionError

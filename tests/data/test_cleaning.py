@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from llmtool.core.errors import ConfigError
 from llmtool.data import CleanStep
-from llmtool.data.cleaning import Cleaned, clean, contents
+from llmtool.data.cleaning import Cleaned, clean, contents, on_new_rows
 from llmtool.data.sources import frame
 
 STEP: TypeAdapter[Any] = TypeAdapter(CleanStep)
@@ -191,3 +191,28 @@ def test_an_unknown_column_is_named_with_the_nearest(step: dict) -> None:
 def test_steps_that_make_no_sense(step: dict) -> None:
     with pytest.raises(ValidationError):
         STEP.validate_python(step)
+
+
+def test_new_rows_are_cleaned_without_looking_at_a_target_that_nobody_knows() -> None:
+    steps = [
+        STEP.validate_python(step)
+        for step in (
+            {"step": "drop_duplicates"},
+            {"step": "require", "columns": ["a", "y"]},
+            {"step": "filter", "column": "y", "keep": ["1"]},
+            {"step": "types", "columns": {"a": "number", "y": "integer"}},
+            {"step": "drop_missing"},
+            {"step": "replace", "column": "b", "mapping": {"x": "z"}},
+            {"step": "range", "column": "gone", "max": 3},
+        )
+    ]
+    kept, notes = on_new_rows(steps, ["a", "b"], ["y"], ["a", "b", "more"])
+    assert [step.step for step in kept] == ["require", "types", "drop_missing", "replace"]
+    assert kept[0].columns == ["a"]
+    assert kept[1].columns == {"a": "number"}
+    assert kept[2].columns == ["a", "b"]
+    assert notes == ["data.clean.6 (range) is left out: no column 'gone' here"]
+    found = clean(kept, table(a=["1", "x", "2"], b=["x", "x", None], more=[None, None, None]))
+    assert found.frame["b"].tolist() == ["z"]
+    assert rows(found.bad) == {"a is not a number": [1]}
+    assert rows(found.dropped) == {"a value is missing": [2]}
