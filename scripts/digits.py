@@ -1,6 +1,6 @@
 """Writes the 1,797 handwritten digits that scikit-learn ships (8 x 8 pixels) as a pair of IDX files.
 
-    python scripts/digits.py            configs/data/digits-images-idx3-ubyte.gz, configs/data/digits-labels-...
+    python scripts/digits.py            configs/data/digits-images-idx3-ubyte.gz and its labels
 
 They are half of the UCI set "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998, CC BY 4.0,
 https://archive.ics.uci.edu/dataset/80), whose values of 0 to 16 become 0 to 255 here.

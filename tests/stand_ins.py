@@ -11,9 +11,16 @@ import random
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
 
+from llmtool.core.contracts import Classes, Images
 from llmtool.data.games.othello_many import random_games
+from llmtool.models import pretrained
+from llmtool.models.convnet import ConvNetConfig
 from tests.conftest import others_encoder, others_model
+
+CLASSES = [f"kind_{letter}" for letter in "abcdefgh"]
 
 
 def bank_marketing(folder: Path) -> None:
@@ -110,6 +117,63 @@ def african_storybook(folder: Path) -> None:
         _write(folder / "en" / f"{number}.md", ["the lion ran"] * (3 + number % 5))
 
 
+def mnist(folder: Path) -> None:
+    """Ten digits, noise for pictures."""
+    folder.mkdir(parents=True)
+    chance = np.random.default_rng(0)
+    for name, count in (("train", 300), ("t10k", 60)):
+        pictures = chance.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        for kind, values in (
+            ("images-idx3", pictures),
+            ("labels-idx1", np.arange(count, dtype=np.uint8) % 10),
+        ):
+            header = bytes([0, 0, 8, values.ndim]) + b"".join(n.to_bytes(4, "big") for n in values.shape)
+            (folder / f"{name}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
+
+
+def fashion_mnist(folder: Path) -> None:
+    """The same form."""
+    mnist(folder)
+
+
+def cifar10_images(folder: Path) -> None:
+    """JPEG files of 32 x 32 pixels in class folders."""
+    _pictures(folder / "cifar10", {"train": 24, "test": 6}, (32, 32))
+
+
+def clothing_photos(folder: Path) -> None:
+    """JPEG files of another shape."""
+    _pictures(folder / "clothing", {"train": 6, "validation": 3}, (40, 52))
+
+
+def resnet20(folder: Path) -> None:
+    """A small network for pictures with new weights, as scripts/convert_resnet20.py leaves it."""
+    torch.manual_seed(0)
+    config = ConvNetConfig(stem="small", stem_width=4, widths=[4, 8], depths=[1, 1], shortcut="padding")
+    model = config.build(Images(3, 32, 32), Classes(len(CLASSES)))
+    model.labels = CLASSES
+    recipe = {"do_resize": False, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+    recipe |= {
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.2, 0.2, 0.2],
+        "size": {"height": 32, "width": 32},
+    }
+    vars(model)["preprocessing"] = recipe | {"image_processor_type": "ViTImageProcessor"}
+    (folder / "model").mkdir(parents=True)
+    pretrained.save(model, folder / "model")
+
+
+def _pictures(folder: Path, counts: dict[str, int], size: tuple[int, int]) -> None:
+    """So many pictures of noise of each class for each split."""
+    chance = np.random.default_rng(0)
+    for split, count in counts.items():
+        for name in CLASSES:
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = chance.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.jpg")
+
+
 def _pack(path: Path, lines: list[str]) -> None:
     """As `_write`, through gzip."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,4 +219,9 @@ SETS = (
     stories260k,
     african_storybook,
     othello_wthor,
+    mnist,
+    fashion_mnist,
+    cifar10_images,
+    clothing_photos,
+    resnet20,
 )

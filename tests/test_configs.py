@@ -34,7 +34,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(path, directory / path.relative_to(ROOT))
     data = directory / "configs/data"
     data.mkdir()
-    for file_name in ("iris.csv", "chats.jsonl"):
+    digits = ("digits-images-idx3-ubyte.gz", "digits-labels-idx1-ubyte.gz")
+    for file_name in ("iris.csv", "chats.jsonl", *digits):
         shutil.copy(ROOT / "configs/data" / file_name, data)
     with gzip.open(ROOT / "configs/data/adult.csv.gz", "rt") as file:
         rows = [next(file) for _ in range(3000)]
@@ -48,9 +49,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_there_are_stories_for_tables_and_for_text() -> None:
+def test_there_are_stories_for_tables_text_and_pictures() -> None:
     folders = {path.parent.name for path in CONFIGS}
-    assert {"tabular", "language"} <= folders
+    assert {"tabular", "language", "images"} <= folders
 
 
 def overrides(path: Path) -> list[str]:
