@@ -79,11 +79,9 @@ class TextEncode(Section):
         description="How text is cut into tokens; of a pretrained model: {kind: file, path: its directory}.",
     )
     length: int = Field(
-        default=LENGTH,
-        ge=4,
-        le=1_000_000,
+        default=LENGTH, ge=4, le=1_000_000,
         description="The most tokens of a text, those that a model wants around it included.",
-    )
+    )  # fmt: skip
     long: Long = Field(
         default="head",
         description="What is kept of a longer text: its beginning, its end, or a quarter of the tokens from "

@@ -23,6 +23,7 @@ from llmtool.evaluation import EvaluateConfig, attribution, png
 from llmtool.evaluation.attribution import Attribution, ExplainConfig
 from llmtool.evaluation.loop import eval_mode, evaluate
 from llmtool.metrics.classification import ClassificationTally
+from llmtool.metrics.labels import LabelTally
 from llmtool.metrics.regression import RegressionTally
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.judge import HEADLINE
@@ -39,8 +40,8 @@ def refuse(assembled: Assembled, config: EvaluateConfig, splits: list[str]) -> N
     asked = config.explain
     if asked is None:
         return
-    if assembled.targets["kind"] not in ("classes", "values"):
-        raise ConfigError("evaluate.explain: is for classes and values of rows; this model has neither")
+    if assembled.targets["kind"] not in ("classes", "labels", "values"):
+        raise ConfigError("evaluate.explain: is for classes, labels and values of rows; this model has none")
     if asked.split is not None and asked.split not in splits:
         raise ConfigError(
             f"evaluate.explain.split: {asked.split} is not scored (scored: {', '.join(splits)})"
@@ -93,10 +94,13 @@ def explain(assembled: Assembled, tallies: Mapping[str, Tally], config: Evaluate
 def _chosen(tally: Tally, count: int) -> list[tuple[int, str]]:
     """Of classes the surest right and wrong rows and the least sure ones; of values those that are least and
     most off."""
-    if isinstance(tally, ClassificationTally):
-        seen = tally.judgement()
-        sure = seen.probabilities.max(axis=1)
-        right = seen.predicted == seen.targets
+    if isinstance(tally, ClassificationTally | LabelTally):
+        if isinstance(tally, ClassificationTally):
+            sure = tally.judgement().probabilities.max(axis=1)
+            right = tally.judgement().predicted == tally.judgement().targets
+        else:  # by the label that a row has most of
+            sure, strongest = tally.seen().shares.max(axis=1), tally.seen().shares.argmax(axis=1)
+            right = tally.seen().targets[np.arange(len(strongest)), strongest]
         groups = [
             ("surest right", -np.where(right, sure, -1), right),
             ("surest wrong", -np.where(right, -1, sure), ~right),
@@ -319,6 +323,16 @@ def _answer(tally: Tally, row: int) -> tuple[dict[str, Any], Callable[[Tensor], 
             "explained": f"log-odds of {tally.names[index]}",
         }
         return said, lambda outputs: attribution.log_odds(outputs, index), 1.0, 0.0
+    if isinstance(tally, LabelTally):
+        label = int(tally.seen().shares[row].argmax())
+        has, given = tally.seen().targets[row], tally.seen().given[row]
+        said = {
+            "target": ", ".join(np.array(tally.names, object)[has]) or "no label",
+            "prediction": ", ".join(np.array(tally.names, object)[given]) or "no label",
+            "probability": float(tally.seen().shares[row, label]),
+            "explained": f"log-odds of {tally.names[label]}",
+        }
+        return said, lambda outputs: outputs[:, label], 1.0, 0.0  # a label's logit is just that
     assert isinstance(tally, RegressionTally)
     predictions, targets = tally.pairs()
     scale = np.where(tally.scale == 0, 1.0, tally.scale)

@@ -114,9 +114,30 @@ def test_values_in_their_own_unit(tmp_path: Path, llmtool: Run) -> None:
         assert total == pytest.approx(one["output"] - one["output_of_that"], rel=0.02, abs=400)
 
 
+def test_labels_by_the_one_that_a_row_has_most_of(tmp_path: Path, llmtool: Run) -> None:
+    rows = ["a,b,left,right", *(f"{n},{n % 7},{int(n > 60)},{int(n % 7 > 3)}" for n in range(120))]
+    (tmp_path / "l.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "l.yaml").write_text(
+        "data:\n  source: {format: csv, path: l.csv}\n"
+        "  encode: {as: features, target: [left, right], target_kind: labels, numbers: [a]}\n"
+        "model: {family: mlp, hidden: [8]}\n"
+        "train: {budget: {steps: 60}, batch: 16, optimizer: {name: adamw, lr: 0.02}}\n"
+        "evaluate: {explain: {examples: 1}, baselines: {kind: simple}}\n"
+    )
+    for command in ("train", "evaluate"):
+        ended = llmtool(command, "l.yaml", cwd=tmp_path)
+        assert ended.code == 0, ended.err
+    found = explained(tmp_path, "l")
+    assert found["importance"]["metric"] == "mean_average_precision"
+    for one in found["examples"]:
+        assert one["explained"] in ("log-odds of left", "log-odds of right")
+        total = sum(part["attribution"] for part in one["parts"])
+        assert total == pytest.approx(one["output"] - one["output_of_that"], rel=0.02, abs=0.02)
+
+
 def test_what_cannot_be_explained_is_refused_before_it_is_scored(copy: Path, llmtool: Run) -> None:
     for project, asked, said in (
-        ("text", "{}", "is for classes and values"),
+        ("text", "{}", "is for classes, labels and values"),
         ("table", "{split: train}", "split: train is not scored"),
         ("table", "{baseline: blur}", "choices: auto, mean"),
         ("table", "{rows: [46]}", "test has the rows 1 to 45"),
