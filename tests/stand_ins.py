@@ -25,7 +25,50 @@ CLASSES = [f"kind_{letter}" for letter in "abcdefgh"]
 
 def bank_marketing(folder: Path) -> None:
     """Semicolons, two classes."""
-    _table(folder / "bank-additional.csv", "y", ["yes", "no"], ";")
+    _table(folder / "bank-additional.csv", "y", ["yes", "no"], ";", more="duration")
+
+
+def titanic(folder: Path) -> None:
+    """Two classes as numbers, names of rows, a class of tickets as a number."""
+    chance = random.Random(0)
+    lines = ["PassengerId,Survived,Pclass,Name,Sex,Age,Ticket,Cabin"]
+    for row in range(400):
+        age = chance.choice(["", str(chance.randint(1, 80))])
+        cells = [row, chance.randint(0, 1), chance.randint(1, 3), f"N{row}", chance.choice("mf"), age]
+        lines.append(",".join(map(str, [*cells, f"T{row}", ""])))
+    _write(folder / "train.csv", lines)
+
+
+def wine_quality(folder: Path) -> None:
+    """No header, three marks."""
+    chance = random.Random(0)
+    for name in ("red", "white"):
+        rows = [
+            [f"{chance.random():.4f}" for _ in range(11)] + [str(chance.randint(4, 6))] for _ in range(400)
+        ]
+        _write(folder / f"winequality-{name}.csv", [",".join(row) for row in rows])
+
+
+def ames_housing(folder: Path) -> None:
+    """Prices, words, `NA` in both kinds of column."""
+    chance = random.Random(0)
+    lines = ["Order,PID,MS SubClass,Mo Sold,Lot Frontage,Alley,SalePrice"]
+    for row in range(400):
+        cells = [row + 1, 5263 + 7 * row, chance.choice(["020", "060"]), chance.randint(1, 12)]
+        front, alley = chance.choice(["NA", chance.randint(20, 90)]), chance.choice(["NA", "Pave"])
+        lines.append(",".join(map(str, [*cells, front, alley, chance.randint(50_000, 400_000)])))
+    _write(folder / "AmesHousing.csv", lines)
+
+
+def bike_share(folder: Path) -> None:
+    """A count for each hour, which is the sum of two others."""
+    chance = random.Random(0)
+    lines = ["datetime,season,temp,casual,registered,count"]
+    for hour in range(400):
+        day = f"2011-{1 + hour // 200:02}-{1 + hour // 24 % 8:02} {hour % 24:02}:00:00"
+        one, two = chance.randint(0, 50), chance.randint(1, 300)
+        lines.append(f"{day},{chance.randint(1, 4)},{chance.uniform(0, 40):.2f},{one},{two},{one + two}")
+    _write(folder / "bikeshare.csv", lines)
 
 
 def california_housing(folder: Path) -> None:
@@ -190,10 +233,12 @@ def othello_wthor(folder: Path) -> None:
         (folder / f"WTH_{year}.wtb").write_bytes(head + b"".join(bytes(8) + row.tobytes() for row in moves))
 
 
-def _table(path: Path, target: str, classes: list[str] | None, delimiter: str = ",") -> None:
+def _table(
+    path: Path, target: str, classes: list[str] | None, delimiter: str = ",", more: str = "more"
+) -> None:
     """400 rows of two numbers and a word, and a target by chance: a class, or a number."""
     chance = random.Random(0)
-    lines = [delimiter.join([target, "some", "more", "place"])]
+    lines = [delimiter.join([target, "some", more, "place"])]
     for _ in range(400):
         answer = chance.choice(classes) if classes else f"{chance.uniform(1e4, 5e5):.1f}"
         cells = [answer, chance.randint(0, 90), f"{chance.random():.3f}", chance.choice("xyz")]
@@ -207,6 +252,10 @@ def _write(path: Path, lines: list[str]) -> None:
 
 
 SETS = (
+    titanic,
+    wine_quality,
+    ames_housing,
+    bike_share,
     bank_marketing,
     california_housing,
     letter_recognition,
