@@ -28,17 +28,6 @@ def bank_marketing(folder: Path) -> None:
     _table(folder / "bank-additional.csv", "y", ["yes", "no"], ";", more="duration")
 
 
-def titanic(folder: Path) -> None:
-    """Two classes as numbers, names of rows, a class of tickets as a number."""
-    chance = random.Random(0)
-    lines = ["PassengerId,Survived,Pclass,Name,Sex,Age,Ticket,Cabin"]
-    for row in range(400):
-        age = chance.choice(["", str(chance.randint(1, 80))])
-        cells = [row, chance.randint(0, 1), chance.randint(1, 3), f"N{row}", chance.choice("mf"), age]
-        lines.append(",".join(map(str, [*cells, f"T{row}", ""])))
-    _write(folder / "train.csv", lines)
-
-
 def wine_quality(folder: Path) -> None:
     """No header, three marks."""
     chance = random.Random(0)
@@ -252,7 +241,6 @@ def _write(path: Path, lines: list[str]) -> None:
 
 
 SETS = (
-    titanic,
     wine_quality,
     ames_housing,
     bike_share,
