@@ -27,7 +27,8 @@ from llmtool.core.errors import Cancelled, ConfigError, Interrupted, LlmtoolErro
 
 app = typer.Typer(
     name="llmtool",
-    help="Develop and fine-tune models from one YAML file: prepare, describe, train, finetune, evaluate.",
+    help="Develop and fine-tune models from one YAML file: prepare, describe, train, finetune, evaluate, "
+    "predict.",
     epilog="Exit codes: 0 done, 1 failed, 2 config or usage, 3 requirement unmet, 4 data refused, "
     "5 diverged, 6 out of memory, 75 interrupted (run again to go on), 130 Ctrl-C.",
     no_args_is_help=True,
