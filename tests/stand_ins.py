@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from llmtool.core.contracts import Classes, Images
+from llmtool.data.games.chess import Chess
 from llmtool.data.games.othello_many import random_games
 from llmtool.models import pretrained
 from llmtool.models.convnet import ConvNetConfig
@@ -222,6 +223,23 @@ def othello_wthor(folder: Path) -> None:
         (folder / f"WTH_{year}.wtb").write_bytes(head + b"".join(bytes(8) + row.tobytes() for row in moves))
 
 
+def chess_pgn(folder: Path) -> None:
+    """Ten masters who move by chance."""
+    chance, rules = random.Random(0), Chess()
+    for master in ("Adams", "Karpov", "Kasparov", "Korchnoi", "Leko", "Marshall", "Morozevich", "PolgarJ",
+                   "Tal", "Topalov"):  # fmt: skip
+        lines = []
+        for number in range(24):
+            position, moves = rules.start(), []
+            for _ in range(12):
+                moves.append(chance.choice(rules.legal(position)))
+                position = rules.play(position, moves[-1])
+            lines += [f'[Event "{number}"]', f'[White "{master}"]', "", " ".join(moves) + " *", ""]
+        (folder / "masters").mkdir(parents=True, exist_ok=True)
+        with gzip.open(folder / "masters" / f"{master}.pgn.gz", "wt") as file:
+            file.write("\n".join(lines))
+
+
 def _table(
     path: Path, target: str, classes: list[str] | None, delimiter: str = ",", more: str = "more"
 ) -> None:
@@ -256,6 +274,7 @@ SETS = (
     stories260k,
     african_storybook,
     othello_wthor,
+    chess_pgn,
     mnist,
     fashion_mnist,
     cifar10_images,
