@@ -44,8 +44,9 @@ def test_a_window_holds_for_short_and_long_texts(tmp_path: Path, capfd: pytest.C
         onnx.check(model, path)
 
 
-def test_texts_of_different_lengths(tmp_path: Path) -> None:
-    keys, inputs, outputs = CASES["bert"]
+@pytest.mark.parametrize("case", ["bert", "gpt2 classes", "qwen3 values"])
+def test_texts_of_different_lengths(case: str, tmp_path: Path) -> None:
+    keys, inputs, outputs = CASES[case]
     model = build((keys | {"depth": 1}, inputs, outputs)).eval()
     path = tmp_path / onnx.FILE
     assert list(onnx.export(model, path)["inputs"]) == ["input_ids", "attention_mask"]
