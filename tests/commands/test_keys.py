@@ -318,7 +318,8 @@ def others(
     candidates = [(path, value) for value in values(base, path, name)]
     spot = ".".join(str(part) for part in path[:-1] if not isinstance(part, int))
     if path[-1] in TAGS:
-        candidates += [(path[:-1], form) for form in FORMS.get(spot, [])]
+        now = at(seen, path)
+        candidates += [(path[:-1], form) for form in FORMS.get(spot, []) if form.get(path[-1]) != now]
     for where, value in candidates:
         changed = with_value(document, where, value)
         made = load(changed)
