@@ -106,8 +106,11 @@ def _finetune(
 
 
 def _old_data(start: Start, dataset: Dataset) -> Dataset | None:
-    """The data the start learned from, where it is other data and still there."""
+    """The data the start learned from, where it is other data and still there; not where it asked for answers
+    of another kind (of a language model that becomes a classifier), which end with the old head."""
     if start.dataset is None or start.dataset["fingerprint"] == dataset.fingerprint:
+        return None
+    if start.card["targets"]["kind"] != dataset.targets["kind"]:
         return None
     try:
         old = Dataset.open(start.dataset["path"])
