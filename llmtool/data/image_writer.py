@@ -83,7 +83,7 @@ class ImagesWriter:
                     self._write([one for _, one in good], [str(cells[at]) for at, _ in good])
                     self._arrays["targets"].append(targets[kept])
                     self._arrays["origin"].append(places[kept])
-                    if len(self._counts):
+                    if self._target.kind == "classes":
                         self._counts += np.bincount(targets[kept], minlength=len(self._counts))
         self._reasons.update(refused.values())
         ordinals = chunk.frame.index.to_numpy()

@@ -105,6 +105,31 @@ def test_a_table_with_columns_of_labels(family: str, llmtool: Run, tmp_path: Pat
     assert ended.code == 0, ended.err
 
 
+def test_pictures_with_labels(llmtool: Run, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    chance = random.Random(0)
+    rows = ["image,tags"]
+    for number in range(90):
+        red, large = chance.random() < 0.5, chance.random() < 0.5
+        made = image.new("RGB", (12, 12), (0, 0, 60))
+        made.paste((250, 20, 20) if red else (20, 220, 20), (1, 1, 10 if large else 4, 10 if large else 4))
+        made.save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{'|'.join(['red'] * red + ['large'] * large)}")
+    (tmp_path / "a.csv").write_text("\n".join(rows))
+    (tmp_path / "a.yaml").write_text(
+        "data:\n  source: {format: csv, path: a.csv}\n"
+        "  encode: {as: images, target: tags, target_kind: labels, label_separator: '|'}\n"
+        "model: {family: convnet, stem: small, stem_width: 4, widths: [8], depths: [1]}\n"
+        "train: {budget: {epochs: 6}, batch: 16}\n"
+    )
+    for command in ("train", "evaluate"):
+        ended = llmtool(command, "a.yaml", cwd=tmp_path)
+        assert ended.code == 0, ended.err
+    report = json.loads((tmp_path / "runs/a/evaluate/report.json").read_text())
+    assert report["metrics"]["test"]["roc_auc"] > 0.9
+    assert [entry["class"] for entry in report["details"]["test"]["per_class"]] == ["large", "red"]
+
+
 def test_an_encoder_of_others_gets_labels(llmtool: Run, tmp_path: Path) -> None:
     others_encoder(tmp_path / "theirs")
     (tmp_path / "a.csv").write_text(
