@@ -37,6 +37,7 @@ _GROUP = re.compile(
     r"(user|patient|customer|client|subject|group|session|speaker|author|person)[ _-]?(id)?", re.IGNORECASE
 )
 _CHINESE = re.compile("[\u3040-\u30ff\u3400-\u9fff]")
+GAPS = 0.2  # share of rows without a value, from which a column is no guess for a target
 NUMBER_WORDS = 0.5  # share of numbers from which the other words of a column may be marks of missing values
 PREFERENCE = {"chosen", "rejected"}
 
@@ -198,6 +199,8 @@ def _can_be_target(column: Column, task: Task | None) -> bool:
     if column.kind in ("text", "nothing", "date") or _ID.fullmatch(column.name):
         return False
     if column.found.counts_rows and column.kind == "number":
+        return False
+    if column.found.blank > GAPS * column.rows:
         return False
     kind = {"classification": "classes", "regression": "values"}.get(task or "", "auto")
     try:

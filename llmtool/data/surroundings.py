@@ -48,6 +48,9 @@ def look(path: str) -> Sight:
 def _folder(path: str) -> Sight:
     """A folder: pictures in class folders, IDX files, games, or files of one format."""
     place = Path(path)
+    inside = [entry for entry in place.iterdir() if not entry.name.startswith(".")]
+    if len(inside) == 1 and inside[0].is_dir():  # an archive unpacked into a folder of its own
+        return _folder(str(inside[0]))
     files = list(itertools.islice(_files(place), 20_000))
     if not files:
         raise DataError(f"{path}: an empty folder")

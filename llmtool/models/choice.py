@@ -253,29 +253,39 @@ def _context(problem: Problem) -> int:
 
 
 def _convnet(problem: Problem) -> Choice:
+    """As configs/images/mnist.yaml and cifar10.yaml found it."""
     assert isinstance(problem.inputs, Images)
-    side = max(problem.inputs.height, problem.inputs.width)
-    little = side <= LITTLE
-    wide = problem.device == "cuda"
-    widths = [64, 128, 256] if wide else [32, 64, 128]
+    side, grey = max(problem.inputs.height, problem.inputs.width), problem.inputs.channels == 1
+    little, wide = side <= LITTLE, problem.device == "cuda"
     model: dict[str, Any] = {"stem": "small" if little else "large"}
-    if little:
-        model |= {"stem_width": widths[0], "widths": widths, "depths": [2, 2, 2]}
+    if little and wide:
+        model |= {"stem_width": 64, "widths": [64, 128, 256], "depths": [2, 2, 2]}
+    elif little:
+        model |= {"stem_width": 32, "widths": [32, 64, 128], "depths": [1, 1, 1]}
+        if not grey:
+            model |= {"widths": [32, 128, 256], "depths": [1, 2, 2]}
     elif not wide:
         model |= {"stem_width": 32, "widths": [32, 64, 128, 256], "depths": [2, 2, 2, 2]}
-    epochs = 10 if problem.rows >= 20_000 else 30
+    few = problem.rows < 2_000
+    changed = {"crop": max(1, side // 12)} | ({} if grey else {"flip": True})
+    train: dict[str, Any] = {
+        "budget": {"epochs": 60 if few else 30 if wide else 12 if grey else 20},
+        "batch": 32 if few else 128,
+        "optimizer": {"name": "sgd", "lr": 0.05 if few else 0.1, "nesterov": True, "weight_decay": 5e-4},
+        "schedule": {"name": "cosine", "warmup": 0.2},
+        "augment": changed,
+    }
     return Choice(
         "convnet",
         0,
         f"knows from the start that what is near belongs together, so {problem.rows:,} pictures teach it "
-        f"more "
-        f"than a transformer; {side} pixels a side want the "
+        f"more than a transformer; {side} pixels a side want the "
         + ("small stem, which keeps them all" if little else "large stem, which soon has fewer of them"),
         "with some hundred pictures of a class a pretrained one, fine-tuned, is far better"
         if problem.rows < 10_000
         else "a pretrained one, fine-tuned, gets there in fewer passes",
-        model,
-        {"budget": {"epochs": 3 * epochs if wide else epochs}, "optimizer": {"name": "adamw", "lr": 2e-3}},
+        model | {"shortcut": "pooling", "zero_init": True},
+        train if few else train | {"ema": 0.998},
     )
 
 

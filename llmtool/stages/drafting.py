@@ -19,6 +19,12 @@ from llmtool.stages import advise
 from llmtool.stages.plans import Plan, plan_of
 
 WIDTH = 110  # of a line, with its comment
+SAID = {
+    "optimizer": "what went well with this family",
+    "augment": "pictures are moved and mirrored at random: no flip where left and right mean something",
+    "ema": "the mean of the last weights is what is kept",
+    "stop": "validations without a better figure, after which training ends",
+}
 
 
 @dataclass
@@ -191,7 +197,7 @@ def _train(lines: Draft, plan: Plan, choice: Choice, costs: dict[str, Any]) -> N
     lines.put(1, "budget", choice.train["budget"], f"{why}; `llmtool train --rehearse` measures it")
     for key, value in choice.train.items():
         if key != "budget":
-            lines.put(1, key, value, "what went well with this family" if key == "optimizer" else "")
+            lines.put(1, key, value, SAID.get(key, ""))
     if plan.select:
         lines.put(1, "select", plan.select[0], plan.select[1])
 

@@ -86,6 +86,12 @@ def test_nothing_to_guess(columns, target, task, says):
         guess(frame(**columns), target, task)
 
 
+def test_a_column_with_many_gaps_is_no_target():
+    found = guess(frame(story=texts(), tag=["a", "b", "", "", ""] * (N // 5)), None, None)
+    assert found.target is None
+    assert found.texts == ["story"]
+
+
 def test_the_task_decides_what_a_number_is():
     columns = {"grade": words("123456"), **TABLE}
     assert guess(frame(**columns), "grade", None).fitted.kind == "classes"

@@ -67,6 +67,12 @@ def test_class_folders(tmp_path):
     }  # fmt: skip
 
 
+def test_a_folder_that_holds_one_folder(tmp_path):
+    pictures(tmp_path / "unpacked" / "animals" / "train", ["cat", "dog"])
+    pictures(tmp_path / "unpacked" / "animals" / "test", ["cat", "dog"])
+    assert list(look(str(tmp_path)).source["path"]) == ["train", "test"]
+
+
 def test_pictures_without_class_folders(tmp_path):
     pictures(tmp_path, ["flat"])
     with pytest.raises(ConfigError, match="no class folders"):
