@@ -103,8 +103,9 @@ class _Files:
                 del self._begun[key]
         for key, part in wanted.items():
             if key not in self._begun:
-                self._begun[key] = [self._threads.submit(self._decode, int(row)) for row in part]
-        return np.stack([future.result() for future in self._begun.pop(rows.tobytes())])
+                pieces = np.array_split(part, min(len(part), 4 * pictures.workers()))
+                self._begun[key] = [self._threads.submit(self._decode, piece) for piece in pieces]
+        return np.concatenate([future.result() for future in self._begun.pop(rows.tobytes())])
 
     @property
     def _threads(self) -> ThreadPoolExecutor:
@@ -112,7 +113,10 @@ class _Files:
             self._pool = ThreadPoolExecutor(pictures.workers(), thread_name_prefix="pictures")
         return self._pool
 
-    def _decode(self, row: int) -> np.ndarray:
+    def _decode(self, rows: np.ndarray) -> np.ndarray:
+        return np.stack([self._one(row) for row in rows.tolist()])
+
+    def _one(self, row: int) -> np.ndarray:
         begin = int(self._ends[row - 1]) if row else 0
         data = self._bytes[begin : int(self._ends[row])].tobytes()
         try:

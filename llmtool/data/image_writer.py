@@ -16,6 +16,7 @@ from llmtool.data import pictures
 from llmtool.data.cells import MARKERS
 from llmtool.data.pictures import BadPicture
 from llmtool.data.store import NAME_ENDS, ArrayWriter
+from llmtool.data.targets import ClassTarget
 
 if TYPE_CHECKING:
     from llmtool.data.images import ImagesEncoder
@@ -60,7 +61,8 @@ class ImagesWriter:
             name: ArrayWriter(directory / f"{split}.{name}.bin", *about) for name, about in types.items()
         }
         self._histogram = np.zeros((recipe.channels, 256), np.int64)
-        self._counts = np.zeros(len(getattr(self._target, "names", [])), np.int64)
+        classes = self._target.names if isinstance(self._target, ClassTarget) else []
+        self._counts = np.zeros(len(classes), np.int64)  # rows of each class
         self._said: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         encoder.seen[split] = []
@@ -127,7 +129,7 @@ class ImagesWriter:
         rows = self._arrays["targets"].rows
         if self._split == "train":
             self._refuse_lost(rows)
-        counts = self._counts if self._target.kind == "classes" else None
+        counts = self._counts if isinstance(self._target, ClassTarget) else None
         self._encoder.settle(self._split, counts, self._histogram, self._said)
         return {"rows": rows, "arrays": {name: array.close() for name, array in self._arrays.items()}}
 
@@ -135,7 +137,6 @@ class ImagesWriter:
         why = "; ".join(f"{count:,} {reason}" for reason, count in self._reasons.most_common(3))
         if not rows:
             raise DataError(f"no picture of train can be read: {why}")
-        if self._target.kind == "classes" and not self._counts.all():
-            names = getattr(self._target, "names", [])
-            lost = ", ".join(repr(names[at]) for at in np.flatnonzero(self._counts == 0)[:5])
+        if isinstance(self._target, ClassTarget) and not self._counts.all():
+            lost = ", ".join(repr(self._target.names[at]) for at in np.flatnonzero(self._counts == 0)[:5])
             raise DataError(f"no picture of class {lost} can be read in train: {why}")

@@ -26,6 +26,7 @@ from llmtool.data.store import CARD, Dataset
 from llmtool.data.targets import (
     SEPARATOR,
     TARGET_KIND,
+    ClassTarget,
     Kind,
     Target,
     fit_target,
@@ -62,7 +63,7 @@ class ImagesEncode(Section):
     )
     target: str | Annotated[list[str], Field(min_length=1)] = Field(
         default="label",
-        description="The column to predict; a list of number columns predicts several at once.",
+        description="The column to predict; a list of columns predicts several numbers, or labels, at once.",
     )
     target_kind: Kind = Field(default="auto", description=TARGET_KIND)
     label_separator: str = Field(default=",", min_length=1, description=SEPARATOR)
@@ -358,8 +359,8 @@ class ImagesEncoder:
             return
         if self.scale is None:
             self.scale = _moments(histogram)
-        if counts is not None and self.target is not None and self.target.kind == "classes":
-            self.target = self.target.counted(counts.tolist())  # type: ignore[union-attr]
+        if counts is not None and isinstance(self.target, ClassTarget):
+            self.target = self.target.counted(counts.tolist())
 
 
 def _spread(items: list[Any], most: int) -> list[Any]:

@@ -137,6 +137,19 @@ def test_targets_may_be_numbers_of_a_table(tmp_path: Path) -> None:
     assert open_batches(dataset, "test", 0).where(0, 1)[0].startswith(("cat/", "dog/"))
 
 
+def test_a_picture_may_have_any_number_of_labels(tmp_path: Path) -> None:
+    root = folder(tmp_path / "p", 6, ("cat", "dog"))
+    lines = [f"{name}/{number}.png\t{labels}" for name, labels in (("cat", "fur;claws"), ("dog", "fur"))
+             for number in range(6)]  # fmt: skip
+    (tmp_path / "t.tsv").write_text("\n".join(["image\tlabel", *lines, "cat/0.png\t"]))
+    dataset, _ = made(tmp_path, root, source={"format": "tsv", "path": str(tmp_path / "t.tsv")},
+                      root=str(root), target_kind="labels", label_separator=";",
+                      more={"split": {"by": "order", "train": 1.0}})  # fmt: skip
+    assert dataset.targets["names"] == ["claws", "fur"]
+    found = next(open_batches(dataset, "train", 0).in_order(13)).targets.tolist()
+    assert found == [[1, 1]] * 6 + [[0, 1]] * 6 + [[0, 0]]
+
+
 def test_idx_files_give_the_same_in_both_stores(tmp_path: Path) -> None:
     path = idx(tmp_path, 12)
     source = {"format": "idx", "path": str(path)}
