@@ -100,7 +100,7 @@ OTHER_VALUES: list[Any] = [
     {"metric": "loss", "mode": "min"}, {"patience": 3},
 ]  # fmt: skip
 # A tag with no other member that fits its file.
-ALONE = {"MovesEncode.game", "Play.game", "TransformerConfig.family", "FilesSplit.by"}
+ALONE = {"TransformerConfig.family", "FilesSplit.by"}
 
 SUITES: list[dict[str, Any]] = [
     {"kind": "multiple_choice", "path": "a.jsonl", "name": "choice"},
