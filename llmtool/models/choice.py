@@ -118,7 +118,7 @@ def _mlp(problem: Problem) -> Choice:
         if few
         else "on tables of this size trees, or an ensemble of networks, are mostly a little better",
         {"hidden": _hidden(rows), **({} if few else {"dropout": 0.1})},
-        {"budget": {"epochs": _epochs(rows)}, "optimizer": {"name": "adamw", "lr": 3e-3}},
+        {"budget": {"epochs": _epochs(rows)}, "optimizer": {"name": "adamw", "lr": 1e-3 if few else 3e-3}},
     )
 
 

@@ -17,7 +17,7 @@ from llmtool.data.guessing import Guess, Task
 from llmtool.data.looking import Sight
 from llmtool.data.sources import Chunk
 from llmtool.data.tokenizers import TokenizerConfig
-from llmtool.models.choice import FAMILIES, Problem
+from llmtool.models.choice import FAMILIES, FEW_ROWS, Problem
 
 UNEVEN = 3.0  # times as many rows of one class as of another, from which accuracy says little
 LITTLE = 100_000  # characters of one text, which is split in pieces of about 2,000
@@ -170,7 +170,10 @@ def _table(sight: Sight, found: Guess, device: str) -> Plan:
     if found.markers:
         known = FeaturesEncode.model_fields["markers"].default
         encode.append(("markers", [*known, *found.markers], f"mean missing too: {found.why['markers']}"))
-    encode.append(("scale", "piecewise", "numbers in bins too: steps and thresholds are learned sooner"))
+    scale = ("standard", "few rows: bins of numbers would be learned by heart")
+    if sight.rows >= FEW_ROWS:
+        scale = ("piecewise", "numbers in bins too: steps and thresholds are learned sooner")
+    encode.append(("scale", *scale))
     split, why = _split(sight, found.split, found.why["split"])
     width, notes = _width(sight, encode)
     task, task_why, select = _goal(found)
