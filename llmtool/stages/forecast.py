@@ -88,7 +88,7 @@ def fitting(
     resolved = resolve(config, Rows(rows, tokens, () if labelled else None), device, each)
     assert isinstance(resolved.batch, int)
     update = BYTES * description["parameters"]["total"] / BANDWIDTH
-    row = each / (REACHED * rate)
+    row = max(each / (REACHED * rate), 1e-6)  # a bag of n-grams has no matrix products, and takes time too
     fits = max(1, int((STEP - update) / row)) if update < STEP else 1
     batch = min(resolved.batch, fits)
     if batch < resolved.batch and isinstance(resolved.micro_batch, int) and batch > resolved.micro_batch:

@@ -326,3 +326,16 @@ def test_the_start_may_be_an_earlier_run(fresh: Path, llmtool: Run, process: Cal
     assert re.search(r"gives 2 classes \(\w+, \w+\); .* has 2 classes \(\w+, \w+\)", document["error"])
     (fresh / "people.csv").write_text(CSV)
     assert json.dumps(sorted(everything(fresh))) == json.dumps(sorted(before))
+
+
+def test_a_model_without_matrix_products_can_be_rehearsed(llmtool: Run, tmp_path: Path) -> None:
+    lines = [f"text {n} of kind {n % 2},{'ab'[n % 2]}" for n in range(60)]
+    (tmp_path / "a.csv").write_text("\n".join(["text,y", *lines]))
+    (tmp_path / "a.yaml").write_text(
+        "data:\n  source: {format: csv, path: a.csv}\n"
+        "  encode: {as: text, target: y, tokenizer: {kind: words}}\n"
+        "model: {family: bag, buckets: 64}\n"
+        "train: {budget: {steps: 8}, batch: 8}\n"
+    )
+    ended = llmtool("train", "a.yaml", "--rehearse", cwd=tmp_path)
+    assert ended.code == 0, ended.err
