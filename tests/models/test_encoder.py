@@ -149,7 +149,7 @@ def test_the_names_of_classes_are_written_and_read(tmp_path):
         ({"position_embedding_type": "relative_key"}, "position_embedding_type: 'relative_key' is not supp"),
         ({"hidden_act": "silu"}, "hidden_act: 'silu' is not supported"),
         ({"is_decoder": True}, "is_decoder: True is not supported"),
-        ({"problem_type": "multi_label_classification"}, "problem_type: 'multi_label_classification'"),
+        ({"problem_type": "several_of_them"}, "problem_type: 'several_of_them' is not supported"),
         ({"num_attention_heads": 5}, "width 32 is not a multiple of heads 5"),
         ({"architectures": ["BertForTokenClassification"]}, "only BertForSequenceClassification"),
     ],

@@ -334,7 +334,7 @@ def refused(directory, error=LlmtoolError):
         ({"rms_norm_eps": "small"}, "norm_epsilon"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is not supported"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "only LlamaForCausalLM"),
+        ({"architectures": ["LlamaForTokenClassification"]}, "only LlamaForCausalLM"),
         ({"hidden_act": "gelu"}, "hidden_act: 'gelu' is not supported"),
         ({"attention_bias": 1}, "attention_bias"),
         (

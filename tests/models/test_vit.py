@@ -190,7 +190,7 @@ def test_two_heads_and_none_are_written_as_such(tmp_path):
         ({"intermediate_size": ...}, "intermediate_size: expected a whole number"),
         ({"layer_norm_eps": "0"}, "norm_epsilon: Input should be a valid number"),
         ({"hidden_dropout_prob": 1}, "dropout: Input should be less than 1"),
-        ({"problem_type": "multi_label_classification"}, "problem_type: 'multi_label_classification'"),
+        ({"problem_type": "several_of_them"}, "problem_type: 'several_of_them' is not supported"),
         ({"model_type": "vti"}, 'did you mean "vit"'),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "auto_map is not supported"),
     ],
