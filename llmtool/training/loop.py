@@ -177,8 +177,8 @@ class Loop:
         divisor = self.clipped(divisor, norm)
         if isinstance(self.guard, DeviceGuard):
             bad = self.guard.judge(state.step, torch.as_tensor(loss), torch.as_tensor(norm))
+            self.statistics.put_back(bad)  # before the average looks at them
             self._step(state.step, divisor, bad)
-            self.statistics.put_back(bad)
         elif self._may_step(state, float(loss), float(norm)):
             self._step(state.step, divisor)
         else:

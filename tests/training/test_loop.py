@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from llmtool.core.contracts import Batch, Loss
 from llmtool.core.errors import Cancelled, DivergedError, Interrupted
 from llmtool.training import loop as loop_module
+from llmtool.training.average import Average, moving
 from llmtool.training.loop import Loop, Plan, State, Verbs, caught_signals
 from llmtool.training.optimizers import AdamWConfig, MuonConfig, SGDConfig
 from llmtool.training.schedules import ConstantSchedule
@@ -211,6 +212,20 @@ def test_the_way_of_cuda_is_the_same_training(optimizer: Any) -> None:
         ways.append((weights(model), [{k: v for k, v in row.items() if k != "time"} for row in notes.rows]))
     assert ways[0][1] == ways[1][1]
     assert all(torch.equal(tensor, ways[1][0][name]) for name, tensor in ways[0][0].items())
+
+
+def test_a_refused_step_on_the_device_leaves_the_average_alone() -> None:
+    """Statistics of norms that the step made infinite are put back before they are averaged."""
+    data = table()
+    data.inputs[data._index(8 * 2 + 5, 1)[0]] = math.nan
+    model = ToyMLP()
+    model.layers.insert(1, nn.BatchNorm1d(8))
+    loop = make(model, data, Notes(), log_every=5)
+    loop.average, loop.waits = Average(model, 0.9), False
+    with pytest.raises(DivergedError, match=r"^step 3: .*not finite at row"):
+        loop.run(State())
+    with loop.average.inside():
+        assert all(torch.isfinite(tensor).all() for tensor in moving(model).values())
 
 
 # --- a loss that jumps, and updates that are left out ---
