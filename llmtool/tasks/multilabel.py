@@ -127,7 +127,7 @@ class MultilabelTask:
 
     def measure(self, model: nn.Module, batch: Batch) -> LabelTally:
         """The logits of the rows; weights play no part in how a model is judged."""
-        logits = model(batch.inputs, batch.segments).float()
+        logits = model(*batch.arguments).float()
         return LabelTally(logits, batch.targets, self.names, self.thresholds)
 
     def tune(self, tally: LabelTally) -> LabelTally:

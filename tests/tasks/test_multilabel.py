@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from llmtool.core.contracts import Batch, Classes, Labels
+from llmtool.core.contracts import Batch, Classes, Labels, Tokens
 from llmtool.core.errors import ConfigError
+from llmtool.models.encoder import EncoderConfig
 from llmtool.tasks import default_task
 from llmtool.tasks.classification import ClassificationConfig
 from llmtool.tasks.multilabel import MultilabelConfig
@@ -70,6 +71,14 @@ def test_thresholds_say_which_labels_are_given():
     assert MultilabelConfig(thresholds="tuned").build(again).thresholds == task.thresholds
     with pytest.raises(ConfigError, match=r"task\.thresholds: 'square' is not"):
         MultilabelConfig(thresholds={"square": 0.5}).build(CARD)
+
+
+def test_columns_beside_a_text_are_read_when_labels_are_judged():
+    model = EncoderConfig(depth=1, heads=1, width=8).build(Tokens(11, 4, features=2), Labels(3)).eval()
+    batch = Batch(torch.ones(2, 4, dtype=torch.int64), TARGETS, features=torch.ones(2, 2))
+    with torch.no_grad():
+        seen = MultilabelConfig().build(CARD).measure(model, batch).seen()
+        np.testing.assert_array_equal(seen.logits, model(*batch.arguments).numpy())
 
 
 def test_tasks_and_targets_that_do_not_go_together_are_refused():
