@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-LESS_IS_BETTER = {"log_loss", "mae", "rmse", "loss", "perplexity", "bits_per_byte"}
+LESS_IS_BETTER = {"log_loss", "mae", "rmse", "rmse_log", "loss", "perplexity", "bits_per_byte"}
 LESS_IS_BETTER |= {"byte_perplexity", "word_perplexity", "lost", "illegal", "hamming_loss"}
 
 

@@ -93,4 +93,5 @@ def test_intervals_of_suites() -> None:
     assert high == pytest.approx(tally.metrics()["accuracy"] + half, abs=0.01)
     assert found["accuracy_norm"] == pytest.approx((0.0, 1 - 0.025 ** (1 / 300)))  # none right: exact
     assert direction("word_perplexity") == direction("byte_perplexity") == "min"
+    assert direction("rmse_log") == "min"
     assert direction("exact_match") == "max"
