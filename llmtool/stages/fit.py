@@ -26,6 +26,7 @@ from llmtool.stages.checkpoints import STATE
 from llmtool.stages.score import auto_batch
 from llmtool.stages.settings import few_threads, make_plan, out_of_memory, resolve, threads
 from llmtool.tasks.classification import ClassificationTask
+from llmtool.tasks.multilabel import MultilabelTask
 from llmtool.training import TrainConfig, average
 from llmtool.training.augment import Augment
 from llmtool.training.average import Average, moving
@@ -152,8 +153,8 @@ class _Session:
             raise ConfigError(
                 f"{key}: needs validation scores, but the dataset has no validation split{without}"
             )
-        if config.augment.mixes and not isinstance(assembled.task, ClassificationTask):
-            raise ConfigError("augment: mixup and cutmix mix classes; this task has none")
+        if config.augment.mixes and not isinstance(assembled.task, ClassificationTask | MultilabelTask):
+            raise ConfigError("augment: mixup and cutmix mix classes or labels; this task has none")
 
     @property
     def checkpoints(self) -> Path:

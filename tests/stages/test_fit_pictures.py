@@ -20,6 +20,7 @@ from llmtool.core.seeds import seed_torch
 from llmtool.models.convnet import ConvNetConfig
 from llmtool.stages.fit import FitResult, at_checkpoint, fit
 from llmtool.tasks.classification import ClassificationTask
+from llmtool.tasks.multilabel import MultilabelTask
 from llmtool.training.average import moving
 from llmtool.training.replay import replay
 from tests.stages.test_fit import Crash, Splits, Watcher, config
@@ -185,7 +186,11 @@ def test_a_skipped_step_moves_no_statistics(tmp_path: Path) -> None:
         assert torch.equal(tensor, begin[name]), name
 
 
-def test_mixing_is_for_classes(tmp_path: Path) -> None:
+def test_mixing_is_for_classes_and_labels(tmp_path: Path) -> None:
+    assembled = shown()
+    assembled.task = MultilabelTask(["a", "b", "c"], None, [0.5] * 3)
+    assembled.data.targets = torch.nn.functional.one_hot(assembled.data.targets, 3).to(torch.uint8)
+    run(tmp_path / "labels", assembled, augment={"mixup": 0.2}, select=None)
     assembled = shown()
     assembled.task = ToyTask()
     with pytest.raises(ConfigError, match=r"augment: mixup and cutmix mix classes"):
