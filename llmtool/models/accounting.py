@@ -18,7 +18,7 @@ from llmtool.core.contracts import Features, Images, InputSpec, Labels, NextToke
 from llmtool.models.encoder import Attention, ModernAttention
 from llmtool.models.gpt2 import GPT2Attention
 from llmtool.models.huggingface import Through
-from llmtool.models.layers import DropPath
+from llmtool.models.layers import DropPath, hidden_matrices
 from llmtool.models.vit import Attention as PatchAttention
 
 OptimizerName = Literal["adamw", "sgd", "muon"]
@@ -174,26 +174,12 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters()) + packed
 
 
-def optimizer_floats(optimizer: OptimizerName, name: str, parameter: Tensor, model: nn.Module) -> int:
-    """Floats of optimizer state for each number of a parameter: AdamW two moments, SGD and Muon one momentum.
-
-    Muon takes the matrices inside the model; embeddings, the output layer and vectors have AdamW beside it.
-    """
-    if optimizer != "muon":
-        return {"adamw": 2, "sgd": 1}[optimizer]
-    outer = {id(p) for part in _outer_parts(model) for p in part.parameters()}
-    return 1 if parameter.ndim == 2 and id(parameter) not in outer else 2
-
-
-def _outer_parts(model: nn.Module) -> list[nn.Module]:
-    embeddings: list[nn.Module] = list(getattr(model, "embeddings", []))
-    return [*embeddings, model.get_submodule(str(model.head_name))]
-
-
 def _optimizer_bytes(model: nn.Module, optimizer: OptimizerName) -> int:
+    """AdamW keeps two moments of each number, SGD and Muon one momentum; beside Muon is AdamW."""
+    single = hidden_matrices(model) if optimizer == "muon" else set()
     return sum(
-        FLOAT * p.numel() * optimizer_floats(optimizer, name, p, model)
-        for name, p in model.named_parameters()
+        FLOAT * p.numel() * (1 if optimizer == "sgd" or id(p) in single else 2)
+        for p in model.parameters()
         if p.requires_grad
     )
 

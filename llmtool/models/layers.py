@@ -200,3 +200,22 @@ class LayerScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         return x * self.scale
+
+
+def hidden_matrices(model: nn.Module) -> set[int]:
+    """Ids of the parameters that map vectors inside a model: matrices, and convolutions of several channels.
+
+    Not of those at its two ends: embeddings (or convolutions of pixels) and the output layer, as our families
+    name them; in any other model all Embeddings, and the last Linear.
+    """
+    ends: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    ends += getattr(model, "embeddings", [])
+    if name := getattr(model, "head_name", None):
+        ends.append(model.get_submodule(name))
+    elif linears := [module for module in model.modules() if isinstance(module, nn.Linear)]:
+        ends.append(linears[-1])
+    outer = {id(parameter) for module in ends for parameter in module.parameters()}
+    # a convolution is a matrix with a row for each channel that comes out, as in
+    # https://github.com/KellerJordan/cifar10-airbench; of one channel it maps nothing
+    maps = lambda p: p.ndim == 2 or (p.ndim == 4 and p.shape[1] > 1)  # noqa: E731
+    return {id(p) for p in model.parameters() if maps(p) and id(p) not in outer}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from llmtool.core.config import Section
 from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.models.layers import hidden_matrices
 from llmtool.training.fused import SGD, AdamW
 from llmtool.training.muon import Muon
 
@@ -67,13 +68,10 @@ class MuonConfig(Section):
     """Muon for the hidden matrices (https://kellerjordan.github.io/posts/muon/), AdamW for the rest."""
 
     name: Literal["muon"] = Field(
-        description="orthogonalised momentum for hidden matrices and convolutions, AdamW for the rest"
+        description="orthogonalised momentum for the matrices between embeddings and head, AdamW for the "
+        "rest; it takes convolutions too, though whether these learn better so has not been measured"
     )
-    lr: float = Field(
-        default=0.02,
-        gt=0,
-        description="learning rate of the hidden matrices, at full height",
-    )
+    lr: float = Field(default=0.02, gt=0, description="learning rate of the hidden matrices, at full height")
     momentum: float = Field(default=0.95, ge=0, lt=1, description="memory of the gradient")
     nesterov: bool = Field(default=True, description="Nesterov's form of momentum")
     ns_steps: int = Field(
@@ -92,8 +90,8 @@ class MuonConfig(Section):
     def build(self, model: nn.Module, rates: Rates = NO_RATES) -> Optimizers:
         """The optimizer of the model's trainable parameters. ConfigError when none is a hidden matrix."""
         assert not rates, "one rate for all; the experiment refuses the combination"
-        named, outer = trainable(model), outer_parameters(model)
-        hidden = [(name, p) for name, p in named if id(p) not in outer and _is_matrix(p)]
+        named, inner = trainable(model), hidden_matrices(model)
+        hidden = [(name, p) for name, p in named if id(p) in inner]
         chosen = {id(p) for _, p in hidden}
         rest = [(name, p) for name, p in named if id(p) not in chosen]
         if not hidden:
@@ -194,26 +192,6 @@ def trainable(model: nn.Module) -> Named:
     if not named:
         raise ConfigError("nothing to train: every parameter of the model is frozen")
     return named
-
-
-def outer_parameters(model: nn.Module) -> set[int]:
-    """Ids of the parameters at the model's two ends: embeddings (or convolutions of pixels), and the output.
-
-    Our families name their output layer (`head_name`); in any other model it is the last Linear.
-    """
-    ends: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    if name := getattr(model, "head_name", None):
-        ends.append(model.get_submodule(name))
-    elif linears := [module for module in model.modules() if isinstance(module, nn.Linear)]:
-        ends.append(linears[-1])
-    first = [p for module in getattr(model, "embeddings", []) for p in module.parameters() if p.ndim == 4]
-    return {id(parameter) for parameter in [*first, *(p for module in ends for p in module.parameters())]}
-
-
-def _is_matrix(parameter: nn.Parameter) -> bool:
-    """Whether it maps vectors: a matrix, or a convolution of several channels, with a row for each channel
-    that comes out (https://github.com/KellerJordan/cifar10-airbench)."""
-    return parameter.ndim == 2 or (parameter.ndim == 4 and parameter.shape[1] > 1)
 
 
 def _groups(named: Named, lr: float, weight_decay: float, rates: Rates) -> list[dict[str, Any]]:

@@ -139,6 +139,12 @@ def test_muon_keeps_one_float_for_inner_matrices_and_adamw_has_the_rest():
     inner = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n)
     rest = sum(p.numel() for p in model.parameters()) - inner
     assert account(model, 1, 16, optimizer="muon").memory.optimizer == 4 * (inner + 2 * rest)
+    pictures = ConvNetConfig(stem="small", stem_width=4, widths=[4, 8], depths=[1, 1]).build(
+        Images(3, 8, 8), Classes(3)
+    )
+    inner = sum(p.numel() for p in pictures.stages.parameters() if p.ndim == 4)
+    rest = sum(p.numel() for p in pictures.parameters()) - inner
+    assert account(pictures, 1, optimizer="muon").memory.optimizer == 4 * (inner + 2 * rest)
     small = mlp()
     body = sum(layer.linear.weight.numel() for layer in small.blocks)
     rest = sum(p.numel() for p in small.parameters()) - body

@@ -9,9 +9,10 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from llmtool.core.contracts import Classes, Images
+from llmtool.core.contracts import Classes, Features, Images
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.models.convnet import ConvNetConfig
+from llmtool.models.tabm import TabMConfig
 from llmtool.training.muon import Muon, orthogonalize
 from llmtool.training.optimizers import AdamWConfig, MuonConfig, OptimizerConfig, Optimizers, SGDConfig
 from tests.training.toys import ToyMLP, ToyTask, ToyTransformer, table, tokens
@@ -234,7 +235,7 @@ def test_nesterov_needs_momentum() -> None:
 
 
 def test_muon_moves_a_convolution_as_the_matrix_it_is() -> None:
-    """Beside the same numbers as a matrix; the convolution of pixels and a depthwise one are AdamW's."""
+    """Beside the same numbers as a matrix; what stands for inputs, and depthwise ones, are AdamW's."""
     model = ConvNetConfig(stem="small", stem_width=4, widths=[4, 8], depths=[1, 1]).build(
         Images(3, 8, 8), Classes(3)
     )
@@ -245,6 +246,9 @@ def test_muon_moves_a_convolution_as_the_matrix_it_is() -> None:
     assert "stages.1.0.parts.0.convolution.weight" in names
     assert "stem.convolution.weight" not in names
     assert "head.weight" not in names
+    table = TabMConfig(members=2, hidden=[8]).build(Features(5, (2, 3)), Classes(3))
+    moved = MuonConfig(name="muon").build(table).parts["muon"].state
+    assert list(moved) == [table.blocks[0].all.linear.weight]  # not the vectors of columns
     depthwise = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Linear(3, 3), nn.Linear(3, 2))
     assert len(MuonConfig(name="muon").build(depthwise).parts["muon"].state) == 1
     for shape in ((6, 2, 3, 3), (40, 2, 3, 3)):  # wide and tall
