@@ -143,6 +143,9 @@ def _tabm(problem: Problem) -> Choice:
 
 
 def _bag(problem: Problem) -> Choice:
+    assert not isinstance(problem.outputs, NextToken)
+    # with many outputs a weight for each would fill the memory: a vector for each n-gram, as in the paper
+    vectors = {"width": 32} if problem.outputs.n > 32 else {}
     return Choice(
         "bag",
         0,
@@ -150,7 +153,7 @@ def _bag(problem: Problem) -> Choice:
         "texts, in minutes on a CPU, however long they are (https://arxiv.org/abs/1607.01759)",
         "it does not read: negation and irony over more than a few words are lost; a pretrained encoder, "
         "fine-tuned, is better where there is one for the language",
-        {"ngrams": 3, "buckets": 2**20} if problem.rows >= 10_000 else {},
+        ({"ngrams": 3, "buckets": 2**20} if problem.rows >= 10_000 else {}) | vectors,
         {
             "budget": {"epochs": 2 if problem.rows >= 10_000 else 4},
             "batch": 32,
@@ -169,11 +172,10 @@ def _encoder(problem: Problem) -> Choice:
         1,
         (
             f"{problem.rows:,} texts can teach a small one from the start what follows from the order of "
-            f"words"
+            "words"
             if enough
             else "reads each text whole; pretrained, with `finetune`, it is the first choice from some "
-            "hundred "
-            "texts of a class on"
+            "hundred texts of a class on"
         ),
         "from the start it learns the language from the labels alone: slow, and seldom better than counting "
         f"words below some {MANY_TEXTS:,} texts",
@@ -215,9 +217,7 @@ def _transformer(problem: Problem) -> Choice:
         "it learns the rules from records alone: some of its moves will be illegal, fewer with more games"
         if problem.game
         else f"{problem.tokens:,} tokens teach little of a language: `finetune` a pretrained model, which "
-        f"needs "
-        f"far "
-        "fewer"
+        "needs far fewer"
         if few
         else "a pretrained model, fine-tuned, knows more than any that is trained here from the start",
         {"architecture": "qwen3", "depth": depth, "heads": heads, "width": width, "context": context},
@@ -315,8 +315,7 @@ def _vit(problem: Problem) -> Choice:
         "it wants more memory and time for each picture than a convnet"
         if many
         else f"from the start it must learn what is near what, too: {problem.rows:,} pictures are few for "
-        f"that "
-        "(https://arxiv.org/abs/2010.11929)",
+        "that (https://arxiv.org/abs/2010.11929)",
         {"patch": _patch(problem.inputs)},
         {"budget": {"epochs": 30}, "optimizer": {"name": "adamw", "lr": 1e-3}},
     )
@@ -335,14 +334,13 @@ def _patch(picture: Images) -> int:
 RULES: dict[str, Rule] = {
     "mlp": Rule(
         "every layer takes weighted sums of all numbers before it and keeps what is positive: the first "
-        "finds "
-        "simple patterns of the columns, the next patterns of these, the last weighs them for the answer",
+        "finds simple patterns of the columns, the next patterns of these, the last weighs them for the "
+        "answer",
         _mlp,
     ),
     "tabm": Rule(
         "many multilayer perceptrons at once that share their large matrices and differ in small vectors "
-        "which "
-        "scale them; each gives its own answer, and their mean is more often right than any of them",
+        "which scale them; each gives its own answer, and their mean is more often right than any of them",
         _tabm,
     ),
     "bag": Rule(
@@ -358,9 +356,8 @@ RULES: dict[str, Rule] = {
     ),
     "transformer": Rule(
         "every token's vector gathers, block by block, what it needs from the tokens before it (attention) "
-        "and "
-        "is reworked on its own (feed-forward); the last one is compared with every token of the vocabulary, "
-        "which gives the chance of each to come next",
+        "and is reworked on its own (feed-forward); the last one is compared with every token of the "
+        "vocabulary, which gives the chance of each to come next",
         _transformer,
     ),
     "convnet": Rule(
@@ -371,8 +368,7 @@ RULES: dict[str, Rule] = {
     ),
     "convnext": Rule(
         "large filters look at each channel alone, then linear layers mix the channels of each pixel, on "
-        "ever "
-        "fewer pixels; the mean over the picture is weighed for the answer",
+        "ever fewer pixels; the mean over the picture is weighed for the answer",
         _convnext,
     ),
     "vit": Rule(
@@ -416,8 +412,7 @@ GUIDE = (
     Advice(
         "a class or a number for each text, with a pretrained encoder",
         "`encode: {as: text, tokenizer: {kind: file, path: its directory}}` and `finetune`: some hundred "
-        "texts "
-        "of a class are enough",
+        "texts of a class are enough",
     ),
     Advice(
         "text, or another sequence, to go on with",

@@ -17,6 +17,8 @@ from llmtool.core.errors import ConfigError
 from llmtool.models.headed import Headed
 from llmtool.models.mlp import ACTIVATIONS
 
+LARGEST = 2**26  # numbers in the matrix from all features to all embedded columns: 256 MiB
+
 
 class TabMConfig(Section):
     """An ensemble of multilayer perceptrons that share their weights, over embedded columns."""
@@ -30,7 +32,7 @@ class TabMConfig(Section):
     embedding: Annotated[int, Field(ge=0, le=4096)] | Literal["auto"] = Field(
         default="auto",
         description="numbers that each column becomes; 0: the features as they are; auto: 32 with up to 16 "
-        "columns, 8 with more than 32",
+        "columns, 8 with more than 32, 0 with thousands",
     )
     hidden: list[Annotated[int, Field(gt=0, le=65_536)]] = Field(
         default=[256, 256], min_length=1, max_length=256, description="width of each hidden layer"
@@ -56,11 +58,18 @@ class TabMConfig(Section):
         "stop": {"patience": 5},
     }
 
-    def embedding_width(self, columns: int) -> int:
-        """Numbers that each of so many columns becomes."""
-        if self.embedding != "auto":
-            return self.embedding
-        return 32 if columns <= 16 else 16 if columns <= 32 else 8
+    def embedding_width(self, features: int, columns: int) -> int:
+        """Numbers that each of so many columns becomes; ConfigError where these are too many."""
+        auto = 32 if columns <= 16 else 16 if columns <= 32 else 8
+        width = auto if self.embedding == "auto" else self.embedding
+        if features * columns * width <= LARGEST:
+            return width
+        if self.embedding == "auto":
+            return 0
+        raise ConfigError(
+            f"model.embedding: {columns:,} columns of {features:,} features x {width:,} are too many; "
+            "0 leaves the features as they are"
+        )
 
     def build(self, inputs: InputSpec, outputs: OutputSpec) -> TabM:
         """The module with new weights from torch's global stream; ConfigError for specs of other families."""
@@ -151,7 +160,7 @@ class TabM(Headed):
     def __init__(self, config: TabMConfig, inputs: Features, outputs: Classes | Values) -> None:
         super().__init__(config, inputs, outputs)
         self.columns = inputs.columns or (1,) * inputs.width
-        width = config.embedding_width(len(self.columns))
+        width = config.embedding_width(inputs.width, len(self.columns))
         self.embedding = ColumnEmbedding(self.columns, width) if width else None
         self.first = len(self.columns) * width or inputs.width  # what each member takes in
         widths = [self.first, *config.hidden]

@@ -24,6 +24,7 @@ PROBLEMS = [
     Problem(Images(1, 28, 28), Classes(10), 60_000),
     Problem(Images(3, 224, 224), Classes(1000), 1_281_167, device="cuda"),
     Problem(Images(3, 160, 120), Values(1), 240),
+    Problem(TEXT, Classes(2000), 50_000, 10_000_000),
 ]
 
 

@@ -76,6 +76,14 @@ def test_each_member_learns_by_its_own_loss():
     assert int(loss.count) == 18
 
 
+def test_thousands_of_columns_are_not_embedded():
+    with torch.device("meta"):
+        assert TabMConfig().build(Features(20_000), Classes(2)).embedding is None
+        assert TabMConfig().build(Features(2_000), Classes(2)).embedding.width == 8
+        with pytest.raises(ConfigError, match=r"model\.embedding: 20,000 columns .* are too many"):
+            TabMConfig(embedding=16).build(Features(20_000), Classes(2))
+
+
 def test_what_members_own_is_never_decayed():
     model = tabm()
     groups = AdamWConfig(name="adamw", weight_decay=0.1).build(model).groups()
