@@ -285,14 +285,17 @@ def replace_head(model: nn.Module, outputs: OutputSpec, seed: int) -> None:
     model.outputs, model.head_is_new = outputs, True
 
 
-def read_beside(model: nn.Module, features: int) -> None:
+def read_beside(model: nn.Module, features: int, seed: int) -> None:
     """Let the head read so many numbers of a table beside a text, in place: at first they change nothing."""
     if not isinstance(model, Encoder):
         raise ConfigError("data.encode.features: only encoders read columns of a table beside a text")
     model.inputs = replace_fields(model.inputs, features=features)
     model.head.table = table_of(features, model.config.width).to(model.head.output.weight.device)
-    for weight in model.head.table[2].parameters():
-        nn.init.zeros_(weight)
+    generator = torch.Generator().manual_seed(derive(seed, "table"))
+    for parameter in model.head.table[0].parameters():
+        fill_uniform(parameter, 1 / math.sqrt(features), generator)
+    for parameter in model.head.table[2].parameters():
+        nn.init.zeros_(parameter)
     model.head_is_new = True
 
 

@@ -155,7 +155,7 @@ def from_start(experiment: Experiment, dataset: Dataset, start: Start) -> tuple[
         targets = start.card["targets"]
     model: Any = start.model
     if isinstance(dataset.inputs, Tokens) and dataset.inputs.features and not model.inputs.features:
-        adapters.read_beside(model, dataset.inputs.features)
+        adapters.read_beside(model, dataset.inputs.features, experiment.seed)
         said = f"{said}; " if said else ""
         said += "the columns beside the text are new to the head"
     if experiment.finetune is not None and experiment.finetune.pooling is not None:

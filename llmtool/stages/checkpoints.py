@@ -206,7 +206,7 @@ def _model(directory: Path, about: About) -> tuple[TaskConfig | None, nn.Module]
 def _expect_head(model: Any, outputs: OutputSpec, features: int) -> None:
     """Room in the base for a head that is the adapter's. features: of a table, beside a text."""
     if features and features != model.inputs.features:
-        adapters.read_beside(model, features)
+        adapters.read_beside(model, features, seed=0)
     if model.outputs is None:
         model.outputs = outputs
     elif isinstance(model.outputs, NextToken) and not isinstance(outputs, NextToken):
