@@ -100,6 +100,7 @@ class Batch:
         that are bytes still; None for all other batches.
     mixed: of pictures that are two in one, the (B,) targets of the others and the (B,) float32 share of each
         row that is its own.
+    features: (B, F) float32, of texts with columns of a table beside them.
     """
 
     inputs: Tensor

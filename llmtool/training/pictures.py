@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue in the brightness that eyes see (ITU-R BT.601)
-SOFTENED = ((1.0, 1.0, 1.0), (1.0, 5.0, 1.0), (1.0, 1.0, 1.0))  # Pillow's SMOOTH, over 13
 
 
 def moved(pictures: Tensor, down: Tensor, right: Tensor, mirrored: Tensor) -> Tensor:
@@ -85,8 +84,8 @@ def sharpness(pictures: Tensor, factors: Tensor) -> Tensor:
     channels = pictures.shape[1]
     if min(pictures.shape[2:]) < 3:
         return pictures
-    kernel = torch.ones(channels, 1, 3, 3, device=pictures.device)
-    kernel[:, :, 1, 1] = SOFTENED[1][1]
+    kernel = torch.ones(channels, 1, 3, 3, device=pictures.device)  # Pillow's SMOOTH
+    kernel[:, :, 1, 1] = 5.0
     soft = pictures.clone()
     soft[:, :, 1:-1, 1:-1] = F.conv2d(pictures, kernel / 13, groups=channels)
     return towards(pictures, soft, factors)
