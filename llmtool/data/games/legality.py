@@ -41,11 +41,11 @@ class Legality:
         what follows a game (token 0 again) does not matter."""
         found = np.zeros((*rows.shape, self.vocabulary), dtype=bool)
         keys = [row.tobytes() for row in np.ascontiguousarray(rows, dtype=np.uint16)]
+        if len(self._kept) > KEPT:
+            self._kept.clear()
         new = [at for at, key in enumerate(keys) if key not in self._kept]
         if new:
             made = self.rules.legal_along(rows[new, 1:].astype(np.int64) - 1)  # (n, T, V - 1)
-            if len(self._kept) > KEPT:
-                self._kept.clear()
             for at, legal in zip(new, made, strict=True):
                 self._kept[keys[at]] = np.flatnonzero(legal).astype(np.int32)
         for at, key in enumerate(keys):

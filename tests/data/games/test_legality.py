@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from llmtool.data.games import legality
 from llmtool.data.games.legality import Legality
 from llmtool.data.games.othello import MOVES, SQUARES, Othello
 from llmtool.data.games.othello_many import random_games
@@ -42,6 +43,13 @@ def test_many_at_once_as_one_by_one_and_as_remembered() -> None:
     first = legality.after(rows(30))
     assert np.array_equal(legality.after(rows(30)), first)
     assert np.array_equal(first[:, :, 1:], slow)
+
+
+def test_what_is_remembered_is_forgotten_without_losing_a_game(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(legality, "KEPT", 2)
+    games, remembers = rows(6), Legality("othello")
+    remembers.after(games[:4])
+    assert np.array_equal(remembers.after(games[2:]), Legality("othello").after(games[2:]))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
