@@ -116,10 +116,12 @@ def opened(path: str, source: Source, stdin: BinaryIO) -> Path:
         if source.format == "parquet":  # type: ignore[attr-defined]
             raise ConfigError("Parquet cannot be read from standard input: its end comes first")
         return cast(Path, Piped(stdin))  # readers ask for nothing else of a path than its bytes and its name
-    (found,) = readers.expand(path, source.suffixes) if not Path(path).is_dir() else [None]
-    if found is None:
+    if Path(path).is_dir():
         raise DataError(f"{path}: a folder; give one file of rows")
-    return found
+    found = readers.expand(path, source.suffixes)
+    if len(found) > 1:
+        raise DataError(f"{path}: {len(found):,} files match; give one file of rows")
+    return found[0]
 
 
 def settled(source: Source, path: Path, targets: Sequence[str]) -> Source:

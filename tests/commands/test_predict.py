@@ -384,6 +384,7 @@ def test_the_document_says_what_was_done(copy: Path, llmtool: Run) -> None:
     [
         (["--input", "no.csv"], 4, "no.csv: no such file"),
         (["--input", "runs"], 4, "a folder"),
+        (["--input", "*.csv"], 4, "files match; give one"),
         (["--input", "people.dat", "--format", "cvs"], 2, "did you mean"),
         (["--input", "people.csv", "--only", "answers"], 2, "--only predictions"),
         (["--input", "people.csv", "--output", "o.xls"], 2, "ends in none of"),
