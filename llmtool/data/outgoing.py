@@ -55,7 +55,6 @@ class _Text:
     def __init__(self, stream: BinaryIO, packed: bool) -> None:
         self._packer = gzip.GzipFile(fileobj=stream, mode="wb", mtime=0) if packed else None
         self._stream: Any = self._packer or stream
-        self._lost = False
 
     def _put(self, text: str) -> None:
         self._stream.write(text.encode("utf-8", "backslashreplace"))
@@ -149,8 +148,10 @@ class ParquetWriter:
             if kind.type == arrow.string():
                 cells = [None if cell is None else str(_plain(cell)) for cell in cells]
             try:
+                if kind.type == arrow.int64() and float in set(map(type, cells)):
+                    raise TypeError  # pyarrow would cut the fractions off
                 made.append(arrow.array(cells, kind.type))
-            except (arrow.ArrowException, ValueError, TypeError):
+            except (arrow.ArrowException, ValueError, TypeError, OverflowError):
                 raise DataError(
                     f"column {kind.name!r} began as {kind.type} and goes on with something else, which a "
                     "Parquet file cannot hold; write --output out.jsonl"

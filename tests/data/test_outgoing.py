@@ -49,8 +49,9 @@ def test_parquet_holds_one_type_a_column() -> None:
     assert table["p"].to_pylist() == [None, None, 0.5, 1.0]
     writer = outgoing.writer(io.BytesIO(), "parquet")
     writer.write({"b": [1]})
-    with pytest.raises(DataError, match="column 'b' began as int64"):
-        writer.write({"b": ["one"]})
+    for cell in ("one", 1.5, 1 << 63):
+        with pytest.raises(DataError, match="column 'b' began as int64"):
+            writer.write({"b": [cell]})
 
 
 def test_the_name_says_the_format() -> None:
