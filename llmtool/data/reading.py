@@ -65,5 +65,8 @@ def restore_encoder(card: Mapping[str, Any], directory: Path) -> Encoder:
     Raises DataError where the card does not hold a whole one.
     """
     state = card["encoder"]
-    encoder: Encoder = ENCODERS[state["as"]].from_state(state, directory)
+    kind = ENCODERS.get(state.get("as"))
+    if kind is None:
+        raise DataError(f"{directory}: its encoder {state.get('as')!r} is not known to this version")
+    encoder: Encoder = kind.from_state(state, directory)
     return encoder
