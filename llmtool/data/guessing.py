@@ -96,8 +96,7 @@ def guess(
     if set(names) >= PREFERENCE and target is None:
         raise ConfigError(
             f"columns {', '.join(names)}: pairs of a chosen and a rejected answer; no task of this version "
-            f"learns "
-            "from preferences"
+            "learns from preferences"
         )
     if target is None and task in (None, "language") and (chat := _chat(frame, names, form)):
         made.chat = chat
@@ -230,8 +229,7 @@ def _by_place(made: Guess, fit: dict[str, Column]) -> tuple[str, str] | None:
         few = [name for name, column in fit.items() if column.distinct <= 50 and not column.more]
         if len(few) == 1:
             return few[0], f"the only column of few values beside the text: {fit[few[0]].values()}"
-        if not made.columns or len(few) != 1:
-            return None
+        return None
     if len(few) == 1 and len(others) > 2 and len(others) + len(few) == len(made.columns):
         return few[0], f"the only column of words beside numbers: {fit[few[0]].values()}"
     for column, place in ((made.columns[-1], "last"), (made.columns[0], "first")):
@@ -325,15 +323,18 @@ def _leaks(made: Guess, frame: pd.DataFrame) -> None:
     values = {name: Cells(frame[name]).numbers(empty).values for name in [*numbers[:60], made.target]}
     target = values.pop(made.target)
     scale = max(float(np.nanstd(target)), 1e-12)
+
+    def answers(numbers: np.ndarray) -> bool:
+        off = np.abs(numbers - target)
+        return bool(np.nanmax(off, initial=0) < 1e-6 * scale and np.isfinite(off).mean() > 0.9)
+
     for at, (name, mine) in enumerate(values.items()):
-        if np.nanmax(np.abs(mine - target), initial=0) < 1e-6 * scale and np.isfinite(mine).mean() > 0.9:
+        if answers(mine):
             made.ignore[name] = f"the same as {made.target}: it gives the answer away"
         for other in list(values)[at + 1 :]:
-            if np.nanmax(np.abs(mine + values[other] - target), initial=0) < 1e-6 * scale:
-                for one in (name, other):
-                    made.ignore[one] = (
-                        f"{name} + {other} = {made.target} in every row: it gives the answer away"
-                    )
+            if answers(mine + values[other]):
+                why = f"{name} + {other} = {made.target} in every row: it gives the answer away"
+                made.ignore |= {name: why, other: why}
 
 
 def _clean(made: Guess, frame: pd.DataFrame) -> None:
@@ -373,8 +374,7 @@ def _split(made: Guess, frame: pd.DataFrame) -> None:
             made.split = {"by": "time", "on": column.name, **shares}
             made.why["split"] = (
                 f"{column.name} orders the rows: what is to come is predicted from what was; by chance, "
-                f"rows would "
-                "know their neighbours"
+                "rows would know their neighbours"
             )
             return
     for column in made.columns:

@@ -114,6 +114,13 @@ def test_what_is_left_out():
     assert "first + second = count" in found.ignore["second"]
 
 
+def test_columns_that_never_stand_in_one_row_do_not_give_the_answer_away():
+    old, new = ([n if row % 2 == odd else "" for row, n in enumerate(numbers())] for odd in (0, 1))
+    found = guess(frame(old=old, new=new, width=numbers(), price=numbers()), None, None)
+    assert found.target == "price"
+    assert found.ignore == {}
+
+
 def test_words_that_mean_missing():
     ages = [*numbers(N - 20), *["unknown"] * 20]
     found = guess(frame(age=ages, label=words("ab")), None, None)
