@@ -16,6 +16,7 @@ from PIL.Image import Image, Resampling, Transpose
 Fit = Literal["crop", "squash", "pad"]
 MAX_FILE = 1 << 28  # bytes of one picture's file
 MAX_PIXELS = 50_000_000
+STRIP = 16  # times as long as wide, or as its recipe is
 MOST_PIXELS = 89_000_000  # beyond, Pillow itself warns of a bomb
 GREYED = "its colours were left out"
 ORIENTATION = 0x0112  # EXIF's tag
@@ -228,6 +229,9 @@ def _fitted(image: Image, recipe: Recipe) -> Image:
     """The picture at the recipe's size."""
     size, (width, height) = (recipe.width, recipe.height), image.size
     filter_ = Resampling(recipe.resample)
+    if recipe.fit == "crop":
+        image = _middle(image, recipe)
+        width, height = image.size
     if recipe.fit == "squash":
         return image if image.size == size else image.resize(size, filter_)
     scales = recipe.width / width, recipe.height / height
@@ -247,6 +251,16 @@ def _fitted(image: Image, recipe: Recipe) -> Image:
         return ground
     left, top = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
     return image.crop((left, top, left + size[0], top + size[1]))
+
+
+def _middle(image: Image, recipe: Recipe) -> Image:
+    """Of a strip its middle: scaled whole until its short side fits, a strip would take all memory."""
+    (width, height), sides = image.size, (recipe.width, recipe.height)
+    most = STRIP * min(width, height) * -(-max(sides) // min(sides))
+    if max(width, height) <= most:
+        return image
+    left, top = max(0, width - most) // 2, max(0, height - most) // 2
+    return image.crop((left, top, left + min(width, most), top + min(height, most)))
 
 
 def _planes(image: Image) -> np.ndarray:

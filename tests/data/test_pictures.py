@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from llmtool.data import pictures
-from llmtool.data.pictures import BadPicture, Recipe, decode, from_array, opened, turned_size
+from llmtool.data.pictures import BadPicture, Recipe, as_png, decode, from_array, opened, turned_size
 from tests.photos import bomb, chunk, file_of, noise
 
 SMALL = Recipe(3, 8, 8)
@@ -153,6 +153,15 @@ def test_a_limit_on_pixels_is_kept_before_they_are_decoded() -> None:
     assert decode(data, SMALL, most=400).values.shape == (3, 8, 8)
     with pytest.raises(BadPicture, match="more than 399 pixels"):
         decode(data, SMALL, most=399)
+
+
+@pytest.mark.parametrize("shape", [(1, 400_000), (400_000, 1)])
+def test_of_a_strip_only_the_middle_is_scaled(shape: tuple[int, int]) -> None:
+    values = np.zeros((1, *shape), np.uint8)
+    values.reshape(-1)[200_000:] = 200
+    found = decode(as_png(values), Recipe(1, 64, 64)).values[0]  # whole it would be 1.6 billion pixels
+    assert found[0, 0] < 10
+    assert found[-1, -1] > 190
 
 
 def test_damaged_bytes_are_refused_or_read_but_never_fail() -> None:
