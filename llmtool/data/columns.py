@@ -196,9 +196,8 @@ class DateColumn:
                 continue
             value, period = circles[part], PERIODS[part]
             angle = value * (2 * math.pi / period)
-            out[:, at] = np.where(
-                absent, 0, np.sin(angle)
-            )  # the circle's middle: no month rather than a wrong one
+            # The circle's middle where there is no date: no month rather than a wrong one.
+            out[:, at] = np.where(absent, 0, np.sin(angle))
             out[:, at + 1] = np.where(absent, 0, np.cos(angle))
             at += 2
             if self.each:

@@ -122,14 +122,8 @@ class FeaturesEncode(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        given = self.model_fields_set - {
-            "as_",
-            "like",
-            "target",
-            "target_kind",
-            "target_scale",
-            "label_separator",
-        }
+        mine = {"as_", "like", "target", "target_kind", "target_scale", "label_separator"}
+        given = self.model_fields_set - mine
         if self.like is not None and given:
             raise ValueError(
                 f"like takes the encoder as it is; {', '.join(sorted(given))} cannot stand beside it"

@@ -21,9 +21,8 @@ from llmtool.data.pictures import BadPicture, Stored
 from llmtool.data.sampling import PictureSample
 from llmtool.data.sources import SPLITS, Chunk, Layout, Record, Source, frame
 
-LISTING = (
-    "listing:"  # begins the hash of a folder: of the names, sizes and times of its files, not their bytes
-)
+# Begins the hash of a folder: of the names, sizes and times of its files, not their bytes.
+LISTING = "listing:"
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", "")  # of names that are taken for pictures
 MOST_BYTES = 1 << 33  # of one unpacked IDX or CIFAR file
 CIFAR_SIDE = 32

@@ -171,9 +171,8 @@ class ImagesEncoder:
         self.scale: Scale | None = None
         self.target: Target | None = None
         self.notes: list[str] = []
-        self.seen: dict[
-            str, list[np.ndarray]
-        ] = {}  # split -> (n,) uint64 hashes of pixels, in the rows' order
+        # Of each split (n,) uint64 hashes of pixels, in the rows' order.
+        self.seen: dict[str, list[np.ndarray]] = {}
 
     def take(self, recipe: Recipe, scale: Scale | None) -> None:
         """Use these instead of learning them; scale None: learn that still."""

@@ -26,11 +26,8 @@ CARD = "card.json"
 MAX_CARD_BYTES = 256_000_000
 MOST_SOURCES = 20  # files that are links of their own; more of them are one
 NAME_ENDS = "name_ends"  # array: where in the bytes of the array "names" the name of each row's picture ends
-PLACES = (
-    "origin",
-    "names",
-    NAME_ENDS,
-)  # arrays of where a row came from, which changes nothing that is learned
+# Arrays of where a row came from, which changes nothing that is learned.
+PLACES = ("origin", "names", NAME_ENDS)
 STREAMS = ("encoded", "names")  # arrays of bytes of rows, whose ends stand in another
 MOST_SIDE = 65_536  # of a picture
 _TYPES = ("<f4", "<f8", "<i8", "<u2", "<u4", "|u1")

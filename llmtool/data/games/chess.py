@@ -237,9 +237,7 @@ def check(position: Board, move: str) -> None:
     if (piece < 97) != position.white:
         raise ValueError(f"the piece on {move[:2]} is the other side's")
     if target not in _targets(position, source):
-        raise ValueError(
-            f"the {NAMES['pnbrqk'.index(chr(piece).lower())]} on {move[:2]} cannot go to {move[2:4]}"
-        )
+        raise ValueError(f"the {_name(piece)} on {move[:2]} cannot go to {move[2:4]}")
     last = target // 8 in (0, 7) and piece | 32 == 112
     if last != (len(move) == 5):
         raise ValueError(f"{move} {'must name what the pawn becomes' if last else 'promotes no pawn'}")

@@ -140,9 +140,8 @@ def _random_games(seed: int, first: int, count: int) -> NDArray[np.int8]:
     moves, games = movable(mine, theirs), np.arange(count)
     for turn in range(LONGEST):
         chance = mixed(stream[games] + np.uint64((turn + 1) * _GOLDEN & FULL)) >> np.uint64(32)
-        which = (chance * np.bitwise_count(moves).astype(np.uint64)) >> np.uint64(
-            32
-        )  # (n,) below their number
+        number = np.bitwise_count(moves).astype(np.uint64)
+        which = (chance * number) >> np.uint64(32)  # (n,) below their number
         square = _nth_set(moves, which)
         found[games, turn] = square
         bit = np.uint64(1) << square.astype(np.uint64)
