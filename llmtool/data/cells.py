@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BLANK = frozenset({"", "?"})  # missing in every kind of column; "NA" or "None" may be a category's name
 MARKERS = ("", "?", "NA", "N/A", "NaN", "nan", "null", "None", "NULL")
+MISSING = frozenset(MARKERS)  # what stands for no value where a configuration does not say
 
 _NUMBER_CHARACTERS = frozenset("0123456789+-.eE \t\n")
 # Python's float() also reads "1_000", other scripts' digits and "infinity"; a table's number is plain ASCII.

@@ -14,7 +14,7 @@ from llmtool.core import seeds
 from llmtool.core.config import suggest
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import conversations
-from llmtool.data.cells import BLANK, MARKERS, Cells
+from llmtool.data.cells import BLANK, MARKERS, MISSING, Cells
 from llmtool.data.cleaning import _TAG
 from llmtool.data.statistics import ColumnStatistics
 from llmtool.data.targets import ClassTarget, Target, fit_target
@@ -113,8 +113,7 @@ def guess(
 
 
 def _column(name: str, cells: pd.Series, columns: int) -> Column:
-    markers = frozenset(MARKERS) | {""}
-    found = ColumnStatistics(name, markers, columns, seeds.generator(0, "init", name))
+    found = ColumnStatistics(name, MISSING, columns, seeds.generator(0, "init", name))
     read = Cells(cells)
     found.add(read, np.arange(len(cells)))
     present = max(1, found.rows - found.blank)
@@ -319,8 +318,7 @@ def _leaks(made: Guess, frame: pd.DataFrame) -> None:
     assert made.target is not None
     known = (made.target, *made.ignore)
     numbers = [c.name for c in made.columns if c.kind == "number" and c.name not in known]
-    empty = frozenset(MARKERS) | {""}
-    values = {name: Cells(frame[name]).numbers(empty).values for name in [*numbers[:60], made.target]}
+    values = {name: Cells(frame[name]).numbers(MISSING).values for name in [*numbers[:60], made.target]}
     target = values.pop(made.target)
     scale = max(float(np.nanstd(target)), 1e-12)
 

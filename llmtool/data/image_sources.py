@@ -17,13 +17,12 @@ from pydantic import Field, PrivateAttr
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.core.files import HashFile
 from llmtool.data import readers
-from llmtool.data.pictures import BadPicture, Stored
+from llmtool.data.pictures import ENDINGS, BadPicture, Stored
 from llmtool.data.sampling import PictureSample
 from llmtool.data.sources import SPLITS, Chunk, Layout, Record, Source, frame
 
 # Begins the hash of a folder: of the names, sizes and times of its files, not their bytes.
 LISTING = "listing:"
-ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", "")  # of names that are taken for pictures
 MOST_BYTES = 1 << 33  # of one unpacked IDX or CIFAR file
 CIFAR_SIDE = 32
 
@@ -57,7 +56,7 @@ class ImageFolderSource(Source):
 
     def stamps(self) -> list[tuple[str, int, int]]:
         """Of the folders: a file that comes or goes changes the time of its own."""
-        folders = [folder for root, _ in self._placed() for folder in (root, *map(Path, _folders(root)))]
+        folders = [folder for root, _ in self._placed() for folder in (root, *map(Path, class_folders(root)))]
         return [(str(path), 0, path.stat().st_mtime_ns) for path in folders]
 
     def hashes(self, hash_file: HashFile) -> dict[str, str]:
@@ -70,7 +69,7 @@ class ImageFolderSource(Source):
 
     def sample(self, characters: int) -> PictureSample:
         """About one picture for each 4,000 characters that a rehearsal reads of a table."""
-        counts = {split: sum(len(_pictures(folder)[0]) for folder in _folders(root))
+        counts = {split: sum(len(pictures_in(folder)[0]) for folder in class_folders(root))
                   for root, split in self._placed()}  # fmt: skip
         return PictureSample(counts, max(1, characters // 4000))
 
@@ -82,7 +81,7 @@ class ImageFolderSource(Source):
             line, held = 0, list[list[str]]()
             lines: list[int] = []
             for folder in self._classes(root, split):
-                names, left = _pictures(folder)
+                names, left = pictures_in(folder)
                 self._say(folder, names, left, split)
                 label = os.path.basename(folder)
                 for name in names:
@@ -101,8 +100,8 @@ class ImageFolderSource(Source):
             raise DataError(f"{self._placed()[0][0]}: no pictures")
 
     def _classes(self, root: Path, split: str | None) -> list[str]:
-        folders = _folders(root)
-        beside = len(_pictures(str(root), deep=False)[0])
+        folders = class_folders(root)
+        beside = len(pictures_in(str(root), deep=False)[0])
         if not folders:
             hint = (
                 f" but {beside:,} pictures: put those of each class into a folder of its name, or name them "
@@ -160,12 +159,12 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         raise DataError(f"{folder}: {readers.reason_of(error)}") from None
 
 
-def _folders(root: Path) -> list[str]:
+def class_folders(root: Path) -> list[str]:
     """The class folders, sorted by name; links to folders are followed."""
     return sorted(entry.path for entry in _entries(str(root)) if entry.is_dir())
 
 
-def _pictures(folder: str, deep: bool = True) -> tuple[list[str], Counter[str]]:
+def pictures_in(folder: str, deep: bool = True) -> tuple[list[str], Counter[str]]:
     """Names of the files in a folder and those below that may be pictures, sorted, and how many others there
     are by ending. Nothing is asked of the files themselves: scandir knows what is a folder."""
     names, left = list[str](), Counter[str]()
@@ -177,7 +176,7 @@ def _pictures(folder: str, deep: bool = True) -> tuple[list[str], Counter[str]]:
                     waiting.append(entry.path)
                 continue
             ending = os.path.splitext(entry.name)[1].lower()
-            if ending in ENDINGS:
+            if ending in ENDINGS or not ending:
                 names.append(entry.path)
             else:
                 left[ending] += 1

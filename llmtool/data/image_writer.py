@@ -13,7 +13,7 @@ import xxhash
 
 from llmtool.core.errors import DataError
 from llmtool.data import pictures
-from llmtool.data.cells import MARKERS
+from llmtool.data.cells import MISSING
 from llmtool.data.pictures import BadPicture
 from llmtool.data.store import NAME_ENDS, ArrayWriter
 from llmtool.data.targets import ClassTarget
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from llmtool.data.sources import Chunk
 
 BLOCK = 1 << 26  # bytes of decoded pictures held at once
-_MARKERS = frozenset(MARKERS) | {""}
 
 
 @dataclass
@@ -71,7 +70,7 @@ class ImagesWriter:
         """Write the rows whose picture and target can be read; the ordinals of the others come back with
         reasons."""
         cells = chunk.frame[self._encoder.config.image].tolist()
-        targets, refused = self._target.encode(chunk.frame, _MARKERS)
+        targets, refused = self._target.encode(chunk.frame, MISSING)
         places = np.stack([chunk.file, chunk.line], axis=1).astype(np.int64)
         rows = [at for at in range(len(cells)) if at not in refused]
         with ThreadPoolExecutor(pictures.workers()) as pool:

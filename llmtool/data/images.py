@@ -15,7 +15,7 @@ from llmtool.core.config import Section
 from llmtool.core.contracts import Images
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import pictures
-from llmtool.data.cells import MARKERS, Cells
+from llmtool.data.cells import MISSING, Cells
 from llmtool.data.encoding import Chunks
 from llmtool.data.features import find_column
 from llmtool.data.image_sources import stored_pixels
@@ -203,9 +203,8 @@ class ImagesEncoder:
     def fit(self, chunks: Chunks) -> None:
         """See what the target is and, in the headers of some pictures, how large they are."""
         names = self.target_names
-        markers = frozenset(MARKERS) | {""}
         found = {
-            name: ColumnStatistics(name, markers, len(names), seeds.generator(self.seed, "sample", name))
+            name: ColumnStatistics(name, MISSING, len(names), seeds.generator(self.seed, "sample", name))
             for name in names
         }
         rows, looked = 0, list[Any]()

@@ -14,6 +14,7 @@ import numpy as np
 from llmtool.core.config import suggest
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import SourceConfig, image_sources, readers
+from llmtool.data.pictures import ENDINGS
 from llmtool.data.readers import BadRow
 from llmtool.data.sources import (
     CHUNK_CHARACTERS,
@@ -176,10 +177,10 @@ def pictures_of(path: str, column: str, rows: int) -> Iterator[Stretch] | None:
     column: what holds their paths.
     """
     if Path(path).is_dir():
-        names, _ = image_sources._pictures(path)
+        names, _ = image_sources.pictures_in(path)
         if not names:
             raise DataError(f"{path}: no pictures in this folder")
-    elif Path(path).suffix.lower() in image_sources.ENDINGS[:-1]:
+    elif Path(path).suffix.lower() in ENDINGS:
         names = [path]
     else:
         return None

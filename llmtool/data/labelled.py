@@ -15,7 +15,7 @@ from llmtool.core.contracts import Tokens
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import beside
 from llmtool.data.beside import BesideConfig
-from llmtool.data.cells import MARKERS, Cells
+from llmtool.data.cells import MISSING, Cells
 from llmtool.data.encoding import Chunks
 from llmtool.data.features import FeatureEncoder, find_column
 from llmtool.data.statistics import ColumnStatistics
@@ -55,7 +55,6 @@ HEAD = 4  # head_tail keeps this part of a row for the beginning: 128 of 510 in 
 _KEPT = {"head": "their beginning was kept", "tail": "their end was kept", "head_tail": "their beginning and "
          "end were kept", "chunks": "chunks evenly taken from all of each were kept"}  # fmt: skip
 _NOTHING = ("is missing", "is empty")
-_MARKERS = frozenset(MARKERS) | {""}
 
 
 class TextEncode(Section):
@@ -226,7 +225,7 @@ class TextEncoder:
         """Train the tokenizer, unless it was taken over, and see what the target is."""
         names = self.target_names
         found = {
-            name: ColumnStatistics(name, _MARKERS, len(names), seeds.generator(self.seed, "sample", name))
+            name: ColumnStatistics(name, MISSING, len(names), seeds.generator(self.seed, "sample", name))
             for name in names
         }
         rows = 0
@@ -424,7 +423,7 @@ class TextWriter:
         return refused
 
     def _add(self, frame: pd.DataFrame, places: np.ndarray) -> dict[int, str]:
-        targets, refused = self._target.encode(frame, _MARKERS)
+        targets, refused = self._target.encode(frame, MISSING)
         texts = texts_of(frame, self._encoder.config.text)
         name = " + ".join(names_of(self._encoder.config.text))
         reasons = {at: f"{name} {reason}" for at, text in enumerate(texts) if (reason := problem_of(text))}

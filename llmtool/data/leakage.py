@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmtool.core import seeds
-from llmtool.data.cells import MARKERS, Cells
+from llmtool.data.cells import MISSING, Cells
 from llmtool.data.duplicates import near_documents
 from llmtool.data.labelled import texts_of
 from llmtool.data.sources import SPLITS, Chunk
@@ -33,7 +33,6 @@ GROUP = re.compile(
     re.IGNORECASE,
 )
 ID = re.compile(r"(^|[_\W])(id|uuid|key|index|row|number|nr|no)$|^unnamed", re.IGNORECASE)
-_MISSING = frozenset(MARKERS)
 _LETTERS = re.compile(r"[\W_]+")
 
 
@@ -122,11 +121,11 @@ class Column:
         codes, distinct = pd.factorize(np.asarray(cells.text, dtype=object))
         words = distinct.tolist()
         each = Cells(pd.Series(words, dtype=object))  # every word is read once
-        codes = np.where(each.missing(_MISSING)[codes], -1, codes)
+        codes = np.where(each.missing(MISSING)[codes], -1, codes)
         for read, dates in ((each.numbers, False), (each.dates, True)):
-            if (codes < 0).all() or (dates and not each.looks_like_dates(_MISSING)):
+            if (codes < 0).all() or (dates and not each.looks_like_dates(MISSING)):
                 break
-            found = read(_MISSING)
+            found = read(MISSING)
             if not found.wrong.any():
                 return cls(words, codes, np.where(codes < 0, np.nan, found.values[codes]), dates)
         return cls(words, codes, None)

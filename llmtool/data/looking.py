@@ -15,6 +15,8 @@ import numpy as np
 
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import readers
+from llmtool.data.games.sources import HEADER as WTHOR_HEADER
+from llmtool.data.games.sources import wthor_header
 from llmtool.data.json_sources import JsonlSource, array_elements
 from llmtool.data.parquet_source import ParquetSource
 from llmtool.data.sampling import UNPACKED
@@ -73,6 +75,7 @@ class Sight:
 
 
 def form_of(name: str) -> str | None:
+    """The format that a file's name announces."""
     plain = name.lower()
     for packed in PACKED:
         plain = plain.removesuffix(packed)
@@ -95,6 +98,7 @@ def form_by_content(path: Path) -> str:
 
 
 def look_at(path: str, form: str) -> Sight:
+    """A file of this format. DataError, or ConfigError, says why it cannot be used."""
     place = Path(path)
     size = place.stat().st_size
     if size == 0:
@@ -167,7 +171,7 @@ def _encoding(data: bytes) -> tuple[str, str]:
 def unpacked_size(path: Path) -> int:
     """Bytes of a file once unpacked, about."""
     size = path.stat().st_size
-    if path.suffix.lower() not in PACKED:
+    if path.suffix.lower() not in PACKED or size < 4:
         return size
     if path.suffix.lower() == ".gz":  # its last four bytes are the size, modulo 2^32
         with path.open("rb") as file:
@@ -410,13 +414,14 @@ def _tagged(path: Path) -> int:
 
 
 def _wthor(path: str) -> Sight:
-    games = int.from_bytes(next(readers.blocks(Path(path)))[4:8], "little")
+    games, _ = wthor_header(Path(path), next(readers.blocks(Path(path)))[:WTHOR_HEADER])
     why = {"format": "named .wtb: games as the French Othello federation keeps them"}
     return Sight("games", {"format": "wthor", "path": path}, why, rows=games, size=Path(path).stat().st_size,
                  game="othello")  # fmt: skip
 
 
 def packed_pictures(path: str, form: str) -> Sight:
+    """A file of many pictures, by its header or its length."""
     place = Path(path)
     if form == "cifar":
         count, rest = divmod(unpacked_size(place), 3073)

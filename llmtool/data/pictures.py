@@ -14,6 +14,7 @@ from PIL import JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from PIL.Image import Image, Resampling, Transpose
 
 Fit = Literal["crop", "squash", "pad"]
+ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
 MAX_FILE = 1 << 28  # bytes of one picture's file
 MAX_PIXELS = 50_000_000
 STRIP = 16  # times as long as wide, or as its recipe is

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import pictures
+from llmtool.data.image_sources import class_folders, pictures_in
 from llmtool.data.looking import Sight, form_by_content, form_of, look_at, packed_pictures, unpacked_size
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip", ".7z", ".rar", ".tar.bz2", ".tar.xz")
 NAMES = {  # how others call the splits
     "train": ("train", "training"),
@@ -55,7 +55,7 @@ def _folder(path: str) -> Sight:
     if not files:
         raise DataError(f"{path}: an empty folder")
     forms = [form for file in files if (form := form_of(file.name))]
-    many = sum(file.suffix.lower() in PICTURES for file in files)
+    many = sum(file.suffix.lower() in pictures.ENDINGS for file in files)
     if many > len(files) / 2:
         return _picture_folder(path)
     counts = {form: forms.count(form) for form in dict.fromkeys(forms)}
@@ -107,11 +107,11 @@ def _picture_folder(path: str) -> Sight:
         source["path"] = {split: str(place / splits[split]) for split in NAMES if split in splits}
         why["path"] = "folders for the splits, with class folders in each"
         root = place / splits["train"]
-    classes = [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
-    counts = [sum(1 for name in os.listdir(folder) if name.lower().endswith(PICTURES)) for folder in classes]
-    shown = [Path(folder, name) for folder in classes[:8] for name in sorted(os.listdir(folder))[:4]]
-    seen: dict[str, Any] = {"classes": len(classes), "names": [folder.name for folder in classes]}
-    seen |= {"counts": counts, **_sizes([file for file in shown if file.suffix.lower() in PICTURES])}
+    found = {Path(folder): pictures_in(folder)[0] for folder in class_folders(root)}
+    counts = [len(names) for names in found.values()]
+    shown = [Path(name) for names in list(found.values())[:8] for name in names[:4]]
+    seen: dict[str, Any] = {"classes": len(found), "names": [folder.name for folder in found]}
+    seen |= {"counts": counts, **_sizes(shown)}
     return Sight("pictures", source, why, rows=sum(counts), pictures=seen)
 
 

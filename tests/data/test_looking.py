@@ -116,6 +116,8 @@ def test_at_most_so_many_rows_are_held(at, monkeypatch):
         ("a.zip", b"PK\x03\x04", ConfigError, "unpack it"),
         ("a.tar.gz", b"x", ConfigError, "unpack it"),
         ("a.bin", b"x" * 100, ConfigError, "not one of CIFAR"),
+        ("a.bin.gz", b"x", ConfigError, "not one of CIFAR"),
+        ("a.wtb", b"x" * 90, DataError, "no WTHOR file"),
         ("train-labels-idx1-ubyte", b"\0\0\x08\x01" + b"\0" * 9, ConfigError, "the labels"),
         ("train-images-idx3-ubyte", b"\0\0\x08\x01" + b"\0" * 9, ConfigError, "no IDX file"),
         ("a.json", b"[1, 2, 3]", DataError, "without objects"),

@@ -60,6 +60,8 @@ def test_class_folders(tmp_path):
     assert sight.pictures | {"names": 0} == {
         "classes": 2, "names": 0, "counts": [3, 3], "height": 6, "width": 8, "channels": 3, "alike": True,
     }  # fmt: skip
+    pictures(tmp_path / "plain", [".ipynb_checkpoints", "cat/far", "dog/far"], count=1)
+    assert look(str(tmp_path / "plain")).pictures["counts"] == [4, 4]  # what the source reads
     for split in ("train", "val"):
         pictures(tmp_path / "split" / split, ["cat", "dog"])
     assert look(str(tmp_path / "split")).source["path"] == {

@@ -38,7 +38,7 @@ class WthorSource(Source):
         held = b""
         while len(held) < HEADER and (block := next(found, b"")):
             held += block
-        games, year = _header(path, held)
+        games, year = wthor_header(path, held)
         held = held[HEADER:]
         number = 0
         while number < games:
@@ -53,8 +53,9 @@ class WthorSource(Source):
             raise DataError(f"{path}: its header says {games:,} games, and it goes on after them")
 
 
-def _header(path: Path, head: bytes) -> tuple[int, int]:
-    """How many games there are, and the year in which they were played."""
+def wthor_header(path: Path, head: bytes) -> tuple[int, int]:
+    """How many games a WTHOR file has and the year in which they were played, by its first HEADER bytes.
+    DataError where these are no header."""
     if len(head) < HEADER:
         raise DataError(f"{path}: {len(head)} bytes; a WTHOR file begins with {HEADER}")
     if not 1 <= head[2] <= 12 or not 1 <= head[3] <= 31:
