@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -67,6 +67,16 @@ class FinetuneConfig(TrainConfig):
         return self
 
 
+def with_recipe(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A `train` section: what it does not say is as the recipe has it; of an optimizer only where it is the
+    same one."""
+    train = {**recipe, **given}
+    usual, own = recipe.get("optimizer", {}), given.get("optimizer")
+    if isinstance(own, dict) and own.get("name") == usual.get("name"):
+        train["optimizer"] = {**usual, **own}
+    return train
+
+
 class Experiment(Section):
     """One file is one experiment: every command reads its sections and checks them all."""
 
@@ -103,11 +113,7 @@ class Experiment(Section):
         recipe = RECIPES.get(str(model.get("family"))) if isinstance(model, dict) else None
         if recipe is None:
             return data
-        given = data["train"]
-        train = {**recipe, **given}
-        if isinstance(optimizer := given.get("optimizer"), dict) and optimizer.get("name") == "adamw":
-            train["optimizer"] = {**recipe["optimizer"], **optimizer}
-        return {**data, "train": train}
+        return {**data, "train": with_recipe(recipe, data["train"])}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

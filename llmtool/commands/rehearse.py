@@ -133,9 +133,13 @@ class _Rehearsal:
             return
         loaded, choice = session.with_model(self.loaded, self.card, self.share("train"))
         if choice is not None:
-            model = json.dumps({"family": choice.family, **choice.model})
             self.loaded = loaded
-            self.options = replace(self.options, overrides=[*self.options.overrides, f"model={model}"])
+            chosen = {name: getattr(loaded.experiment, name) for name in ("model", "train")}
+            written = [
+                f"{name}={json.dumps(section.model_dump(mode='json', by_alias=True, exclude_unset=True))}"
+                for name, section in chosen.items()
+            ]
+            self.options = replace(self.options, overrides=[*self.options.overrides, *written])
             self.notes.append(f"model: auto is {choice.family}: {choice.why}")
 
     def describe(self) -> str:

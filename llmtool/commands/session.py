@@ -26,7 +26,7 @@ from llmtool.core.run import UNFINISHED, Run, failed_result, hashes_of
 from llmtool.data import store
 from llmtool.data.store import CARD, Dataset
 from llmtool.evaluation import compare
-from llmtool.experiment import FinetuneConfig, Loaded
+from llmtool.experiment import FinetuneConfig, Loaded, with_recipe
 from llmtool.experiment import resolved as experiment_yaml
 from llmtool.models import adapters
 from llmtool.models.accounting import account
@@ -265,7 +265,7 @@ def with_model(loaded: Loaded, card: dict[str, Any], share: float = 1.0) -> tupl
         updates: dict[str, Any] = {"model": choice.config()}
         if (train := loaded.experiment.train) is not None:  # what it does not say goes with the family
             given = train.model_dump(mode="json", by_alias=True, exclude_unset=True)
-            updates["train"] = TrainConfig.model_validate({**choice.train, **given})
+            updates["train"] = TrainConfig.model_validate(with_recipe(choice.train, given))
         made.append((replace(loaded, experiment=loaded.experiment.model_copy(update=updates)), choice))
     if made[0][1].model != made[1][1].model and loaded.experiment.train:
         key = keys.fit(made[1][0], "train", {"dataset": card["fingerprint"]})

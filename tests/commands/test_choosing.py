@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmtool import experiment
-from llmtool.commands import session
+from llmtool.commands import Options, rehearse, session
 from llmtool.core import files
 
 
@@ -71,6 +71,28 @@ def test_a_rehearsal_chooses_for_the_whole_data(llmtool, auto):
     ended = llmtool("train", "auto.yaml", "--rehearse", "--json", cwd=auto)
     assert ended.code == 0, ended.err
     assert any("model: auto is mlp" in note for note in ended.json["rehearsal"]["notes"])
+
+
+def test_a_rehearsal_trains_as_the_chosen_family_wants_it(llmtool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [f"text number {n} is {'good' if n % 2 else 'bad'},{n % 2}" for n in range(120)]
+    (tmp_path / "t.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    (tmp_path / "bag.yaml").write_text(
+        "data:\n  source: {format: csv, path: t.csv}\n"
+        "  encode: {as: text, text: text, target: label, tokenizer: {kind: words}, length: 16}\n"
+        "model: auto\ntrain: {optimizer: {name: adamw, lr: 0.5}}\n"
+    )
+    assert llmtool("prepare", "bag.yaml", cwd=tmp_path).code == 0
+    loaded = experiment.load("bag.yaml")
+    rehearsal = rehearse._Rehearsal(Options("bag.yaml"), loaded, tmp_path / "aside", "train")
+    rehearsal.card = files.read_json(tmp_path / "runs/bag/prepare/card.json")
+    rehearsal.choose()
+    real, _ = session.with_model(loaded, rehearsal.card)
+    tried = experiment.load("bag.yaml", rehearsal.options.overrides).experiment
+    assert (tried.model, tried.train) == (real.experiment.model, real.experiment.train)
+    assert tried.train.optimizer.lr == 0.5
+    assert tried.train.optimizer.weight_decay == 0  # of the bag's own adamw, as with `family: bag`
+    assert tried.train.schedule.name == "linear"
 
 
 def test_a_choice_for_the_other_kind_of_device_stands(llmtool, tmp_path, monkeypatch):
