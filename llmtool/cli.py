@@ -100,8 +100,7 @@ def init(
         typer.Argument(
             metavar="PATH",
             help="The data: CSV, TSV, JSON, JSON lines, Parquet, text, IDX, PGN, WTHOR, or a folder of any "
-            "of these "
-            "or of pictures.",
+            "of these or of pictures.",
             show_default=False,
         ),
     ],

@@ -103,7 +103,8 @@ def _predict(options: PredictOptions, loaded: Loaded | None, of: str, own: bool)
     for note in [*predictor.notes, *count.told]:
         console.note(f"predict: {note}")
     wrong = f", {count.wrong:,} of them with an error instead of an answer" if count.wrong else ""
-    console.note(f"predict: {count.rows:,} rows{wrong}" + _to(options))
+    rows = f"{count.rows:,} row{'s' * (count.rows != 1)}"
+    console.note(f"predict: {rows}{wrong}" + _to(options))
     if count.wrong and options.strict:
         raise DataError(f"--strict: {count.wrong:,} of {count.rows:,} rows have an error: {count.told[0]}")
     model = {"path": str(start.directory), "hash": start.hash}

@@ -19,7 +19,7 @@ from llmtool.stages.settings import CPU_RATE, CPU_TOKENS, CUDA_TOKENS
 from llmtool.tasks import TaskConfig, default_task
 
 STEP = {"cpu": 2e-3, "cuda": 1e-3}  # seconds that a training step takes, however small the model, about
-UNEVEN = 3  # times as many rows of one class as of another
+UNEVEN = 3  # times as many rows of one class as of another, from which accuracy says little
 CUT = 0.1  # share of the texts
 STATE = 4  # of each weight: itself, its gradient, and AdamW's two moments
 
@@ -166,8 +166,7 @@ def hints(card: dict[str, Any], problem: Problem) -> list[str]:
     if train.get("cut", 0) > CUT * train["rows"]:
         found.append(
             f"{train['cut']:,} of {train['rows']:,} training texts are longer than data.encode.length and "
-            f"were "
-            "cut; a larger length costs time and shows the model more"
+            "were cut; a larger length costs time and shows the model more"
         )
     if isinstance(problem.inputs, Tokens | Images) and not problem.game:
         found.append("a pretrained model, where there is one: `finetune` instead of `train`, mostly better")

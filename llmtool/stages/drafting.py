@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from llmtool.core import config
 from llmtool.core.console import seconds
+from llmtool.core.contracts import NextToken
 from llmtool.core.devices import resolve_device, resolve_precision
 from llmtool.data.guessing import Task
 from llmtool.data.looking import Sight
@@ -36,9 +38,7 @@ class Draft:
     def put(self, depth: int, key: str, value: Any = None, why: str = "") -> None:
         """`key: value` (a section's name where there is none), and beside or above it why."""
         text = "  " * depth + key + (":" if not key.startswith("- ") else "")
-        text += (
-            "" if value is None else f" {flow(value)}" if not isinstance(value, _Yaml) else f" {value.text}"
-        )
+        text += "" if value is None else f" {flow(value)}"
         why = " ".join(why.split())
         if why and len(text) + 3 + len(why) <= WIDTH:
             text += f"  # {why}"
@@ -65,13 +65,6 @@ class Draft:
     def text(self) -> str:
         """The file."""
         return "\n".join(self.lines) + "\n"
-
-
-@dataclass(frozen=True)
-class _Yaml:
-    """A value that is written out already."""
-
-    text: str
 
 
 def draft(
@@ -125,7 +118,7 @@ def name_of(path: str) -> str:
 
 
 def _head(lines: Draft, plan: Plan, path: str, output: str, command: str) -> None:
-    said = output if output != "-" else "config.yaml"
+    said = shlex.quote(output) if output != "-" else "config.yaml"
     lines.say(
         f"Written by `{command}`. Beside each key stands what was seen in the data; change what is wrong.",
         plan.about,
@@ -133,8 +126,10 @@ def _head(lines: Draft, plan: Plan, path: str, output: str, command: str) -> Non
         "",
     )
     lines.lines = [line for line in lines.lines if line != "# "]
-    for step in ("train", "evaluate"):
-        lines.lines.append(f"#     llmtool {step} {said}")
+    writes = isinstance(plan.problem.outputs, NextToken) and not plan.problem.game
+    last = f"generate {said} --prompt TEXT" if writes else f"predict {said} --input FILE"
+    for step in (f"train {said}", f"evaluate {said}", last):
+        lines.lines.append(f"#     llmtool {step}")
     lines.put(0, "run", f"runs/{name_of(path)}", "where everything that is made goes")
 
 

@@ -37,10 +37,8 @@ def leaks(
         kind = encoder.targets["kind"]
         found = leakage.of_table(sample.table(), inputs, encoder.target_names, kind, data.split.by)
     elif isinstance(encoder, ImagesEncoder):
-        found, rows = (
-            of_pictures(encoder.seen, splits, directory),
-            sum(meta["rows"] for meta in splits.values()),
-        )
+        found = of_pictures(encoder.seen, splits, directory)
+        rows = sum(meta["rows"] for meta in splits.values())
     else:
         columns = getattr(data.encode, "text", "") or getattr(data.encode, "moves", "")
         read = encoder.texts if isinstance(encoder, ChatEncoder) else partial(leakage.texts, columns=columns)

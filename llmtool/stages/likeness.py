@@ -21,8 +21,6 @@ from llmtool.stages.checkpoints import Start
 
 NEAR = 1e-3  # units of a byte: numbers that went through a file of shares of 255
 
-NEAR = 1e-3  # units of a byte: numbers that went through a file of shares of 255
-
 
 def like_model(encoder: ImagesEncoder) -> None:
     """Tell the encoder size, fit and standardisation of `data.encode.like_model`, where that is given.

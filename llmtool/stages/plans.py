@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import typing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +15,11 @@ from llmtool.data.features import FeaturesEncode
 from llmtool.data.guessing import Guess, Task
 from llmtool.data.looking import Sight
 from llmtool.data.sources import Chunk
-from llmtool.data.tokenizers import TokenizerConfig
-from llmtool.models.choice import FAMILIES, FEW_ROWS, Problem
+from llmtool.models.choice import FEW_ROWS, Problem
+from llmtool.stages.advise import UNEVEN
 
-UNEVEN = 3.0  # times as many rows of one class as of another, from which accuracy says little
 LITTLE = 100_000  # characters of one text, which is split in pieces of about 2,000
 SAMPLED = 20_000  # rows from which the encoder's columns are counted
-MOST_LENGTH = 512  # tokens of a text for a transformer on a CPU
 
 
 @dataclass
@@ -202,19 +199,10 @@ def _labelled(sight: Sight, found: Guess, device: str) -> Plan:
     outputs = _outputs(found)
     split, why = _split(sight, found.split, found.why["split"])
     rows = round(sight.rows * _share(split))
-    bag = "bag" in FAMILIES and "words" in _tokenizers()
-    per_word = 1.0 if bag else 1.3
     half = "" if seen["chinese"] < 0.3 else " (of Chinese and Japanese each sign is one)"
     at_most = f"95 % of the texts have at most {seen['words']:,.0f} words{half}, "
     at_most += f"the mean is {seen['mean_words']:,.0f}"
-    if bag:
-        length = int(max(64, 2 ** math.ceil(math.log2(max(1.0, 2 * seen["words"])))))
-        length_why = f"{at_most}; counting words costs little, so next to none is cut"
-        tokenizer, tokens_why = {"kind": "words"}, "the family counts words and runs of words"
-    else:
-        length = int(min(MOST_LENGTH, max(16, 16 * math.ceil((seen["words"] * per_word + 2) / 16))))
-        length_why = f"{at_most}, about 1.3 tokens each" + ("; longer ones are cut" * (length == MOST_LENGTH))
-        tokenizer, tokens_why = {"kind": "bpe"}, "pieces of words, learned here from the train texts"
+    length = int(max(64, 2 ** math.ceil(math.log2(max(1.0, 2 * seen["words"])))))
     texts: str | list[str] = found.texts if len(found.texts) > 1 else found.texts[0]
     column = next(column for column in found.columns if column.name == found.texts[-1])
     encode: list[tuple[str, Any, str]] = [
@@ -222,24 +210,16 @@ def _labelled(sight: Sight, found: Guess, device: str) -> Plan:
         ("text", texts, f"texts of {column.letters:,.0f} characters on average, {column.values()}"),
         _target_line(found),
         *_kind_line(found),
-        ("tokenizer", tokenizer, tokens_why),
-        ("length", length, length_why),
-        *([("long", "head_tail", "of longer texts the beginning and the end are read")] if not bag else []),
+        ("tokenizer", {"kind": "words"}, "the family counts words and runs of words"),
+        ("length", length, f"{at_most}; counting words costs little, so next to none is cut"),
     ]
     task, task_why, select = _goal(found)
-    problem = Problem(
-        Tokens(20_000, length), outputs, rows, round(rows * seen["mean_words"] * per_word), device=device
-    )
+    problem = Problem(Tokens(20_000, length), outputs, rows, round(rows * seen["mean_words"]), device=device)
     other = [column.name for column in found.columns if column.name not in (found.target, *found.texts)]
     about = f"{_opening(sight)}: {sight.about()} texts with {found.target} to be predicted."
     notes = [f"Columns that are not read: {', '.join(other[:10])}."] if other else []
     notes.append("A pretrained encoder is mostly better: `finetune` from one, with its tokenizer.")
     return Plan(encode, split, why, problem, about, task, task_why, found.clean, select, notes=notes)
-
-
-def _tokenizers() -> list[str]:
-    members = typing.get_args(typing.get_args(TokenizerConfig)[0])
-    return [member.model_fields["kind"].default for member in members]
 
 
 def _language(
@@ -303,12 +283,11 @@ def _chat(sight: Sight, found: Guess, device: str) -> Plan:
     rows = round(sight.rows * _share(split))
     encode: list[tuple[str, Any, str]] = [
         ("as", "chat", f"rows hold conversations: {found.chat.describe()}"),
-        ("tokenizer", {"kind": "bpe", "vocabulary": vocabulary}, "learned here; with a start, the start's "
-        "own"),
+        ("tokenizer", {"kind": "bpe", "vocabulary": vocabulary},
+         "learned here; with a start, the start's own"),
         ("template", "chatml", "with a start, its own: leave this key out"),
         ("length", length, f"95 % of the conversations have at most {most:,.0f} characters, "
-        "{per_token:.2g} a "
-         "token or so"),
+         f"{per_token:.2g} a token or so"),
         ("long", "cut", "longer ones end after the last answer that fits"),
     ]  # fmt: skip
     problem = Problem(
@@ -317,8 +296,8 @@ def _chat(sight: Sight, found: Guess, device: str) -> Plan:
     about = f"{_opening(sight)}: {sight.about()} conversations."
     note = (
         "From the start a model learns the form of these answers and little more: to have it know the "
-        "language, "
-        "take `finetune` (start: a model in Hugging Face's layout, tokenizer: {kind: file, path: the same})."
+        "language, take `finetune` (start: a model in Hugging Face's layout, tokenizer: {kind: file, path: "
+        "the same})."
     )
     return Plan(encode, split, why, problem, about, notes=[note])
 
@@ -359,15 +338,17 @@ def _pictures(sight: Sight, device: str) -> Plan:
         shape = "of different sizes"
         encode.append(
             ("size", side, f"pictures have different sizes, such as {size[0]} x {size[1]}; larger shows "
-            "more and "
-             "costs its square"))  # fmt: skip
+             "more and costs its square"))  # fmt: skip
     usual = {"by": "stratified", "train": 0.8, "validation": 0.1, "test": 0.1}
     split, why = _split(sight, usual, "each class in the same shares")
     rows = round(sight.rows * _share(split))
     counts = seen.get("counts") or []
     task_why = f"{classes} classes"
     if counts:
-        task_why += f" of {min(counts):,} to {max(counts):,} pictures"
+        fewest, most = min(counts), max(counts)
+        task_why += (
+            f" of {fewest:,} pictures each" if fewest == most else f" of {fewest:,} to {most:,} pictures"
+        )
     problem = Problem(inputs, Classes(classes), rows, device=device)
     about = f"{_opening(sight)}: {sight.about()} pictures, {shape}."
     return Plan(encode, split, why, problem, about, {"kind": "classification"}, task_why)

@@ -298,14 +298,13 @@ def next_moves(assembled: Assembled, encoder: MovesEncoder, split: Split) -> dic
             seen = [games[at][-model.context :] for at in some]
             inputs = torch.zeros(len(seen), max(map(len, seen)), dtype=torch.int64)
             for row, game in enumerate(seen):
-                inputs[row, : len(game)] = torch.tensor(
-                    game
-                )  # what is behind it, a causal model does not see
+                inputs[row, : len(game)] = torch.tensor(game)  # a causal model sees nothing behind it
             last = torch.tensor([len(game) - 1 for game in seen])
             hidden = model.hidden(inputs.to(device))[torch.arange(len(seen)), last]  # (B, D)
             found = model.logits(hidden).float().softmax(dim=1).cpu()  # (B, V)
             found[:, 0] = 0  # what begins a game is no move
-            for at, best in zip(some, found.max(dim=1).indices.tolist(), strict=True):
+            likeliest = found.max(dim=1)
+            for at, best in zip(some, likeliest.indices.tolist(), strict=True):
                 moves[at] = names[best]
-            sure[some] = found.max(dim=1).values.double().numpy()
+            sure[some] = likeliest.values.double().numpy()
     return {"prediction": moves, "probability": sure}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +30,6 @@ from llmtool.data.templates import FILE as TEMPLATE_FILE
 from llmtool.stages.leaks import LEAKAGE, leaks
 from llmtool.stages.likeness import like_model
 from llmtool.stages.rows import Rows, complete
-
-if TYPE_CHECKING:
-    pass
 
 LEDGER = "ledger.json"
 QUARANTINE = "quarantine.jsonl"
