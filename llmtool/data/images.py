@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -257,7 +258,7 @@ class ImagesEncoder:
             return sizes[0]
         shorter = sorted(min(size) for size in sizes)
         side = min(AUTO_SIDE, shorter[len(shorter) // 2])
-        smallest, largest = min(sizes, key=min), max(sizes, key=max)
+        smallest, largest = min(sizes, key=math.prod), max(sizes, key=math.prod)
         self.notes.append(
             f"pictures differ in size (from {smallest[0]} x {smallest[1]} to {largest[0]} x {largest[1]} "
             f"pixels, height x width); size: auto takes {side} x {side}"
