@@ -16,8 +16,8 @@ import numpy as np
 from llmtool.core import seeds
 from llmtool.data.cells import MISSING, Cells
 from llmtool.data.duplicates import near_documents
-from llmtool.data.labelled import texts_of
 from llmtool.data.sources import SPLITS, Chunk
+from llmtool.data.text_columns import texts_of
 
 SAMPLE_ROWS, SAMPLE_CELLS = 50_000, 2_000_000  # of a table
 SAMPLE_CHARACTERS = 20_000_000  # of a text
