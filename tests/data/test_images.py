@@ -107,6 +107,9 @@ def test_auto_takes_the_size_that_all_have_and_else_says_what_it_takes(tmp_path:
     dataset, result = made(tmp_path, root, "b")
     assert (dataset.inputs.height, dataset.inputs.width) == (10, 10)
     assert "pictures differ in size (from 10 x 10 to 40 x 20 pixels" in result.notes[0]
+    next((root / "cat").iterdir()).write_bytes(file_of(noise(0, 900, 1)))
+    _, result = made(tmp_path, root, "strip")
+    assert "pictures differ in size (from 10 x 10 to 900 x 1 pixels" in result.notes[0]
     dataset, _ = made(tmp_path, root, "c", size=[6, 5], channels=1)
     assert (dataset.inputs.channels, dataset.inputs.height, dataset.inputs.width) == (1, 6, 5)
 

@@ -19,6 +19,8 @@ TAGS = {
     "TimeControl": "time_control", "Variant": "variant", "FEN": "fen",
 }  # fmt: skip
 LONGEST = 1 << 20  # characters of a game; with a comment at every move it has some ten thousand
+START = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq"  # as FEN writes it
+ORDINARY = ("", "?", "standard", "normal", "chess", "from position")  # what Variant says of ordinary chess
 _TAG = re.compile(r'\s*\[\s*(\w+)\s+"((?:[^"\\]|\\.)*)"\s*\]\s*$')
 _ESCAPED = re.compile(r'\\(["\\])')
 
@@ -63,6 +65,10 @@ class _Game:
             return f"a game of more than {LONGEST:,} characters"
         if self.commented:
             return "a comment begins with { and never ends"
+        if not self.tags.get("FEN", START).startswith(START):
+            return "begins from another position (its tag FEN)"
+        if (variant := self.tags.get("Variant", "")).lower() not in ORDINARY:
+            return f"of another game (its tag Variant is {variant[:40]!r})"
         flaws = (readers.flaw(part, encoding) for part in (*self.tags.values(), *self.text))
         return next((flaw for flaw in flaws if flaw), "")
 

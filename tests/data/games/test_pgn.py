@@ -59,3 +59,18 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     latin.write_bytes('[Event "A"]\n[White "Müller"]\n\n1. e4 *\n'.encode("latin-1"))
     assert read(latin)[1] == [(1, "not valid utf-8")]
     assert read(latin, encoding="latin-1")[0][0]["white"] == "Müller"
+
+
+def test_a_game_from_another_position_or_by_other_rules_is_no_game_of_chess(tmp_path: Path) -> None:
+    path = tmp_path / "a.pgn"
+    first = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1"
+    path.write_text(
+        f'[Event "A"]\n[Variant "Standard"]\n[FEN "{first}"]\n\n1. e4 *\n\n'
+        '[Event "B"]\n[FEN "8/8/8/8/8/8/4P3/K6k w - - 0 1"]\n\n1. e4 *\n\n'
+        '[Event "C"]\n[Variant "Atomic"]\n\n1. e4 *\n'
+    )
+    rows, bad = read(path)
+    assert [row["event"] for row in rows] == ["A"]
+    assert [reason for _, reason in bad] == [
+        "begins from another position (its tag FEN)", "of another game (its tag Variant is 'Atomic')",
+    ]  # fmt: skip
