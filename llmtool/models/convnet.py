@@ -195,7 +195,8 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c, h, w) -> the same. A frozen one keeps the statistics that it came with, in training too."""
-        learns = self.training and self.weight.requires_grad
+        several = x.numel() > x.shape[1]  # of one value a channel there is no variance
+        learns = self.training and self.weight.requires_grad and several
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, learns)
 
 

@@ -45,6 +45,15 @@ def test_a_norm_learns_the_statistics_of_its_batches():
     assert torch.equal(ours.eval()(x), theirs.eval()(x))
 
 
+def test_a_norm_of_one_value_keeps_its_statistics():
+    """A single picture whose last stage is one pixel: torch's own refuses it."""
+    norm, x = BatchNorm(3), torch.randn(1, 3, 1, 1)
+    assert torch.equal(norm.train()(x), norm.eval()(x))
+    assert torch.equal(norm.running_mean, torch.zeros(3))
+    model = build(stem="large", depths=[1, 1]).train()
+    model(torch.randn(1, 3, 8, 8)).sum().backward()
+
+
 def test_a_frozen_norm_keeps_its_statistics_in_training():
     norm = BatchNorm(3)
     x = torch.randn(5, 3, 4, 4) * 3 + 1
