@@ -148,13 +148,18 @@ class _Session:
         if self.validation is None and self.tunes:
             raise ConfigError("task.thresholds: tuned needs scores of validation, and there is no such split")
         if self.validation is None and (config.stop or config.select):
-            key = "stop" if config.stop else "select"
-            without = "; stop: null trains without" if config.stop else ""  # some families' recipes stop
+            key = f"{self.section}.{'stop' if config.stop else 'select'}"
+            without = f"; {key}: null trains without" if config.stop else ""  # some families' recipes stop
             raise ConfigError(
                 f"{key}: needs validation scores, but the dataset has no validation split{without}"
             )
         if config.augment.mixes and not isinstance(assembled.task, ClassificationTask | MultilabelTask):
             raise ConfigError("augment: mixup and cutmix mix classes or labels; this task has none")
+
+    @property
+    def section(self) -> str:
+        """Where the file says how to train."""
+        return "finetune" if isinstance(self.config, FinetuneConfig) else "train"
 
     @property
     def checkpoints(self) -> Path:
@@ -359,8 +364,9 @@ class _Session:
         if place is not None:
             words += f"\nmake this step again: {self.command} --replay {place}"
         if self.command is not None and not self.plan.skip:
-            section = "finetune" if isinstance(self.config, FinetuneConfig) else "train"
-            words += f"\nleave such updates out: {self.command} --resume --set {section}.guard.action=skip"
+            words += (
+                f"\nleave such updates out: {self.command} --resume --set {self.section}.guard.action=skip"
+            )
         return words
 
     def _write(self, directory: Path, state: State) -> None:
