@@ -35,7 +35,9 @@ class TrainConfig(Section):
     budget: Budget = Field(default=Budget(epochs=10), description="how long: steps, epochs, tokens or time")
     batch: Count = Field(default="auto", description="rows of one optimizer step")
     micro_batch: Count = Field(
-        default="auto", description="rows that go through the model at once; the result does not depend on it"
+        default="auto",
+        description="rows that go through the model at once; the result does not depend on it, but for the "
+        "norms of a convnet, which are over these rows",
     )
     optimizer: OptimizerConfig = Field(default=AdamWConfig(name="adamw"), description="the update rule")
     schedule: ScheduleConfig = Field(
