@@ -72,16 +72,10 @@ class ClassificationConfig(Section):
 
     def _weights(self, names: list[str], counts: Sequence[int] | None) -> list[float] | None:
         given = self.class_weights
+        if not isinstance(given, str):
+            return given_weights(given, names, "task.class_weights", "class")
         if given == "none":
             return None
-        if isinstance(given, list):
-            if len(given) != len(names):
-                classes = f"{len(names)} classes ({shown(names)})"
-                raise ConfigError(f"task.class_weights: {len(given)} weights for {classes}")
-            return list(given)
-        if isinstance(given, dict):
-            known = {find_class(name, names, "task.class_weights"): weight for name, weight in given.items()}
-            return [known.get(index, 1.0) for index in range(len(names))]
         if counts is None:
             raise ConfigError(
                 "task.class_weights: balanced needs the rows of each class; the data's card has none"
@@ -148,6 +142,23 @@ class ClassificationTask:
         return self._weights
 
 
+def given_weights(
+    given: list[float] | dict[str, float], names: list[str], key: str, what: str = "class"
+) -> list[float]:
+    """A weight for each name, 1 where a mapping has none; what: a word for one of the names."""
+    if isinstance(given, dict):
+        known = {find_class(name, names, key, what): weight for name, weight in given.items()}
+        return [known.get(index, 1.0) for index in range(len(names))]
+    if len(given) != len(names):
+        raise ConfigError(f"{key}: {len(given)} weights for {len(names)} {plural(what)} ({shown(names)})")
+    return list(given)
+
+
+def plural(what: str) -> str:
+    """Of `class` and `label`."""
+    return f"{what}es" if what.endswith("s") else f"{what}s"
+
+
 def second(names: list[str]) -> int:
     """Index of the second name in sorted order (numbers by value): "yes" of no/yes, 1 of 0/1."""
     try:
@@ -157,8 +168,8 @@ def second(names: list[str]) -> int:
     return order[1]
 
 
-def find_class(name: str | int | bool, names: list[str], key: str) -> int:
-    """Index of a class named in the configuration; ConfigError with the choices when there is none such."""
+def find_class(name: str | int | bool, names: list[str], key: str, what: str = "class") -> int:
+    """Index of a class (or a label) that the file names; ConfigError with the choices when there is none."""
     wanted = str(name)
     if wanted not in names and isinstance(name, bool):
         wanted = wanted.lower()  # YAML's true may be a file's "true" or "True"
@@ -166,7 +177,8 @@ def find_class(name: str | int | bool, names: list[str], key: str) -> int:
         wanted = next((other for other in names if other in (f"{name}.0", f"{name}.")), wanted)
     if wanted not in names:
         hint = suggest(wanted, names)
-        raise ConfigError(f"{key}: {wanted!r} is not a class of the target{hint} (classes: {shown(names)})")
+        choices = f"{plural(what)}: {shown(names)}"
+        raise ConfigError(f"{key}: {wanted!r} is not a {what} of the target{hint} ({choices})")
     return names.index(wanted)
 
 

@@ -14,7 +14,7 @@ from llmtool.core.config import Section
 from llmtool.core.contracts import Batch, Labels, Loss
 from llmtool.core.errors import ConfigError
 from llmtool.metrics.labels import HALF, LabelTally
-from llmtool.tasks.classification import Weights, find_class, shown
+from llmtool.tasks.classification import Weights, find_class, given_weights
 from llmtool.tasks.members import member_outputs
 
 NEEDS = (
@@ -68,7 +68,7 @@ class MultilabelConfig(Section):
     def _thresholds(self, names: list[str], targets: Mapping[str, Any]) -> list[float]:
         if isinstance(self.thresholds, dict):
             given = self.thresholds.items()
-            known = {find_class(name, names, "task.thresholds"): share for name, share in given}
+            known = {find_class(name, names, "task.thresholds", "label"): share for name, share in given}
             return [known.get(at, HALF) for at in range(len(names))]
         if isinstance(self.thresholds, float):
             return [self.thresholds] * len(names)
@@ -76,17 +76,10 @@ class MultilabelConfig(Section):
 
     def _weights(self, names: list[str], targets: Mapping[str, Any]) -> list[float] | None:
         given = self.positive_weights
+        if not isinstance(given, str):
+            return given_weights(given, names, "task.positive_weights", "label")
         if given == "none":
             return None
-        if isinstance(given, list):
-            if len(given) != len(names):
-                raise ConfigError(
-                    f"task.positive_weights: {len(given)} weights for {len(names)} labels ({shown(names)})"
-                )
-            return list(given)
-        if isinstance(given, dict):
-            known = {find_class(name, names, "task.positive_weights"): w for name, w in given.items()}
-            return [known.get(at, 1.0) for at in range(len(names))]
         rows, counts = targets.get("rows"), targets.get("counts")
         if rows is None or counts is None:
             raise ConfigError(

@@ -69,7 +69,7 @@ def test_thresholds_say_which_labels_are_given():
     assert tuned.metrics()["f1_micro"] >= task.measure(Fixed(), batch).metrics()["f1_micro"]
     again = {"targets": CARD["targets"] | {"thresholds": task.thresholds}}
     assert MultilabelConfig(thresholds="tuned").build(again).thresholds == task.thresholds
-    with pytest.raises(ConfigError, match=r"task\.thresholds: 'square' is not"):
+    with pytest.raises(ConfigError, match=r"task\.thresholds: 'square' is not a label .*labels: red"):
         MultilabelConfig(thresholds={"square": 0.5}).build(CARD)
 
 
