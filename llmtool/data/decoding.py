@@ -79,6 +79,11 @@ def decoded_rows(dataset: Dataset, split: str, rows: np.ndarray) -> list[dict[st
     return [{name: _plain(column[at]) for name, column in columns.items()} for at in range(len(rows))]
 
 
+def cells_of(dataset: Dataset, split: str, row: int) -> dict[str, Any]:
+    """Column -> the cell of one row of a table, without its targets, as of `decoded_rows`."""
+    return {name: _plain(cells[0]) for name, cells in columns_of(dataset, split, np.array([row])).items()}
+
+
 def texts_of(dataset: Dataset, split: str, rows: np.ndarray, around: bool = True) -> list[str]:
     """The texts of these rows of a labelled split, as far as they were kept; what chunks share stands twice.
     around: with the tokens that were put before and after them."""

@@ -25,7 +25,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         best = [f"{c['column']} {console.number(c['mean'])}" for c in one["columns"][:5]]
         value = console.number(one["value"])
         said.append(
-            f"{found['split']} {one['metric']} {value} loses, with a column shuffled: {', '.join(best)}"
+            f"{found['split']} {one['metric']} {value} is worse with a column shuffled, by: {', '.join(best)}"
         )
     rows = found["examples"]
     if rows:
@@ -59,7 +59,7 @@ def _importance(found: Mapping[str, Any]) -> str:
     one = found["importance"]
     if not one:
         return ""
-    name = f"how much {one['metric']} of {found['split']} loses when a column is shuffled"
+    name = f"by how much {one['metric']} of {found['split']} is worse when a column is shuffled"
     columns = one["columns"][:MOST_COLUMNS]
     bars = [Bar(str(c["column"]), c["mean"], c["low"], c["high"], strong=c["low"] > 0) for c in columns]
     said = (

@@ -166,7 +166,7 @@ class _Table(_Explainer):
 
     def parts(self, row: int, split: str, raw: Batch, found: Attribution) -> dict[str, Any]:
         """A part for each column, with its cell."""
-        cells = decoding.decoded_rows(self.assembled.dataset, split, np.array([row]))[0]
+        cells = decoding.cells_of(self.assembled.dataset, split, row)
         features = self.assembled.dataset.card["inputs"].get("names", [])
         parts = []
         for name, block in self.blocks.items():

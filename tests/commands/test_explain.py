@@ -38,7 +38,7 @@ def test_a_table_by_column_and_by_row(table: Path, llmtool: Run) -> None:
     ended = llmtool("evaluate", "table.yaml", "--set", "evaluate.explain={}", cwd=table)
     assert ended.code == 0, ended.err
     assert "test accuracy" in ended.out
-    assert "loses, with a column shuffled: " in ended.out
+    assert "is worse with a column shuffled, by: " in ended.out
     assert "6 rows of test explained" in ended.out
     found = explained(table, "table")
     importance = found["importance"]
@@ -67,6 +67,21 @@ def test_a_table_by_column_and_by_row(table: Path, llmtool: Run) -> None:
     again = llmtool("evaluate", "table.yaml", "--set", "evaluate.explain={}", "--force", cwd=table)
     assert again.code == 0
     assert explained(table, "table") == found  # seeded
+
+
+def test_a_column_may_be_called_target(tmp_path: Path, llmtool: Run) -> None:
+    rows = [f"{n % 10}.5,{'ab'[n % 10 > 4]}" for n in range(60)]
+    (tmp_path / "t.csv").write_text("\n".join(["target,kind", *rows]) + "\n")
+    (tmp_path / "t.yaml").write_text(
+        "data: {source: {format: csv, path: t.csv}, encode: {as: features, target: kind}}\n"
+        "model: {family: mlp, hidden: [4]}\ntrain: {budget: {steps: 2}}\n"
+        "evaluate: {explain: {rows: [1], repeats: 0}}\n"
+    )
+    for command in ("train", "evaluate"):
+        assert llmtool(command, "t.yaml", cwd=tmp_path).code == 0
+    one = explained(tmp_path, "t")["examples"][0]
+    line = int(one["where"].rpartition(":")[2])
+    assert [one["parts"][0]["value"], one["target"]] == [float(rows[line - 2][:3]), rows[line - 2][4:]]
 
 
 def test_the_rows_that_are_asked_for(table: Path, llmtool: Run) -> None:
