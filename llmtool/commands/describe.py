@@ -20,6 +20,7 @@ from llmtool.stages import describe as stage
 from llmtool.stages import lineage as made
 from llmtool.stages import report as stage_report
 from llmtool.stages.describe import Subject
+from llmtool.stages.model_card import model_card
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def run(options: Options) -> dict[str, Any]:
 def _describe(run: Run, what: Subject, before: list[Chain]) -> None:
     description = stage.describe(what)
     files.write_json(run.directory / "describe.json", description)
-    files.write_text(run.directory / "model_card.md", stage.model_card(description))
+    files.write_text(run.directory / "model_card.md", model_card(description))
     model = {key: description[key] for key in ("family", "config", "parameters")}
     content = files.hash_bytes(files.json_bytes(model))
     run.finish(

@@ -12,6 +12,7 @@ from llmtool.evaluation.charts import Bar
 from llmtool.evaluation.markup import bullets, section, table, text
 from llmtool.evaluation.report import (
     AVERAGES,
+    PROBED,
     calibration_line,
     interval,
     interval_line,
@@ -19,6 +20,7 @@ from llmtool.evaluation.report import (
     number,
     overlap_line,
     probe_lines,
+    probe_view,
     slice_lines,
 )
 
@@ -179,27 +181,19 @@ def probe(run: Run) -> str:
         return ""
     curves = [
         charts.Curve(name, [one["layer"] for one in layers], [one[view] for one in layers])
-        for view in ("relative", "absolute")
+        for view in PROBED
         for name, layers in (
-            (_seen(found, view), found["layers"]),
-            (f"{_seen(found, view)}, untrained", found["untrained"] or []),
+            (probe_view(found, view), found["layers"]),
+            (f"{probe_view(found, view)}, untrained", found["untrained"] or []),
         )
         if layers
     ]
     drawn = [charts.lines("squares read right, by layer", curves, x_name="layer")]
-    for view in ("relative", "absolute"):
-        title = f"squares misread, percent: {_seen(found, view)}"
+    for view in PROBED:
+        title = f"squares misread, percent: {probe_view(found, view)}"
         drawn.append(charts.board(title, found["squares"], found["errors"][view], found["board"]))
     lines = "".join(f"<p>{text(line)}</p>" for line in probe_lines(found))
     return section("The board in the hidden states", lines, *drawn)
-
-
-def _seen(found: Mapping[str, Any], view: str) -> str:
-    """`mine, theirs` of what the squares are called."""
-    names = found["views"][view]
-    return (
-        ", ".join(names[1:]) if len(names) <= 3 else ("mine, theirs" if view == "relative" else "by colour")
-    )
 
 
 def samples(run: Run) -> str:

@@ -352,8 +352,8 @@ def judged_lines(report: Mapping[str, Any]) -> list[str]:
 def probe_table(found: Mapping[str, Any]) -> Table:
     """A line for each layer: the share of squares that a linear map reads right."""
     untrained = found["untrained"]
-    columns = ["layer", *("/".join(found["views"][view][1:3]) for view in PROBED)]
-    columns = [columns[0], columns[1], "95 %", columns[2], *(["untrained"] if untrained else [])]
+    relative, absolute = (probe_view(found, view) for view in PROBED)
+    columns = ["layer", relative, "95 %", absolute, *(["untrained"] if untrained else [])]
     table = _table(f"squares read out of the hidden states, {found['split']}", columns)
     for at, one in enumerate(found["layers"]):
         cells = [
@@ -364,6 +364,14 @@ def probe_table(found: Mapping[str, Any]) -> Table:
         ]
         table.add_row(*cells, *([number(untrained[at]["relative"])] if untrained else []))
     return table
+
+
+def probe_view(found: Mapping[str, Any], view: str) -> str:
+    """What the squares are called, in a word or two: `mine, theirs`; not a name for each piece of chess."""
+    names = found["views"][view][1:]
+    return (
+        ", ".join(names) if len(names) == 2 else {"relative": "mine, theirs", "absolute": "by colour"}[view]
+    )
 
 
 def probe_lines(found: Mapping[str, Any]) -> list[str]:

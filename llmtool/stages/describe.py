@@ -1,4 +1,4 @@
-"""What a model is and costs, whether the data suits it, and which families would: as data, table and card."""
+"""What a model is and costs, whether the data suits it, and which families would: as data and as tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llmtool.core.devices import PRECISIONS
 from llmtool.data.chat import card_of
 from llmtool.data.store import Dataset, input_spec
 from llmtool.models import preprocessing
-from llmtool.models.accounting import Accounting, Component, OptimizerName, account
+from llmtool.models.accounting import Accounting, OptimizerName, account
 from llmtool.models.choice import FAMILIES, RULES, TOKENS_PER_PARAMETER, guide
 from llmtool.stages import advise
 
@@ -45,6 +45,7 @@ NOT_COUNTED = (
     "not counted: the device's own workspace, results that live for a moment, the data itself and, for "
     "the loss, anything but the usual one"
 )
+UNCHOSEN = "the model is chosen once the data is prepared"
 
 
 @dataclass
@@ -273,13 +274,14 @@ def _families(subject: Subject) -> list[dict[str, Any]]:
 
 def show(description: dict[str, Any]) -> Group:
     """The description as rich renderables, for a terminal or a plain log."""
-    name = description["family"] or "the model is chosen once the data is prepared"
-    parts: list[RenderableType] = [Text(f"{description['name']}: {name}", style="bold")]
+    parts: list[RenderableType] = [
+        Text(f"{description['name']}: {description['family'] or UNCHOSEN}", style="bold")
+    ]
     if description["auto"]:
         parts.append(Text(f"chosen for this data: {description['auto']}"))
     if description["inputs"]:
-        gives = _words(description["outputs"])
-        parts.append(Text(f"takes {_words(description['inputs'])}; gives {gives}"))
+        gives = words(description["outputs"])
+        parts.append(Text(f"takes {words(description['inputs'])}; gives {gives}"))
     if description["works"]:
         parts.append(Text(f"how it works: {description['works']}"))
     parts += [Text(f"assumed: {note}") for note in description["assumed"]]
@@ -288,7 +290,7 @@ def show(description: dict[str, Any]) -> Group:
         root = Tree(_label(description["structure"], ""))
         _grow(root, description["structure"])
         parts += [Text(), root, _costs(description)]
-    parts += [Text(f"data: {line}") for line in _data_lines(description)]
+    parts += [Text(f"data: {line}") for line in data_lines(description)]
     return Group(*parts, *_show_advice(description))
 
 
@@ -306,11 +308,11 @@ def _show_advice(description: dict[str, Any]) -> Iterator[RenderableType]:
             general.add_row(row["problem"], row["choice"].replace("`", ""))
         yield general
         return
-    for title, columns, rows in (
+    for about, columns, rows in (
         ("which families suit this data, the first choice first", advise.WHY, advise.reasons(advice)),
         ("what they cost here, in the size proposed", advise.COSTS, advise.prices(advice)),
     ):
-        table = _table(title, *columns)
+        table = _table(about, *columns)
         for row in rows:
             table.add_row(*row)
         yield table
@@ -328,12 +330,13 @@ def _table(title: str, *columns: str) -> Table:
 def _costs(description: dict[str, Any]) -> Table:
     table = _table("costs", "", "")
     table.show_header = False
-    for name, value in _cost_rows(description):
+    for name, value in cost_rows(description):
         table.add_row(name, value)
     return table
 
 
-def _cost_rows(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def cost_rows(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the model costs, name and value; parts of a sum are indented."""
     parameters, flops, memory = (description[key] for key in ("parameters", "flops", "memory"))
     yield (
         "parameters",
@@ -356,12 +359,12 @@ def _cost_rows(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _grow(tree: Tree, component: dict[str, Any]) -> None:
-    for part, alike in _grouped(component["parts"]):
+    for part, alike in grouped(component["parts"]):
         branch = tree.add(_label(part, alike))
         _grow(branch, part)
 
 
-def _grouped(parts: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
+def grouped(parts: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
     """Parts with their names; a run of equal ones as one ("0 to 11")."""
     runs: list[list[dict[str, Any]]] = []
     for part in parts:
@@ -380,26 +383,29 @@ def _without_names(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _label(part: dict[str, Any], name: str) -> Text:
-    return Text.assemble((_title(part, name), "bold"), "  ", (_facts(part), "dim"))
+    return Text.assemble((title(part, name), "bold"), "  ", (facts(part), "dim"))
 
 
-def _title(part: dict[str, Any], name: str) -> str:
+def title(part: dict[str, Any], name: str) -> str:
+    """A part of the model, by its name (none: the whole) and kind."""
     return f"{name}: {part['kind']}" if name else str(part["kind"])
 
 
-def _facts(part: dict[str, Any]) -> str:
-    facts = [part["does"]]
+def facts(part: dict[str, Any]) -> str:
+    """What a part does, how many parameters it has, and the shape of what comes out."""
+    found = [part["does"]]
     if part["parameters"]:
         frozen = part["parameters"] - part["trainable"]
-        facts.append(
+        found.append(
             f"{count(part['parameters'])} parameters" + (f", {count(frozen)} frozen" if frozen else "")
         )
     if part["shape"]:
-        facts.append(" x ".join(map(str, part["shape"])))
-    return "; ".join(facts)
+        found.append(" x ".join(map(str, part["shape"])))
+    return "; ".join(found)
 
 
-def _data_lines(description: dict[str, Any]) -> Iterator[str]:
+def data_lines(description: dict[str, Any]) -> Iterator[str]:
+    """Rows of each split, and how they stand to the model's size."""
     data = description["data"]
     if data is None:
         return
@@ -412,65 +418,8 @@ def _data_lines(description: dict[str, Any]) -> Iterator[str]:
             yield data[key]
 
 
-# --- the model card -------------------------------------------------------------------------------------
-
-
-def model_card(description: dict[str, Any]) -> str:
-    """The description as a Markdown document."""
-    lines = [f"# {_plain(description['name'])}", "", f"A model of the family `{description['family']}`.", ""]
-    lines += [f"- Assumed: {note}" for note in description["assumed"]]
-    lines += [f"- Not known yet: {note}" for note in description["needs_prepare"]]
-    own = next((f for f in description["families"] if f["chosen"]), None)
-    if own:
-        lines += ["", "## What it is for", "", f"Suits {own['suits']}.", ""]
-    if description["auto"]:
-        lines += [f"Chosen for this data: {description['auto']}.", ""]
-    if description["works"]:
-        lines += ["## How it works", "", f"{description['works'].capitalize()}.", ""]
-    if description["inputs"]:
-        lines += [f"Takes {_words(description['inputs'])}; gives {_words(description['outputs'])}.", ""]
-    targets = (description["data"] or {}).get("targets") or {}
-    if targets.get("names"):
-        names = [_plain(str(name)) for name in targets["names"]]
-        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-        lines += [f"Targets: {', '.join(names[:20])}{more}.", ""]
-    lines += _card_data(description)
-    lines += _card_advice(description["advice"])
-    if description["structure"]:
-        lines += ["## Costs", "", "| | |", "|---|---|"]
-        lines += [f"| {name.strip()} | {value} |" for name, value in _cost_rows(description)]
-        lines += ["", f"{description['flops']['note']}. Memory: {description['memory']['note']}.", ""]
-        lines += ["## Structure", "", *_card_tree(description["structure"], description["family"], 0), ""]
-    settings = [f"| `{key}` | `{_code(str(value))}` |" for key, value in description["config"].items()]
-    lines += ["## Configuration", "", "| key | value |", "|---|---|", *settings, ""]
-    lines += ["## Limits", "", "What it says is only as good as the data it learned from. It is scored by "]
-    lines[-1] += "`llmtool evaluate`; a figure that does not stand in its report was not measured."
-    return "\n".join(lines) + "\n"
-
-
-def _card_data(description: dict[str, Any]) -> list[str]:
-    if description["data"] is None:
-        return []
-    lines = ["## Data", "", *(f"- {_plain(line)}" for line in _data_lines(description))]
-    return [*lines, *(f"- {_plain(note)}" for note in description["data"]["notes"]), ""]
-
-
-def _card_advice(advice: dict[str, Any] | None) -> list[str]:
-    if advice is None:
-        return []
-    lines = ["## Alternatives", "", f"| {' | '.join(advise.WHY)} |", "|---|---|---|"]
-    lines += [f"| {' | '.join(row)} |" for row in advise.reasons(advice)]
-    return [*lines, "", f"To beat: {_plain(advice['baseline'])}.", ""]
-
-
-def _card_tree(part: dict[str, Any], name: str, depth: int) -> list[str]:
-    lines = [f"{'  ' * depth}- **{_title(part, name)}**: {_facts(part)}"]
-    for child, alike in _grouped(part["parts"]):
-        lines += _card_tree(child, alike, depth + 1)
-    return lines
-
-
-def _words(spec: dict[str, Any]) -> str:
+def words(spec: dict[str, Any]) -> str:
+    """What goes in or comes out, in words."""
     return {
         "features": lambda: f"rows of {spec['width']} numbers",
         "images": lambda: (
@@ -484,16 +433,3 @@ def _words(spec: dict[str, Any]) -> str:
         "next_token": lambda: "the next token at every position",
         "nothing": lambda: "nothing yet: its head comes with fine-tuning",
     }[spec["kind"]]()
-
-
-def _plain(text: str) -> str:
-    """Text of others (names of classes and columns) on one line, without Markdown's own signs."""
-    return " ".join(text.split()).translate({ord(sign): f"\\{sign}" for sign in "|<>`*[]"})
-
-
-def _code(text: str) -> str:
-    """Text between backticks in a table."""
-    return " ".join(text.split()).replace("|", "\\|").replace("`", "'")
-
-
-__all__ = ["Component", "Subject", "describe", "expected_inputs", "model_card", "show"]

@@ -13,10 +13,9 @@ from llmtool.data.games import rules_of
 from llmtool.data.games.legality import rows_of
 from llmtool.data.store import Dataset
 from llmtool.evaluation.probe import Boards, ProbeConfig, best, by_game, commonest, errors, fit, hidden_states
+from llmtool.evaluation.report import PROBED
 from llmtool.models.causal import Transformer
 from llmtool.stages.assemble import Assembled
-
-VIEWS = ("relative", "absolute")
 
 
 def probe(assembled: Assembled, config: ProbeConfig | None) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def probe(assembled: Assembled, config: ProbeConfig | None) -> dict[str, Any]:
         "views": {"relative": list(rules.contents), "absolute": list(rules.absolute)},
         "layers": layers,
         "best": best(layers, "relative"),
-        "commonest": {view: commonest(getattr(train, view), getattr(test, view)) for view in VIEWS},
+        "commonest": {view: commonest(getattr(train, view), getattr(test, view)) for view in PROBED},
         "board": list(rules.board),
         "squares": rules.squares_named(),
         "errors": misread,
@@ -88,12 +87,12 @@ def _read(
     for number, (before, after) in enumerate(zip(learned, scored, strict=True)):
         one: dict[str, Any] = {"layer": number}
         guesses.append({})
-        for view in VIEWS:
+        for view in PROBED:
             squares, truth = getattr(train, view), getattr(test, view)
             reader = fit(before, squares, int(max(squares.max(), truth.max())) + 1)
             guesses[-1][view] = reader.read(after)
             value, low, high = by_game(guesses[-1][view] == truth, test.turns[:, 0], seed)
             one |= {view: value, f"{view}_interval": [low, high]}
         layers.append(one)
-    at = {view: best(layers, view) for view in VIEWS}
-    return layers, {view: errors(guesses[at[view]][view], getattr(test, view)) for view in VIEWS}
+    at = {view: best(layers, view) for view in PROBED}
+    return layers, {view: errors(guesses[at[view]][view], getattr(test, view)) for view in PROBED}

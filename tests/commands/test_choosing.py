@@ -64,6 +64,8 @@ def test_before_the_data_is_there(llmtool, auto):
     ended = llmtool("describe", "auto.yaml", cwd=auto)
     assert ended.code == 0, ended.err
     assert "the model is chosen once the data is prepared" in ended.out
+    card = (auto / "runs/auto/describe/model_card.md").read_text()
+    assert "The model is chosen once the data is prepared." in card
     assert "which families take these inputs" in ended.out
 
 

@@ -20,6 +20,7 @@ from llmtool.evaluation.report import (
     before_after,
     harmless,
     number,
+    probe_view,
     report,
     show,
     write_predictions,
@@ -223,3 +224,13 @@ def test_before_and_after_stand_side_by_side() -> None:
 )
 def test_figures_are_shown_at_a_readable_precision(value: float | None, shown: str) -> None:
     assert number(value) == shown
+
+
+def test_probes_of_two_sorts_of_pieces_and_of_many() -> None:
+    many = [f"{side} {piece}" for side in ("my", "their") for piece in ("pawn", "king")]
+    for relative, absolute, said in (
+        (["mine", "theirs"], ["black", "white"], ["mine, theirs", "black, white"]),
+        (many, many, ["mine, theirs", "by colour"]),
+    ):
+        found = {"views": {"relative": ["empty", *relative], "absolute": ["empty", *absolute]}}
+        assert [probe_view(found, view) for view in ("relative", "absolute")] == said

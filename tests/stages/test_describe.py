@@ -12,7 +12,8 @@ from llmtool.data.tokens import TokensEncode
 from llmtool.models import adapters, pretrained
 from llmtool.models.mlp import MLPConfig
 from llmtool.models.transformer import TransformerConfig
-from llmtool.stages.describe import Subject, describe, expected_inputs, model_card, show
+from llmtool.stages.describe import Subject, describe, expected_inputs, show
+from llmtool.stages.model_card import model_card
 
 
 def features_card(names=("no", "yes"), rows=800):
