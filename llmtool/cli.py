@@ -314,7 +314,7 @@ def predict(
         str | None,
         typer.Option(
             "--format",
-            metavar="csv|tsv|jsonl|json|text|parquet",
+            metavar="csv|tsv|jsonl|json|text|parquet|pgn|...",
             help="Of the input; default: what its name says, else that of the model's own data.",
             show_default=False,
         ),

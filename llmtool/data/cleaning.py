@@ -317,7 +317,7 @@ class Filter(Section):
 
 # --- changing text ----------------------------------------------------------------------------------------
 
-_TAG = re.compile(r"</?[A-Za-z][^<>]{0,1000}>")
+TAG = re.compile(r"</?[A-Za-z][^<>]{0,1000}>")
 _SPACE = re.compile(r"\s+")
 
 
@@ -351,7 +351,7 @@ class Normalize(Section):
         if self.unicode:
             text = unicodedata.normalize(self.unicode, text)
         if self.strip_tags:
-            text = _TAG.sub(" ", text)
+            text = TAG.sub(" ", text)
         if self.lower:
             text = text.lower()
         if self.collapse_space:

@@ -15,9 +15,10 @@ from llmtool.core.config import suggest
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import conversations
 from llmtool.data.cells import BLANK, MARKERS, MISSING, Cells
-from llmtool.data.cleaning import _TAG
+from llmtool.data.cleaning import TAG
+from llmtool.data.looking import is_number
 from llmtool.data.statistics import ColumnStatistics
-from llmtool.data.targets import ClassTarget, Target, fit_target
+from llmtool.data.targets import ClassTarget, Kind, Target, fit_target
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +43,9 @@ NUMBER_WORDS = 0.5  # share of numbers from which the other words of a column ma
 PREFERENCE = {"chosen", "rejected"}
 
 Task = Literal["classification", "regression", "language"]
+KINDS: dict[Task | None, Kind] = {
+    "classification": "classes", "regression": "values", "language": "auto", None: "auto",
+}  # fmt: skip
 
 
 @dataclass
@@ -177,10 +181,9 @@ def _target(made: Guess, target: str | None, task: Task | None, named: bool) -> 
             return
         made.target, made.why["target"] = choice
         made.candidates = _candidates(made, fit)
-    kind = {"classification": "classes", "regression": "values"}.get(task or "", "auto")
     column = next(column for column in made.columns if column.name == made.target)
     try:
-        made.fitted = fit_target([column.found], kind, [])  # type: ignore[arg-type]
+        made.fitted = fit_target([column.found], KINDS[task], [])
     except DataError as error:
         raise ConfigError(f"{error}; choose another by --target") from None
     made.texts = [name for name in made.texts if name != made.target]
@@ -200,21 +203,25 @@ def _can_be_target(column: Column, task: Task | None) -> bool:
         return False
     if column.found.blank > GAPS * column.rows:
         return False
-    kind = {"classification": "classes", "regression": "values"}.get(task or "", "auto")
     try:
-        fitted = fit_target([column.found], kind, [])  # type: ignore[arg-type]
+        fitted = fit_target([column.found], KINDS[task], [])
     except DataError:
         return False
     return not isinstance(fitted, ClassTarget) or 2 <= len(fitted.names) <= MOST_CLASSES
 
 
+def _plain(name: str) -> str:
+    """A column's name in small letters, digits and single underscores."""
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
 def _by_name(made: Guess, fit: dict[str, Column]) -> tuple[str, str] | None:
-    plain = {re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_"): name for name in fit}
+    plain = {_plain(name): name for name in fit}
     for known in (SAYS, OFTEN):
         for word in known:
             if word in plain:
                 return plain[word], f"guessed by its name; {fit[plain[word]].values()}"
-    ends = [name for name in fit if ENDS.search(re.sub(r"[^a-z0-9]+", "_", name.lower()))]
+    ends = [name for name in fit if ENDS.search(_plain(name))]
     if ends and not made.texts:
         return ends[-1], f"guessed by the end of its name; {fit[ends[-1]].values()}"
     return None
@@ -241,7 +248,7 @@ def _candidates(made: Guess, fit: dict[str, Column]) -> list[str]:
     """Other columns that a person may have meant: those with names of targets, the last and the first one."""
     ends, meant = (made.columns[-1].name, made.columns[0].name), []
     for name in fit:
-        plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+        plain = _plain(name)
         if plain in (*SAYS, *OFTEN) or ENDS.search(plain) or name in ends:
             meant.append(name)
     return [name for name in meant if name != made.target][:5]
@@ -297,20 +304,12 @@ def _marker(made: Guess, column: Column) -> None:
     found = column.found
     if column.kind != "category" or not found.wrong or found.overflow:
         return
-    words = {word: count for word, count in found.words.items() if not _number(word) and word not in MARKERS}
+    words = [word for word in found.words if not is_number(word) and word not in MARKERS]
     if found.numbers.count > NUMBER_WORDS * column.rows and 0 < len(words) <= 2:
         made.markers += [word for word in words if word not in made.markers]
         made.why["markers"] = (
             f"{column.name}: {', '.join(map(repr, words))} among {found.numbers.count:,} numbers"
         )
-
-
-def _number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def _leaks(made: Guess, frame: pd.DataFrame) -> None:
@@ -338,7 +337,7 @@ def _leaks(made: Guess, frame: pd.DataFrame) -> None:
 def _clean(made: Guess, frame: pd.DataFrame) -> None:
     for name in made.texts:
         cells = [str(cell) for cell in frame[name].head(2000).tolist() if cell]
-        tagged = sum(bool(_TAG.search(cell)) for cell in cells)
+        tagged = sum(bool(TAG.search(cell)) for cell in cells)
         if tagged > 0.05 * len(cells):
             step = {"step": "normalize", "columns": [name], "strip_tags": True}
             made.clean.append((step, f"{tagged:,} of {len(cells):,} texts hold HTML tags such as <br />"))

@@ -284,12 +284,12 @@ def _header(records: list[list[str]]) -> tuple[bool, str]:
     first, rest = records[0], records[1:]
     if len(set(first)) < len(first) or any(not cell for cell in first):
         return False, "no names: a cell of the first line is empty, or stands there twice"
-    numbers = [cell for cell in first if _is_number(cell)]
+    numbers = [cell for cell in first if is_number(cell)]
     if numbers:
         return False, f"no names: the first line holds {numbers[0][:20]!r}, a number, as the others do"
     for at, name in enumerate(first):
         column = [record[at] for record in rest if len(record) == len(first)]
-        if column and sum(map(_is_number, column)) > 0.9 * len(column):
+        if column and sum(map(is_number, column)) > 0.9 * len(column):
             return True, f"the first line names the columns: {name[:30]!r} stands over numbers"
         if name in column:
             return False, f"no names: {name[:30]!r} of the first line stands in other lines too"
@@ -298,7 +298,8 @@ def _header(records: list[list[str]]) -> tuple[bool, str]:
     return True, "the first line stands in no other: it names the columns"
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether Python reads a number in it."""
     try:
         float(cell)
     except ValueError:
