@@ -69,11 +69,14 @@ def _folder(path: str) -> Sight:
         first = next((file for file in images if "train" in file.name), images[0] if images else mine[0])
         return _with_siblings(packed_pictures(str(first), "idx"), str(first))
     by_split = _by_split(mine)
+    rest = [str(file) for file in mine if str(file) not in by_split.get("test", [])]
+    if form == "cifar" and "test" in by_split and "train" not in by_split and rest:  # data_batch_1.bin ...
+        by_split["train"] = rest
     main = by_split["train"] if "train" in by_split else [str(file) for file in mine]
     found = look_at(main[0], form)
     if "train" in by_split and all(len(names) == 1 for names in by_split.values()):
         return _joined(found, {split: names[0] for split, names in by_split.items()}, "the folder holds")
-    of = {split: names[0] if len(names) == 1 else names for split, names in by_split.items()}
+    of = {split: _one_or_all(by_split[split]) for split in NAMES if split in by_split}
     found.source["path"] = of if "train" in of and len(of) > 1 else path if len(mine) > 1 else main[0]
     if isinstance(found.source["path"], dict):
         found.why["path"] = "the files' names say train, validation or test"
@@ -82,6 +85,10 @@ def _folder(path: str) -> Sight:
     if form == "text" and found.source.get("documents") == "file":
         rows = len(main)
     return replace(found, rows=rows, exact=found.exact and len(main) == 1, size=sizes)
+
+
+def _one_or_all(names: list[str]) -> str | list[str]:
+    return names[0] if len(names) == 1 else names
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -95,6 +95,12 @@ def test_idx_and_cifar_files(tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "data_batch_1.bin").write_bytes(bytes(3073 * 4))
     assert (look(str(tmp_path / "c")).form, look(str(tmp_path / "c")).rows) == ("cifar", 4)
+    for name in ("data_batch_2", "test_batch"):
+        (tmp_path / "c" / f"{name}.bin").write_bytes(bytes(3073 * 4))
+    sight = look(str(tmp_path / "c"))
+    train = [str(tmp_path / "c" / f"data_batch_{number}.bin") for number in (1, 2)]
+    assert sight.source["path"] == {"train": train, "test": str(tmp_path / "c" / "test_batch.bin")}
+    assert sight.rows == 8
 
 
 def test_games(tmp_path):
