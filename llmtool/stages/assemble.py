@@ -103,11 +103,14 @@ class Assembled:
         return {"pooling": config.pooling} if texts else {}
 
     def restore(self, directory: Path) -> None:
-        """Take over, in place, the weights that `save` wrote into `directory`."""
+        """Take over, in place, the weights that `save` wrote into `directory`, and their thresholds."""
         if self.base is not None:
             peft_files.load_adapter(self.model, directory)
         else:
             self.model.load_state_dict(pretrained.load(directory).state_dict())
+        if getattr(self.task, "tunes", False):
+            self.targets = files.read_json(directory / CARD_FILE)["card"]["targets"]
+            self.task.thresholds = self.targets.get("thresholds", self.task.thresholds)
 
     def goes_on_from(self, directory: Path) -> None:
         """Take over the weights of an earlier session; where it learned from other data (`--resume` after a

@@ -318,3 +318,21 @@ def test_columns_are_added_to_a_model_that_read_texts_alone(mixed: Path, llmtool
     decoder = "model={family: transformer, depth: 1, heads: 2, width: 32, context: 24}"
     ended = llmtool("train", "mixed.yaml", "--set", decoder, "--set", "run=runs/d", cwd=mixed)
     assert (ended.code, "reads texts alone" in ended.error) == (2, True), ended.error
+
+
+def test_tuned_thresholds_are_those_of_the_checkpoint(tmp_path: Path, llmtool: Run) -> None:
+    """Of the best one, not of the last validation: train's figures and evaluate's are the same."""
+    lines = [f"{n},{(n * 7) % 60 > 30:d},{(n * 11) % 60 > 40:d}" for n in range(120)]
+    (tmp_path / "labels.csv").write_text("\n".join(["n,odd,even", *lines]) + "\n")
+    (tmp_path / "labels.yaml").write_text(
+        "data:\n  source: {format: csv, path: labels.csv}\n"
+        "  encode: {as: features, target: [odd, even], target_kind: labels}\n"
+        "model: {family: mlp, hidden: [8]}\ntask: {kind: multilabel, thresholds: tuned}\n"
+        "train: {budget: {epochs: 12}, batch: 32, optimizer: {name: adamw, lr: 0.3}}\n"
+        "evaluate: {splits: [validation], baselines: {kind: simple}}\n"
+    )
+    said, scored = (
+        llmtool(command, "labels.yaml", "--json", cwd=tmp_path) for command in ("train", "evaluate")
+    )
+    assert (said.code, scored.code) == (0, 0), said.err + scored.err
+    assert said.json["metrics"]["validation"] == scored.json["metrics"]["validation"]
