@@ -304,7 +304,7 @@ def _discriminator(context: dict[str, Any]) -> str:
     return str(re.findall(r"'([^']*)'", context["discriminator"])[-1])  # "'as_' | 'as'": the alias comes last
 
 
-TAGS = ("as", "kind", "format", "family", "by", "step", "name")  # the keys that say which section it is
+FORMS = ("as", "by", "family", "format", "kind", "name", "step")  # keys that say which form a section has
 
 
 def _user_path(loc: tuple[int | str, ...], data: Any, missing: bool) -> Key:
@@ -313,7 +313,7 @@ def _user_path(loc: tuple[int | str, ...], data: Any, missing: bool) -> Key:
     part: Any
     tagged = False  # whether the tag of this section has come
     for index, part in enumerate(loc):
-        if not tagged and isinstance(data, dict) and any(data.get(key) == part for key in TAGS):
+        if not tagged and isinstance(data, dict) and any(data.get(key) == part for key in FORMS):
             tagged = True  # `as: text`, whose section has a key of that name too
             continue
         if (isinstance(data, dict) and part in data) or (

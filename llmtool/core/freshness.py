@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from llmtool.core import files
+from llmtool.core.config import FORMS
 
 CODE_CHANGED = "llmtool's code changed"
 LONGEST = 60  # characters of a value in a message
-# Keys that say which form a section has: one with another form has other keys beside, which go unsaid.
-FORMS = ("as", "by", "family", "format", "kind", "name", "step")
 RACY = 2.0  # seconds; a file changed within so short a time before it was hashed may keep its stamp
 
 
@@ -62,7 +61,7 @@ def _differences(before: Any, now: Any, name: str) -> Iterator[str]:
 def _sections(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> Iterator[str]:
     other_form = any(
         form in before and form in now and isinstance(now[form], str) and before[form] != now[form]
-        for form in FORMS
+        for form in FORMS  # which has other keys beside, and these go unsaid
     )
     for name in _union(before, now):
         if name in before and name in now:

@@ -23,8 +23,8 @@ from pydantic import BaseModel, ValidationError
 from llmtool import experiment
 from llmtool.commands import keys, session
 from llmtool.core import files
+from llmtool.core.config import FORMS as TAGS
 from llmtool.core.config import Document, Section
-from llmtool.core.freshness import FORMS as TAGS
 from llmtool.core.freshness import compare
 from llmtool.data.store import CARD, Dataset
 from llmtool.evaluation import requirements
