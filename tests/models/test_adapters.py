@@ -194,3 +194,17 @@ def test_rates_of_lora_plus():
     method.apply(model)
     assert method.rates(model) == {f"model.layers.{n}.self_attn.q_proj.lora_B.weight": 16 for n in (0, 1)}
     assert LoRAConfig(rank=2).rates(model) == {}
+
+
+def test_new_columns_beside_a_text_start_from_the_seed():
+    """Whatever was drawn before; and they change nothing until they have learned."""
+    models = []
+    for seed in (1, 1, 2):
+        model = EncoderConfig(depth=1, heads=1, width=8).build(Tokens(11), Classes(2)).eval()
+        ids = torch.ones(2, 4, dtype=torch.int64)
+        before = model(ids)
+        adapters.read_beside(model, 3, seed)
+        torch.testing.assert_close(model(ids, None, torch.randn(2, 3)), before)
+        models.append(model.head.table[0].weight)
+    assert torch.equal(models[0], models[1])
+    assert not torch.equal(models[0], models[2])

@@ -27,21 +27,29 @@ class MLPForm(Form):
 
     def read(self, data: dict[str, Any], path: Path) -> nn.Module:
         """The module, from our own keys."""
-        inputs, outputs = (
-            data[key] if isinstance(data.get(key), dict) else {} for key in ("inputs", "outputs")
-        )
-        spec = OUTPUTS.get(str(outputs.get("kind")))
-        if inputs.get("kind") != "features" or spec is None:
-            raise ConfigError(f"{path}: inputs must be features and outputs classes or values")
-        width, n = whole_number(inputs, "width", path), whole_number(outputs, "n", path)
-        return MLPConfig.model_validate(data.get("model")).build(Features(width), spec(n))
+        width, outputs = specs_of(data, path)
+        return MLPConfig.model_validate(data.get("model")).build(Features(width), outputs)
 
     def write(self, model: nn.Module) -> dict[str, Any]:
         """Our own keys."""
         assert isinstance(model, MLP)
-        kind = next(name for name, spec in OUTPUTS.items() if isinstance(model.outputs, spec))
         return {
             "inputs": {"kind": "features", "width": model.inputs.width},
-            "outputs": {"kind": kind, "n": model.head.out_features},
+            "outputs": outputs_written(model.outputs),
             "model": model.config.model_dump(mode="json", by_alias=True),
         }
+
+
+def specs_of(data: dict[str, Any], path: Path) -> tuple[int, Classes | Values]:
+    """How many features go in, and what comes out, of a model for tables; ConfigError for anything else."""
+    inputs, outputs = (data[key] if isinstance(data.get(key), dict) else {} for key in ("inputs", "outputs"))
+    spec = OUTPUTS.get(str(outputs.get("kind")))
+    if inputs.get("kind") != "features" or spec is None:
+        raise ConfigError(f"{path}: inputs must be features and outputs {', '.join(OUTPUTS)}")
+    return whole_number(inputs, "width", path), spec(whole_number(outputs, "n", path))
+
+
+def outputs_written(outputs: Any) -> dict[str, Any]:
+    """The outputs as `specs_of` reads them."""
+    kind = next(name for name, spec in OUTPUTS.items() if isinstance(outputs, spec))
+    return {"kind": kind, "n": outputs.n}

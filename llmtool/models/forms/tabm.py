@@ -9,8 +9,8 @@ from torch import nn
 
 from llmtool.core.contracts import Features
 from llmtool.core.errors import ConfigError
-from llmtool.models.forms.form import Form, whole_number
-from llmtool.models.forms.mlp import OUTPUTS
+from llmtool.models.forms.form import Form
+from llmtool.models.forms.mlp import outputs_written, specs_of
 from llmtool.models.tabm import TabM, TabMConfig
 
 
@@ -26,27 +26,20 @@ class TabMForm(Form):
 
     def read(self, data: dict[str, Any], path: Path) -> nn.Module:
         """The module, from our own keys."""
-        inputs, outputs = (
-            data[key] if isinstance(data.get(key), dict) else {} for key in ("inputs", "outputs")
-        )
-        spec = OUTPUTS.get(str(outputs.get("kind")))
-        if inputs.get("kind") != "features" or spec is None:
-            raise ConfigError(f"{path}: inputs must be features and outputs classes or values")
-        width, n = whole_number(inputs, "width", path), whole_number(outputs, "n", path)
-        columns = inputs.get("columns", [])
+        width, outputs = specs_of(data, path)
+        columns = data["inputs"].get("columns", [])
         if not isinstance(columns, list) or not all(type(size) is int and size > 0 for size in columns):
             raise ConfigError(f"{path}: inputs.columns: expected a list of whole numbers above 0")
         if sum(columns or [width]) != width:
             raise ConfigError(f"{path}: inputs.columns: {sum(columns)} features, but width is {width}")
-        return TabMConfig.model_validate(data.get("model")).build(Features(width, tuple(columns)), spec(n))
+        return TabMConfig.model_validate(data.get("model")).build(Features(width, tuple(columns)), outputs)
 
     def write(self, model: nn.Module) -> dict[str, Any]:
         """Our own keys."""
         assert isinstance(model, TabM)
-        kind = next(name for name, spec in OUTPUTS.items() if isinstance(model.outputs, spec))
         width, columns = model.inputs.width, list(model.inputs.columns)
         return {
             "inputs": {"kind": "features", "width": width, "columns": columns},
-            "outputs": {"kind": kind, "n": model.head.weight.shape[0]},
+            "outputs": outputs_written(model.outputs),
             "model": model.config.model_dump(mode="json", by_alias=True),
         }
