@@ -108,9 +108,10 @@ class Assembled:
             peft_files.load_adapter(self.model, directory)
         else:
             self.model.load_state_dict(pretrained.load(directory).state_dict())
-        if getattr(self.task, "tunes", False):
+        task: Any = self.task
+        if getattr(task, "tunes", False):
             self.targets = files.read_json(directory / CARD_FILE)["card"]["targets"]
-            self.task.thresholds = self.targets.get("thresholds", self.task.thresholds)
+            task.thresholds = self.targets.get("thresholds", task.thresholds)
 
     def goes_on_from(self, directory: Path) -> None:
         """Take over the weights of an earlier session; where it learned from other data (`--resume` after a
