@@ -22,7 +22,11 @@ Scale = Literal["standard", "quantile", "piecewise", "none"]
 Missing = Literal["median", "mean", "zero"]
 Reasons = dict[str, np.ndarray]  # reason -> (rows,) bool, the rows a column cannot encode
 
-PERIODS = {"month": 12, "weekday": 7, "hour": 24}
+VALUES = {  # what the circle of a part goes through
+    "month": [str(month) for month in range(1, 13)],
+    "weekday": ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"],
+    "hour": [str(hour) for hour in range(24)],
+}
 QUANTILES = 1000  # landmarks of the quantile transform, as scikit-learn's default
 RARE, ABSENT, OTHER = "(rare)", "(missing)", "(other)"
 _EDGE = 1e-7  # scikit-learn's BOUNDS_THRESHOLD: how near to an end counts as the end
@@ -176,7 +180,7 @@ class DateColumn:
             if part == "year":
                 found.append([name])
                 continue
-            more = [f"{name}={value}" for value in range(PERIODS[part])] if self.each else []
+            more = [f"{name}={value}" for value in VALUES[part]] if self.each else []
             found.append([f"{name} sin", f"{name} cos", *more])
         return [*found, *([[f"{self.name} {ABSENT}"]] if self.flag else [])]
 
@@ -194,7 +198,7 @@ class DateColumn:
                 out[:, at] = (year - self.year_mean) / self.year_deviation
                 at += 1
                 continue
-            value, period = circles[part], PERIODS[part]
+            value, period = circles[part], len(VALUES[part])
             angle = value * (2 * math.pi / period)
             # The circle's middle where there is no date: no month rather than a wrong one.
             out[:, at] = np.where(absent, 0, np.sin(angle))
