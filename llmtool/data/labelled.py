@@ -107,6 +107,8 @@ class TextEncode(Section):
         targets, texts = names_of(self.target or []), names_of(self.text)
         if len(set(targets)) < len(targets):
             raise ValueError("a target stands twice")
+        if len(set(texts)) < len(texts):
+            raise ValueError("a column of text stands twice")
         if shared := set(texts) & set(targets):
             raise ValueError(f"column {min(shared)!r} stands in both text and target")
         refuse_target(targets, self.target_kind, "label_separator" in self.model_fields_set)

@@ -20,6 +20,13 @@ from llmtool.data.twins import of_pictures
 LEAKAGE = "leakage.json"
 
 
+def text_columns(encoder: Encoder) -> str | list[str] | None:
+    """The columns whose texts are compared, as the encoder has them (of `like`, those of its dataset)."""
+    config = getattr(encoder, "config", None)
+    found: str | list[str] | None = getattr(config, "text", None) or getattr(config, "moves", None)
+    return found
+
+
 def leaks(
     data: DataConfig,
     encoder: Encoder,
@@ -40,7 +47,7 @@ def leaks(
         found = of_pictures(encoder.seen, splits, directory)
         rows = sum(meta["rows"] for meta in splits.values())
     else:
-        columns = getattr(data.encode, "text", "") or getattr(data.encode, "moves", "")
+        columns = text_columns(encoder) or ""
         read = encoder.texts if isinstance(encoder, ChatEncoder) else partial(leakage.texts, columns=columns)
         found = leakage.of_text(sample, read)
     document = {"rows": rows, "findings": [asdict(one) for one in found]}

@@ -27,7 +27,7 @@ from llmtool.data.splitting import DROPPED, Assigned, RowTable, labels
 from llmtool.data.store import CARD, make_card
 from llmtool.data.targets import NOT_IN_TRAIN
 from llmtool.data.templates import FILE as TEMPLATE_FILE
-from llmtool.stages.leaks import LEAKAGE, leaks
+from llmtool.stages.leaks import LEAKAGE, leaks, text_columns
 from llmtool.stages.likeness import like_model
 from llmtool.stages.rows import Rows, complete
 
@@ -73,7 +73,7 @@ def prepare(
     encoder.fit(lambda: reading.rows("fitting", code == 0))
     names = data.source.names()
     text = encoder.columns(columns)[:1] if isinstance(encoder, ChatEncoder) else None
-    text = text or getattr(data.encode, "text", None) or getattr(data.encode, "moves", None)
+    text = text or text_columns(encoder)
     sample = leakage.Sample.of(code, len(columns), names, seed, text)
     kept, splits = _write(encoder, reading, scan, directory, sample)
     _refuse_bad(data, scan)

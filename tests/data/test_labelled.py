@@ -288,6 +288,7 @@ def test_transformers_reads_the_tokenizer_with_its_roles(words: Path, tmp_path: 
     [
         ({}, "needs a target"),
         ({"target": "y", "text": ["a", "y"]}, "column 'y' stands in both text and target"),
+        ({"target": "y", "text": ["a", "a"]}, "a column of text stands twice"),
         ({"target": ["y", "y"]}, "a target stands twice"),
         ({"target": ["y", "z"], "target_kind": "classes"}, "needs a single one"),
         ({"like": "old", "length": 9}, "like takes the encoder as it is; length cannot"),

@@ -38,6 +38,16 @@ def leaky(tmp_path: Path, **keys: Any) -> dict[str, Any]:
     return {"source": source, "encode": {"as": "features", "target": "income"}, **keys}
 
 
+def test_texts_are_compared_in_the_columns_that_like_takes_over(tmp_path: Path) -> None:
+    rows = "".join(f"the review number {n % 9} of a film that some people saw,{n % 2}\n" for n in range(40))
+    (tmp_path / "a.csv").write_text("review,stars\n" + rows)
+    source = {"format": "csv", "path": str(tmp_path / "a.csv")}
+    encode = {"as": "text", "text": "review", "target": "stars"}
+    first = prepared({"source": source, "encode": encode}, tmp_path / "first")
+    encode = {"as": "text", "target": "stars", "like": str(tmp_path / "first")}
+    assert prepared({"source": source, "encode": encode}, tmp_path / "second")["rows"] == first["rows"]
+
+
 def test_a_leak_is_reported_or_refused(tmp_path: Path) -> None:
     found = prepared(leaky(tmp_path), tmp_path / "a")
     assert [finding["kind"] for finding in found["findings"]] == ["gives_target_away"]
