@@ -135,22 +135,30 @@ def _batch(rows: int) -> int:
 def baseline(card: dict[str, Any]) -> str:
     """What a model of this data must be better than, in words; `evaluate` has the figures."""
     targets, kind = card["targets"], card["inputs"]["kind"]
-    fitted = "`llmtool evaluate` fits these to the same rows"
     if targets["kind"] == "next_token":
         return "n-grams counted in the same training tokens, which `llmtool evaluate` does"
+    learned = "ridge regression" if targets["kind"] == "values" else "logistic regression"
+    learned += {"tokens": " on TF-IDF", "images": " on small pictures"}.get(kind, "")
+    if targets["kind"] == "labels":
+        learned += ", a model for each label"
+    elif kind == "features":
+        learned += ", gradient-boosted trees"
+    return f"{_simplest(targets)}, {learned}: `llmtool evaluate` fits these to the same rows"
+
+
+def _simplest(targets: dict[str, Any]) -> str:
+    """What needs no inputs."""
     if targets["kind"] == "values":
         spread = ", ".join(number(scale) for scale in targets.get("scale", [])[:3])
-        learned = {"features": ", ridge regression, gradient-boosted trees: " + fitted}
-        learned["tokens"] = ", ridge regression on TF-IDF: " + fitted
-        return f"always saying the mean (an error of {spread or 'one deviation'})" + learned.get(kind, "")
-    learned = {"features": ", logistic regression, gradient-boosted trees: " + fitted}
-    learned["tokens"] = ", logistic regression on TF-IDF: " + fitted
+        return f"always saying the mean (an error of {spread or 'one deviation'})"
+    if targets["kind"] == "labels":
+        return "for every row the share of the training rows that have a label"
     counts = targets.get("counts") or []
     share = ""
     if sum(counts):
         name = targets["names"][counts.index(max(counts))]
         share = f" ({name}: {100 * max(counts) / sum(counts):.3g} % of the training rows)"
-    return f"always saying the most frequent class{share}" + learned.get(kind, "")
+    return f"always saying the most frequent class{share}"
 
 
 def hints(card: dict[str, Any], problem: Problem) -> list[str]:
@@ -158,9 +166,13 @@ def hints(card: dict[str, Any], problem: Problem) -> list[str]:
     found = []
     counts = [rows for rows in card["targets"].get("counts") or [] if rows]
     if counts and max(counts) > UNEVEN * min(counts):
+        what, judge, key = "classes", "f1 or roc_auc (train.select), not by accuracy", "class_weights"
+        if card["targets"]["kind"] == "labels":
+            what, key = "labels", "positive_weights"
+            judge = "f1 or mean_average_precision (train.select), not by hamming_loss"
         found.append(
-            f"uneven classes, from {min(counts):,} to {max(counts):,} training rows: judge by f1 or roc_auc "
-            "(train.select), not by accuracy; task.class_weights: balanced finds more of the rare ones"
+            f"uneven {what}, from {min(counts):,} to {max(counts):,} training rows: judge by {judge}; "
+            f"task.{key}: balanced finds more of the rare ones"
         )
     train = card["splits"]["train"]
     if train.get("cut", 0) > CUT * train["rows"]:

@@ -1,12 +1,16 @@
 """Advice from cards: what is proposed for them, what it costs, what is to be beaten."""
 
+import re
+
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from llmtool.core.contracts import Classes, Features, Images, NextToken, Tokens, Values
 from llmtool.core.devices import PRECISIONS
 from llmtool.models.choice import Problem
 from llmtool.stages import advise
+from llmtool.tasks import TaskConfig
 
 CPU, FP32 = torch.device("cpu"), PRECISIONS["fp32"]
 
@@ -29,6 +33,11 @@ TEXTS = card(
     {"kind": "tokens", "vocabulary": 500, "length": 64},
     {"kind": "classes", "names": ["a", "b", "c"], "counts": [40, 40, 40]},
     rows=120, tokens=6000, longest=64, cut=30,
+)  # fmt: skip
+LABELS = card(
+    {"kind": "tokens", "vocabulary": 500, "length": 64},
+    {"kind": "labels", "names": ["a", "b"], "counts": [80, 20], "rows": 120},
+    rows=120, tokens=6000, longest=64,
 )  # fmt: skip
 LANGUAGE = card(
     {"kind": "tokens", "vocabulary": 67},
@@ -90,6 +99,9 @@ def test_what_is_to_be_beaten():
     assert "an error of 115.4" in advise.baseline(NUMBERS)
     assert "TF-IDF" in advise.baseline(TEXTS)
     assert "n-grams" in advise.baseline(LANGUAGE)
+    assert advise.baseline(LABELS).startswith(
+        "for every row the share of the training rows that have a label, logistic regression on TF-IDF, "
+    )
 
 
 def test_hints():
@@ -98,6 +110,10 @@ def test_hints():
 
     assert "from 100 to 900 training rows" in hints(TABLE)
     assert "uneven" not in hints(TEXTS)
+    assert "uneven labels, from 20 to 80 training rows" in hints(LABELS)
+    for of, kind in ((TABLE, "classification"), (LABELS, "multilabel")):  # the key that is named is a key
+        key = re.findall(r"task\.(\w+): balanced", hints(of))
+        assert TypeAdapter(TaskConfig).validate_python({"kind": kind, key[0]: "balanced"})
     assert "30 of 120 training texts are longer" in hints(TEXTS)
     assert "finetune" in hints(LANGUAGE)
     assert hints(NUMBERS) == ""
