@@ -140,7 +140,7 @@ def baseline(card: dict[str, Any]) -> str:
     learned = "ridge regression" if targets["kind"] == "values" else "logistic regression"
     learned += {"tokens": " on TF-IDF", "images": " on small pictures"}.get(kind, "")
     if targets["kind"] == "labels":
-        learned += ", a model for each label"
+        learned += " of each label"
     elif kind == "features":
         learned += ", gradient-boosted trees"
     return f"{_simplest(targets)}, {learned}: `llmtool evaluate` fits these to the same rows"

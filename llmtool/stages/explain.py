@@ -77,11 +77,13 @@ def explain(assembled: Assembled, tallies: Mapping[str, Tally], config: Evaluate
                 document["importance"] = _importance(assembled, split, asked, config.metric)
             explainer = _explainer(assembled, asked, batches)
             if explainer is None:
-                notes.append("this model has no vector of its own for each token: its rows are not explained")
+                notes.append(
+                    "no row is explained: that needs a vector for each token, which a bag of n-grams has not"
+                )
                 chosen = []
             document["examples"] = [
                 _example(assembled, split, tally, batches, row, why, explainer, asked) for row, why in chosen
-            ]  # fmt: skip
+            ]
         finally:
             for parameter, wanted in zip(model.parameters(), frozen, strict=True):
                 parameter.requires_grad_(wanted)
