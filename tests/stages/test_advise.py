@@ -100,7 +100,7 @@ def test_what_is_to_be_beaten():
     assert "TF-IDF" in advise.baseline(TEXTS)
     assert "n-grams" in advise.baseline(LANGUAGE)
     assert advise.baseline(LABELS).startswith(
-        "for every row the share of the training rows that have a label, logistic regression on TF-IDF, "
+        "for every row the share of the training rows that have a label, logistic regression on TF-IDF of "
     )
 
 
