@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +19,9 @@ from llmtool.data import DataConfig
 from llmtool.evaluation import EvaluateConfig
 from llmtool.models import ModelConfig
 from llmtool.models.adapters import AdapterMethod, FullConfig
+from llmtool.models.choice import FAMILIES
 from llmtool.tasks import TaskConfig
 from llmtool.training import TrainConfig
-
-RECIPES: dict[str, dict[str, Any]] = {
-    member.model_fields["family"].default: member.recipe
-    for member in typing.get_args(typing.get_args(ModelConfig)[0])
-    if hasattr(member, "recipe")
-}
 
 Model = Annotated[
     Annotated[ModelConfig, Tag("section")] | Annotated[Literal["auto"], Tag("word")],
@@ -105,12 +99,25 @@ class Experiment(Section):
 
     @model_validator(mode="before")
     @classmethod
+    def _a_family_stands_in_a_section(cls, data: Any) -> Any:
+        model = data.get("model") if isinstance(data, dict) else None
+        if isinstance(model, str) and model != "auto":
+            family = model if model in FAMILIES else "..."
+            raise ValueError(
+                f"model: expected auto, or a section: {{family: {family}}} (got {model!r}; families: "
+                f"{', '.join(FAMILIES)})"
+            )
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
     def _trained_as_the_family_is(cls, data: Any) -> Any:
         """What `train` does not say is as the family's own recipe has it, where it has one."""
         if not isinstance(data, dict) or not isinstance(data.get("train"), dict):
             return data
         model = data.get("model")
-        recipe = RECIPES.get(str(model.get("family"))) if isinstance(model, dict) else None
+        family = FAMILIES.get(str(model.get("family"))) if isinstance(model, dict) else None
+        recipe = getattr(family, "recipe", None)
         if recipe is None:
             return data
         return {**data, "train": with_recipe(recipe, data["train"])}

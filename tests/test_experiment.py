@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from llmtool.experiment import Experiment
 from llmtool.models.tabm import TabMConfig
@@ -35,3 +36,9 @@ def test_others_have_the_section_as_it_is(model: Any) -> None:
     found = train(model)
     assert found.stop is None
     assert found.optimizer.lr == 1e-3
+
+
+@pytest.mark.parametrize("given", ["tabm", "tabn"])
+def test_a_family_without_its_section_is_refused_with_what_to_write(given: str) -> None:
+    with pytest.raises(ValidationError, match=r"model: expected auto, or a section: .*tabm"):
+        train(given)
