@@ -103,3 +103,10 @@ def test_predictions_and_the_cache_give_the_tally_back(tmp_path):
     found = kept.read_tally(tmp_path / "t", {"a": "b"})
     assert found.metrics() == one.metrics()
     assert found.thresholds == one.thresholds
+
+
+def test_all_rows_right_have_an_interval():
+    """The exact one of a share, as accuracy has it, where every draw gives 1."""
+    targets = torch.tensor([[1, 0, 1], [0, 1, 0]] * 20, dtype=torch.uint8)
+    found = bootstrap.intervals(LabelTally(targets * 8.0 - 4, targets, NAMES), 0).found
+    assert found["subset_accuracy"] == pytest.approx((0.025 ** (1 / 40), 1.0))
