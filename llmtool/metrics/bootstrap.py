@@ -28,8 +28,8 @@ HOPELESS = 2_000_000_000  # cells of FEWEST draws beyond which there is no inter
 CHUNK = 2_000_000  # cells in memory at once
 GROUPS = 200  # of units, left out one after the other to see how lopsided a figure's error is
 # Of these each unit is right or wrong.
-COUNTED = ("accuracy", "top_5_accuracy", "subset_accuracy", "accuracy_norm", "exact_match")
-COUNTED += ("exact_match_flexible", "won", "drawn", "lost")
+COUNTED = {"accuracy", "top_5_accuracy", "subset_accuracy", "accuracy_norm", "exact_match"}
+COUNTED |= {"exact_match_flexible", "won", "drawn", "lost"}
 ALLOWED = 0.05  # share of the draws that may leave a figure undefined
 
 
