@@ -72,7 +72,7 @@ def prepare(
     reading = _Reading(data, rows, columns, code, before, progress)
     encoder.fit(lambda: reading.rows("fitting", code == 0))
     names = data.source.names()
-    text = encoder.columns(columns)[:1] if isinstance(encoder, ChatEncoder) else None
+    text: str | list[str] | None = encoder.columns(columns)[:1] if isinstance(encoder, ChatEncoder) else None
     text = text or text_columns(encoder)
     sample = leakage.Sample.of(code, len(columns), names, seed, text)
     kept, splits = _write(encoder, reading, scan, directory, sample)
