@@ -10,15 +10,19 @@ import numpy as np
 
 from llmtool.core.console import bytes_, count
 from llmtool.core.contracts import Classes, Features, Images, InputSpec, NextToken, OutputSpec, Tokens, Values
+from llmtool.core.errors import DataError
 from llmtool.data import guessing
 from llmtool.data.features import FeaturesEncode
 from llmtool.data.guessing import Guess, Task
 from llmtool.data.looking import Sight
+from llmtool.data.readers import PIECE
 from llmtool.data.sources import Chunk
 from llmtool.models.choice import FEW_ROWS, Problem
 from llmtool.stages.advise import UNEVEN
 
-LITTLE = 100_000  # characters of one text, which is split in pieces of about 2,000
+LITTLE = 100_000  # characters of one text
+PIECE_AT_MOST = 1.1 * PIECE  # characters, of one where lines are of usual length
+MOST_KEPT = 0.3  # of one text for validation, and for test
 SAMPLED = 20_000  # rows from which the encoder's columns are counted
 
 
@@ -89,6 +93,12 @@ def _shares(little: bool) -> dict[str, float]:
     """Of sequences: little data gives more of it to judge by."""
     kept = 0.1 if little else 0.05
     return {"train": 1 - 2 * kept, "validation": kept, "test": kept}
+
+
+def _shares_of_one(letters: float) -> dict[str, float]:
+    """Of one long text: validation and test get a piece of it at the least."""
+    kept = math.ceil(20 * max(0.1 if letters < LITTLE else 0.05, PIECE_AT_MOST / max(letters, 1))) / 20
+    return {"train": round(1 - 2 * kept, 2), "validation": kept, "test": kept}
 
 
 def _share(split: dict[str, Any]) -> float:
@@ -249,11 +259,17 @@ def _language(
             f"pieces of words; about {count(letters)} characters of text can fill a vocabulary of this size"
         )
         tokens = letters / 3
-    little = letters < LITTLE if one else sight.rows < 200
-    shares = _shares(little)
-    split = {"by": "order" if one else "random", **shares}
-    split_why = "the end of the text is kept to judge by" if one else "texts by chance"
+    split: dict[str, Any] = {"by": "random", **_shares(sight.rows < 200)}
+    split_why = "texts by chance"
+    if one:
+        split = {"by": "order", **_shares_of_one(letters)}
+        split_why = "the end of the text is kept to judge by"
     split, split_why = _split(sight, split, split_why)
+    if split.get("validation", 0) > MOST_KEPT:
+        raise DataError(
+            f"{first_path(sight)}: about {count(letters)} characters: too little to learn from and to judge "
+            f"by (some {count(PIECE_AT_MOST / MOST_KEPT)} are the least)"
+        )
     rows = max(1, round(sight.rows * _share(split)))
     tokens = round(tokens * _share(split))
     problem = Problem(Tokens(vocabulary), NextToken(vocabulary), rows, tokens, device=device)

@@ -90,6 +90,19 @@ def test_what_is_written_trains_as_it_stands(llmtool, tmp_path, name):
     assert ("llmtool generate a.yaml" if encoding in ("tokens", "chat") else "llmtool predict a.yaml") in text
 
 
+@pytest.mark.parametrize(
+    ("letters", "trains"), [(9_000, True), (15_000, True), (28_000, True), (2_000, False)]
+)
+def test_a_short_text_is_split_so_that_it_trains_or_refused(llmtool, tmp_path, letters, trains):
+    (tmp_path / "a.txt").write_text(story(400)[:letters])
+    ended = llmtool("init", "a.txt", cwd=tmp_path)
+    assert ended.code == (0 if trains else 4), ended.err
+    if trains:
+        assert llmtool("prepare", "config.yaml", cwd=tmp_path).code == 0
+    else:
+        assert "about 2.00k characters: too little to learn from and to judge by" in ended.err
+
+
 def explained(text):
     """Every guessed key has a comment beside it or above it; lines stay short."""
     lines = text.splitlines()
