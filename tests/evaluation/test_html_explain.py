@@ -26,7 +26,7 @@ def test_the_section_says_what_was_found_and_runs_nothing() -> None:
     page = html_explain.explained({"explain": FOUND})
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
-    assert "how much accuracy of test loses when a column is shuffled" in page
+    assert "by how much accuracy of test is worse when a column is shuffled" in page
     assert "the other 5 columns are worth less" in page
     assert "a and b (0.95)" in page
     assert "a note" in page
