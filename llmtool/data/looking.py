@@ -37,6 +37,7 @@ ENDINGS = {  # of names, without .gz and .zst: the format
     ".wtb": "wthor", ".bin": "cifar",
 }  # fmt: skip
 _OTHELLO = re.compile(r"(?:[a-h][1-8][\s,]*){20,70}", re.IGNORECASE)
+_PAIR = re.compile(rb"[\xa1-\xfe]{2}")  # the bytes of a common Chinese sign in GB2312
 _PGN = re.compile(r"^\s*\[\w+ \"", re.MULTILINE)
 
 Kind = Literal["rows", "text", "pictures", "games"]
@@ -159,7 +160,10 @@ def _encoding(data: bytes) -> tuple[str, str]:
     try:
         text = codecs.getincrementaldecoder("gb18030")().decode(data)
         foreign = [sign for sign in text if ord(sign) > 127]
-        if sum("\u4e00" <= sign <= "\u9fff" for sign in foreign) > 0.7 * len(foreign) > 20:
+        # Both bytes of common signs are high ones, while western letters seldom stand two by two.
+        high, paired = sum(byte > 0x7F for byte in data), 2 * len(_PAIR.findall(data))
+        chinese = sum("\u4e00" <= sign <= "\u9fff" for sign in foreign)
+        if paired > 0.8 * high and chinese > 0.7 * len(foreign) > 20:
             return "gb18030", f"{seen}; read so, most signs are Chinese"
     except UnicodeDecodeError:
         pass

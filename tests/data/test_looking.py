@@ -16,6 +16,10 @@ def rows(count, delimiter=",", header=True):
     return "\n".join(lines) + "\n"
 
 
+def written(word, encoding):
+    return rows(30).replace("town", word).encode(encoding)
+
+
 @pytest.fixture
 def at(tmp_path):
     def write(name, content):
@@ -37,6 +41,8 @@ def at(tmp_path):
         ("a.tsv", rows(30, "\t"), {"format": "tsv"}),
         ("a.data", rows(30), {"format": "csv"}),
         ("a.csv", rows(30, ", "), {"format": "csv", "skip_space": True}),
+        ("a.csv", written("Mün", "latin-1"), {"format": "csv", "encoding": "latin-1"}),
+        ("a.csv", written("明月", "gb18030"), {"format": "csv", "encoding": "gb18030"}),
         ("a.csv", rows(30, header=False), {"format": "csv", "header": ["c1", "c2", "c3"]}),
         ("a.csv", "# made in May\n" + rows(30), {"format": "csv", "comment": "#"}),
         ("a.csv.gz", gzip.compress(rows(30).encode()), {"format": "csv"}),
