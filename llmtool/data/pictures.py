@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -85,6 +86,8 @@ def workers() -> int:
 def read(path: Path) -> bytes:
     """The bytes of a picture's file. BadPicture where there is none, or it is larger than any picture."""
     try:
+        if stat.S_ISFIFO(path.stat().st_mode):  # to open it would be to wait for somebody who writes
+            raise BadPicture("a named pipe")
         with path.open("rb") as file:
             data = file.read(MAX_FILE + 1)
     except FileNotFoundError:

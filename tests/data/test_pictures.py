@@ -2,14 +2,16 @@
 
 import contextlib
 import io
+import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from llmtool.data import pictures
-from llmtool.data.pictures import BadPicture, Recipe, as_png, decode, from_array, opened, turned_size
+from llmtool.data.pictures import BadPicture, Recipe, as_png, decode, from_array, opened, read, turned_size
 from tests.photos import bomb, chunk, file_of, noise
 
 SMALL = Recipe(3, 8, 8)
@@ -146,6 +148,12 @@ def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same() -> None:
 def test_what_is_refused_says_why(data: bytes, reason: str) -> None:
     with pytest.raises(BadPicture, match=reason):
         decode(data, SMALL)
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(BadPicture, match="a named pipe"):
+        read(tmp_path / "a.png")
 
 
 def test_a_limit_on_pixels_is_kept_before_they_are_decoded() -> None:
