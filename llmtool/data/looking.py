@@ -15,6 +15,7 @@ import numpy as np
 
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import readers
+from llmtool.data.games.pgn import PgnSource
 from llmtool.data.games.sources import HEADER as WTHOR_HEADER
 from llmtool.data.games.sources import wthor_header
 from llmtool.data.json_sources import JsonlSource, array_elements
@@ -58,9 +59,10 @@ class Sight:
     frame: pd.DataFrame | None = None
     rows: int = 0
     exact: bool = True
-    bad: int = 0
+    bad: int = 0  # of the rows that were looked at, unusable ones
     named: bool = True  # whether the columns have names of their own
     size: int = 0  # bytes
+    looked: int = 0  # rows that were looked at, unusable ones too
     pictures: dict[str, Any] = field(default_factory=dict)
     game: str = ""
     other: pd.DataFrame | None = None  # rows of the test files, where there are any
@@ -117,11 +119,15 @@ def look_at(path: str, form: str) -> Sight:
     if form in ("text", "csv") and _PGN.match(text) and "1." in text:
         form = "pgn"
     if form == "pgn":
-        return Sight("games", {"format": "pgn", "path": path}, {"format": "tags such as [Event ...]"},
-                     rows=_tagged(place), exact=False, size=size, game="chess")  # fmt: skip
+        why["format"] = "tags such as [Event ...]"
     source: dict[str, Any] = {"format": form, "path": path}
     if encoding != "utf-8":
         source["encoding"] = encoding
+    if form == "pgn":
+        chunk = next(PgnSource.model_validate(source).read())
+        bad, looked = len(chunk.bad), len(chunk) + len(chunk.bad)
+        return Sight("games", source, why, rows=_tagged(place), exact=False, bad=bad, size=size,
+                     looked=looked, game="chess")  # fmt: skip
     if form == "text":
         return _text(source, why, text, size)
     if form in ("csv", "tsv"):
@@ -327,7 +333,8 @@ def _read(
         reading = (form or TsvSource).model_validate({**source, "path": str(path)})
         rows, bad, cut = _gathered(reading)
     counted = len(rows) / share / cut
-    return Sight("rows", source, why, rows, round(counted), share == 1 and cut == 1, bad, named, size)
+    exact, looked = share == 1 and cut == 1, len(rows) + bad
+    return Sight("rows", source, why, rows, round(counted), exact, bad, named, size, looked)
 
 
 def _gathered(source: Any) -> tuple[pd.DataFrame, int, float]:
@@ -371,7 +378,8 @@ def _json(source: dict[str, Any], why: dict[str, str], size: int) -> Sight:
     whole = characters <= WHOLE and len(rows) < ROWS
     count = len(rows) if whole else round(len(rows) * unpacked_size(path) / characters)
     found = frame(list(columns), rows, np.arange(len(rows)))
-    return Sight("rows", source, why, found, count, whole, bad, size=size)
+    looked = len(found) + bad
+    return Sight("rows", source, why, found, count, whole, bad, size=size, looked=looked)
 
 
 def _parquet(path: str) -> Sight:
@@ -381,7 +389,8 @@ def _parquet(path: str) -> Sight:
 
     rows = sum(pyarrow.parquet.read_metadata(file).num_rows for file in source.files())
     size = sum(file.stat().st_size for file in source.files())
-    return Sight("rows", {"format": "parquet", "path": path}, {}, sample, rows, True, bad, size=size)
+    return Sight("rows", {"format": "parquet", "path": path}, {}, sample, rows, True, bad, size=size,
+                 looked=len(sample) + bad)  # fmt: skip
 
 
 def _text(source: dict[str, Any], why: dict[str, str], text: str, size: int) -> Sight:

@@ -12,6 +12,7 @@ from llmtool.core import config
 from llmtool.core.console import seconds
 from llmtool.core.contracts import NextToken
 from llmtool.core.devices import resolve_device, resolve_precision
+from llmtool.data import DataConfig
 from llmtool.data.guessing import Task
 from llmtool.data.looking import Sight
 from llmtool.data.surroundings import split_of
@@ -161,6 +162,15 @@ def _data(lines: Draft, sight: Sight, plan: Plan) -> None:
                 lines.item(3, name, reason)
         else:
             lines.put(2, key, value, why)
+    if sight.bad > DataConfig.model_fields["max_bad"].default / 2 * sight.looked:
+        share = sight.bad / sight.looked
+        most = next(most for most in (0.02, 0.05, 0.1, 0.2, 0.5, 1) if most >= min(1, 1.5 * share))
+        lines.put(
+            1,
+            "max_bad",
+            most,
+            f"{sight.bad:,} of {sight.looked:,} rows that were looked at cannot be used; prepare says why",
+        )
     if plan.task:
         lines.put(0, "task", plan.task, plan.task_why)
 

@@ -103,6 +103,20 @@ def test_a_short_text_is_split_so_that_it_trains_or_refused(llmtool, tmp_path, l
         assert "about 2.00k characters: too little to learn from and to judge by" in ended.err
 
 
+def test_data_with_more_bad_rows_than_usual_trains_too(llmtool, tmp_path):
+    openings = [f"1. {file}{to} {reply}{answer} *" for file in "abcdefgh" for to in "34"
+                for reply in "abcd" for answer in "65"]  # fmt: skip
+    games = [f'[Event "x"]\n\n{moves}\n\n' for moves in openings]
+    variants = ['[Event "x"]\n[Variant "Atomic"]\n\n1. d4 *\n\n'] * 4
+    (tmp_path / "a.pgn").write_text("".join(games + variants))
+    (tmp_path / "a.csv").write_text(people() + "1,2\n" * 5)
+    for name, share in (("a.pgn", 0.05), ("a.csv", 0.05)):
+        ended = llmtool("init", name, "--output", f"{name}.yaml", cwd=tmp_path)
+        assert ended.code == 0, ended.err
+        assert experiment.load(str(tmp_path / f"{name}.yaml")).experiment.data.max_bad == share
+        assert llmtool("prepare", f"{name}.yaml", cwd=tmp_path).code == 0
+
+
 def explained(text):
     """Every guessed key has a comment beside it or above it; lines stay short."""
     lines = text.splitlines()
