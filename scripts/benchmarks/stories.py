@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/stories.py imdb_bag agnews_bag --seeds 3 --save
 
-Each story's own comment names its data sets, which are fetched. It runs in a directory of its own, after the
+Each story's own comment says how its data is got, which is done. It runs in a directory of its own, after the
 story that it starts from; with --seeds n also with the n - 1 seeds after its own. What is recorded (with
 --save, in results/stories.json, one entry per story): the figures of every split with their intervals, the
 baselines', and the wall seconds of each command. The load of the machine beside it is recorded too.
@@ -47,8 +47,9 @@ def run(name: str, place: Path, sets: dict[str, Any], short: bool) -> dict[str, 
     """Run a story's commands in `place`, after its base; the wall seconds of each."""
     path = story(name)
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if fetched := re.search(r"scripts/fetch\.py ([\w ]+)", path.read_text(encoding="utf-8")):
-        subprocess.run([sys.executable, "scripts/fetch.py", *fetched[1].split()], cwd=common.ROOT, check=True)
+    for line in re.findall(r"^# +(python scripts/.*)$", path.read_text(encoding="utf-8"), re.MULTILINE):
+        for command in line.split("&&"):  # what gets its data, or makes it
+            subprocess.run([sys.executable, *command.split()[1:]], cwd=common.ROOT, check=True)
     if short:
         sets = sets | {f"{stage}.budget": "{steps: 5}" for stage in ("train", "finetune") if stage in config}
     seconds: dict[str, float] = {}
