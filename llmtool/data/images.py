@@ -11,18 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from llmtool.core import seeds
 from llmtool.core.config import Section
 from llmtool.core.contracts import Images
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import pictures
-from llmtool.data.cells import MISSING, Cells
 from llmtool.data.encoding import Chunks
 from llmtool.data.features import find_column
 from llmtool.data.image_sources import stored_pixels
 from llmtool.data.image_writer import ImagesWriter
 from llmtool.data.pictures import MAX_PIXELS, MOST_PIXELS, BadPicture, Fit, Pixels, Recipe, Stored
-from llmtool.data.statistics import ColumnStatistics
 from llmtool.data.store import CARD, Dataset
 from llmtool.data.targets import (
     SEPARATOR,
@@ -30,7 +27,7 @@ from llmtool.data.targets import (
     ClassTarget,
     Kind,
     Target,
-    fit_target,
+    TargetColumns,
     refuse_target,
     target_from_state,
     target_stratum,
@@ -203,28 +200,13 @@ class ImagesEncoder:
 
     def fit(self, chunks: Chunks) -> None:
         """See what the target is and, in the headers of some pictures, how large they are."""
-        names = self.target_names
-        found = {
-            name: ColumnStatistics(name, MISSING, len(names), seeds.generator(self.seed, "sample", name))
-            for name in names
-        }
-        rows, looked = 0, list[Any]()
+        found, looked = TargetColumns(self.target_names, self.seed), list[Any]()
         for chunk in chunks():
-            ordinals = chunk.frame.index.to_numpy()
-            rows += len(ordinals)
-            for name in names:
-                found[name].add(Cells(chunk.frame[name]), ordinals)
+            found.add(chunk.frame)
             looked += _spread(chunk.frame[self.config.image].tolist(), 64)
-        if rows == 0:
-            raise DataError("the train split has no rows; nothing can be learned from it")
-        self.target = fit_target(
-            [found[name] for name in names],
-            self.config.target_kind,
-            self.notes,
-            separator=self.config.label_separator,
-        )
+        self.target = found.fit(self.config.target_kind, self.notes, self.config.label_separator)
         if self.recipe is None:
-            self.recipe = self._recipe(_spread(looked, LOOKED), rows)
+            self.recipe = self._recipe(_spread(looked, LOOKED), found.rows)
 
     def _recipe(self, cells: list[Any], rows: int) -> Recipe:
         """Size and channels as the file says, or as the headers of these pictures say."""

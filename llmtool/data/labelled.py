@@ -9,24 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from llmtool.core import seeds
 from llmtool.core.config import Section
 from llmtool.core.contracts import Tokens
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import beside
 from llmtool.data.beside import BesideConfig
-from llmtool.data.cells import MISSING, Cells
 from llmtool.data.encoding import Chunks
 from llmtool.data.features import FeatureEncoder, find_column
 from llmtool.data.labelled_writer import TextWriter
-from llmtool.data.statistics import ColumnStatistics
 from llmtool.data.store import CARD, Dataset
 from llmtool.data.targets import (
     SEPARATOR,
     TARGET_KIND,
     Kind,
     Target,
-    fit_target,
+    TargetColumns,
     refuse_target,
     target_from_state,
     target_stratum,
@@ -200,25 +197,10 @@ class TextEncoder:
 
     def fit(self, chunks: Chunks) -> None:
         """Train the tokenizer, unless it was taken over, and see what the target is."""
-        names = self.target_names
-        found = {
-            name: ColumnStatistics(name, MISSING, len(names), seeds.generator(self.seed, "sample", name))
-            for name in names
-        }
-        rows = 0
+        found = TargetColumns(self.target_names, self.seed)
         for chunk in chunks():
-            ordinals = chunk.frame.index.to_numpy()
-            rows += len(ordinals)
-            for name in names:
-                found[name].add(Cells(chunk.frame[name]), ordinals)
-        if rows == 0:
-            raise DataError("the train split has no rows; nothing can be learned from it")
-        self.target = fit_target(
-            [found[name] for name in names],
-            self.config.target_kind,
-            self.notes,
-            separator=self.config.label_separator,
-        )
+            found.add(chunk.frame)
+        self.target = found.fit(self.config.target_kind, self.notes, self.config.label_separator)
         if self.features is not None:
             self.features.fit(chunks)
             self.notes += [note for note in self.features.notes if note not in self.notes]
