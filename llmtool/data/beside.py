@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from llmtool.core.config import Section
-from llmtool.data.columns import Missing, Scale
+from llmtool.data.columns import Categories, Dates, Ignored, Missing, Numbers, Scale
 from llmtool.data.features import FeatureEncoder, FeaturesEncode
 
 
@@ -18,21 +18,12 @@ class BesideConfig(Section):
     columns: list[str] | None = Field(
         default=None, description="The columns; default all but the text's and the target."
     )
-    ignore: list[str] = Field(default=[], description="Columns to leave out.")
-    numbers: list[str] = Field(default=[], description="Columns to read as numbers, whatever they look like.")
-    categories: list[str] = Field(
-        default=[], description="Columns to read as categories, whatever they look like."
-    )
-    dates: list[str] = Field(default=[], description="Columns to read as dates, whatever they look like.")
-    missing: Missing = Field(
-        default="median",
-        description="What stands for a missing number: the train rows' median or mean, or 0.",
-    )
-    scale: Scale = Field(
-        default="standard",
-        description="standard: mean 0, deviation 1; quantile: to a normal distribution; "
-        "piecewise: standard and bins beside it; none: as they are.",
-    )
+    ignore: Ignored = Field(default=[])
+    numbers: Numbers = Field(default=[])
+    categories: Categories = Field(default=[])
+    dates: Dates = Field(default=[])
+    missing: Missing = "median"
+    scale: Scale = "standard"
 
     def encode(self, texts: list[str], target: str | list[str] | None) -> FeaturesEncode:
         """The same as an encoding of its own; ValueError where columns stand in two places."""

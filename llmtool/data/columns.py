@@ -9,17 +9,33 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from llmtool.core.errors import DataError
 from llmtool.data.cells import BLANK, Cells
 from llmtool.data.statistics import ColumnStatistics, Moments, Reservoir, calendar
 
-Scale = Literal["standard", "quantile", "piecewise", "none"]
-Missing = Literal["median", "mean", "zero"]
+Scale = Annotated[
+    Literal["standard", "quantile", "piecewise", "none"],
+    Field(
+        description="standard: mean 0, deviation 1; quantile: to a normal distribution; "
+        "piecewise: standard and bins beside it; none: as they are."
+    ),
+]
+Missing = Annotated[
+    Literal["median", "mean", "zero"],
+    Field(description="What stands for a missing number: the train rows' median or mean, or 0."),
+]
+Ignored = Annotated[list[str], Field(description="Columns to leave out.")]
+Numbers = Annotated[list[str], Field(description="Columns to read as numbers, whatever they look like.")]
+Categories = Annotated[
+    list[str], Field(description="Columns to read as categories, whatever they look like.")
+]
+Dates = Annotated[list[str], Field(description="Columns to read as dates, whatever they look like.")]
 Reasons = dict[str, np.ndarray]  # reason -> (rows,) bool, the rows a column cannot encode
 
 VALUES = {  # what the circle of a part goes through

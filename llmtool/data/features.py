@@ -16,8 +16,12 @@ from llmtool.core.contracts import Features
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data.cells import MARKERS, Cells
 from llmtool.data.columns import (
+    Categories,
     Column,
+    Dates,
+    Ignored,
     Missing,
+    Numbers,
     Scale,
     column_from_state,
     column_state,
@@ -73,25 +77,16 @@ class FeaturesEncode(Section):
     columns: list[str] | None = Field(
         default=None, description="The input columns; default all but the target."
     )
-    ignore: list[str] = Field(default=[], description="Columns to leave out.")
-    numbers: list[str] = Field(default=[], description="Columns to read as numbers, whatever they look like.")
-    categories: list[str] = Field(
-        default=[], description="Columns to read as categories, whatever they look like."
-    )
-    dates: list[str] = Field(default=[], description="Columns to read as dates, whatever they look like.")
-    missing: Missing = Field(
-        default="median",
-        description="What stands for a missing number: the train rows' median or mean, or 0.",
-    )
+    ignore: Ignored = Field(default=[])
+    numbers: Numbers = Field(default=[])
+    categories: Categories = Field(default=[])
+    dates: Dates = Field(default=[])
+    missing: Missing = "median"
     indicator: bool | Literal["auto"] = Field(
         default="auto",
         description="Add a feature that says a number was missing; auto: where a train row lacks it.",
     )
-    scale: Scale = Field(
-        default="standard",
-        description="standard: mean 0, deviation 1; quantile: to a normal distribution; "
-        "piecewise: standard and bins beside it; none: as they are.",
-    )
+    scale: Scale = "standard"
     bins: int = Field(
         default=BINS, ge=2, le=256, description="How many bins scale: piecewise cuts a number into."
     )
