@@ -336,6 +336,14 @@ def resampled_areas(scores: Floats, positive: NDArray[np.bool_], weights: Intege
 def per_class(seen: Judgement, names: list[str]) -> list[dict[str, Any]]:
     """One entry a class: precision, recall, f1, both areas (None where undefined) and support (rows)."""
     hits, support, chosen = np.diag(seen.confusion), seen.confusion.sum(axis=1), seen.confusion.sum(axis=0)
+    return entries(names, hits, support, chosen, seen.areas)
+
+
+def entries(
+    names: list[str], hits: np.ndarray, support: np.ndarray, chosen: np.ndarray, areas: Any
+) -> list[dict[str, Any]]:
+    """One entry a name, as `per_class` says. hits, support, chosen: (C,) rows that were rightly given the
+    name, that have it, and that were given it. areas: (C,) under both curves, NaN where undefined."""
     share = lambda above, below: float(above / below) if below else None  # noqa: E731
     number = lambda value: None if np.isnan(value) else float(value)  # noqa: E731
     return [
@@ -344,8 +352,8 @@ def per_class(seen: Judgement, names: list[str]) -> list[dict[str, Any]]:
             "precision": share(hits[c], chosen[c]),
             "recall": share(hits[c], support[c]),
             "f1": share(2 * hits[c], support[c] + chosen[c]),
-            "roc_auc": number(seen.areas[0][c]),
-            "pr_auc": number(seen.areas[1][c]),
+            "roc_auc": number(areas[0][c]),
+            "pr_auc": number(areas[1][c]),
             "support": int(support[c]),
         }
         for c, name in enumerate(names)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmtool.metrics.classification import ranking_areas, ratio, resampled_areas
+from llmtool.metrics.classification import entries, ranking_areas, ratio, resampled_areas
 
 RATES = ("precision", "recall", "f1")
 FIGURES = (
@@ -129,10 +129,7 @@ class LabelTally:
         if seen.broken or not len(seen.targets):
             why = f"the model's outputs are not finite in {seen.broken} rows" if seen.broken else ""
             return {}, dict.fromkeys(FIGURES, why or "there are no rows")
-        hits, support, chosen = (
-            part.sum(axis=0) for part in (seen.targets & seen.given, seen.targets, seen.given)
-        )
-        result = {name: float(value) for name, value in counted(hits, support, chosen).items()}
+        result = {name: float(value) for name, value in counted(*self._counts()).items()}
         result |= {"subset_accuracy": float(seen.exact.mean()), "hamming_loss": float(seen.wrong.mean())}
         missing = {}
         if seen.varies.any():
@@ -144,25 +141,17 @@ class LabelTally:
         return result | {"log_loss": float(seen.surprise.mean())}, missing
 
     def _per_label(self) -> list[dict[str, Any]]:
-        seen = self.seen()
-        hits, support, chosen = (
-            part.sum(axis=0) for part in (seen.targets & seen.given, seen.targets, seen.given)
-        )
-        share = lambda above, below: float(above / below) if below else None  # noqa: E731
-        number = lambda value: None if np.isnan(value) else float(value)  # noqa: E731
+        found = entries(self.names, *self._counts(), self.seen().areas)
         return [
-            {
-                "class": name,
-                "precision": share(hits[c], chosen[c]),
-                "recall": share(hits[c], support[c]),
-                "f1": share(2 * hits[c], support[c] + chosen[c]),
-                "roc_auc": number(seen.areas[0][c]),
-                "pr_auc": number(seen.areas[1][c]),
-                "support": int(support[c]),
-                "threshold": self.thresholds[c],
-            }
-            for c, name in enumerate(self.names)
+            {**entry, "threshold": threshold} for entry, threshold in zip(found, self.thresholds, strict=True)
         ]
+
+    def _counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(C,) each: rows that were rightly given the label, that have it, and that were given it."""
+        seen = self.seen()
+        parts = seen.targets & seen.given, seen.targets, seen.given
+        hits, support, chosen = (part.sum(axis=0) for part in parts)
+        return hits, support, chosen
 
 
 class Seen:
