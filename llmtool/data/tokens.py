@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from llmtool.core.config import Section, suggest
+from llmtool.core.config import Section
 from llmtool.core.contracts import Tokens
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data.encoding import Chunks
+from llmtool.data.features import find_column
 from llmtool.data.store import ArrayWriter, Dataset
 from llmtool.data.tokenizers import BpeTokenizer, FileTokenizer, FittedTokenizer, TokenizerConfig
 
@@ -97,12 +98,8 @@ class TokenEncoder:
 
     def columns(self, available: list[str]) -> list[str]:
         """The text column; ConfigError when the data lacks it."""
-        name = self.config.text
-        if name not in available:
-            known = ", ".join(map(str, available[:30]))
-            near = suggest(name, available)
-            raise ConfigError(f"data.encode.text: the data has no column {name!r}{near} (columns: {known})")
-        return [name]
+        find_column(self.config.text, available, "text")
+        return [self.config.text]
 
     def refuse(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
         """Rows whose text is missing, empty, no text, or not valid Unicode."""

@@ -12,10 +12,11 @@ import numpy as np
 from pydantic import Field
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
-from llmtool.core.config import Section, suggest
+from llmtool.core.config import Section
 from llmtool.core.contracts import Tokens
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data.encoding import Chunks
+from llmtool.data.features import find_column
 from llmtool.data.games import Game, rules_of
 from llmtool.data.games.rules import Rules, Unreadable
 from llmtool.data.store import ArrayWriter
@@ -86,36 +87,35 @@ class Judged:
 
 
 class MovesEncoder:
-    """Reads and judges records; details: of the rows last refused, what their reasons leave out."""
+    """Reads and judges records."""
 
     def __init__(self, config: MovesEncode) -> None:
         self.config, self.rules = config, rules_of(config.game)
         self.fitted = tokenizer_of(self.rules)
         self.notes: list[str] = []
-        self.details: dict[int, str] = {}
+        self._judged: dict[int, Judged] = {}  # the rows that `refuse` has last seen
 
     def columns(self, available: list[str]) -> list[str]:
         """The column of moves; ConfigError where the data lacks it."""
-        name = self.config.moves
-        if name not in available:
-            known = ", ".join(map(str, available[:30]))
-            near = suggest(name, available)
-            raise ConfigError(f"data.encode.moves: the data has no column {name!r}{near} (columns: {known})")
-        return [name]
+        find_column(self.config.moves, available, "moves")
+        return [self.config.moves]
 
     def refuse(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
         """Rows whose record cannot be used."""
-        judged, self.details = self.judge(frame[self.config.moves].tolist()), {}
-        for ordinal, one in zip(frame.index.tolist(), judged, strict=True):
-            if one.detail and one.reason:
-                self.details[ordinal] = one.detail
+        judged = self.judge(frame[self.config.moves].tolist())
+        self._judged = dict(zip(frame.index.tolist(), judged, strict=True))
         reasons = dict.fromkeys(one.reason for one in judged if one.reason)
         return {reason: np.array([one.reason == reason for one in judged]) for reason in reasons}
 
     def canonical(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The rows with equal games written alike, so that copies are known as such."""
-        records = self.judge(frame[self.config.moves].tolist())
+        """Rows that `refuse` has just seen, equal games written alike, so that copies are known as such."""
+        records = [self._judged[ordinal] for ordinal in frame.index.tolist()]
         return frame.assign(**{self.config.moves: [" ".join(one.moves) for one in records]})
+
+    @property
+    def details(self) -> dict[int, str]:
+        """Of the rows last refused, what their reasons leave out."""
+        return {row: one.detail for row, one in self._judged.items() if one.detail and one.reason}
 
     def judge(self, cells: Sequence[Any]) -> list[Judged]:
         """What each cell's record is worth."""
