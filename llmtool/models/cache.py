@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llmtool.models.layers import document_mask, document_positions
+from llmtool.models.flex import block_mask
+from llmtool.models.layers import Mask, document_mask, document_positions
 
 
 class Cache:
@@ -69,34 +70,54 @@ class Sight:
 
     start: the position of the first column. positions: (B, T) where rows differ, else None: start, start + 1
     and so on. visible: (B or 1, 1, T, S), True where a query may look among the S keys; None: at itself and
-    everything before it.
+    everything before it. by_blocks: masks are of blocks (models.flex), and `segments` is what they are made
+    from.
     """
 
     tokens: int
     start: int
     positions: Tensor | None
-    visible: Tensor | None
+    visible: Mask
     device: torch.device
+    by_blocks: bool = False
+    segments: Tensor | None = None
 
-    def window(self, size: int) -> Tensor | None:
+    def window(self, size: int) -> Mask:
         """`visible` for blocks that see the newest `size` tokens only, a token itself included."""
         # https://arxiv.org/abs/2004.05150
         keys = self.start + self.tokens
         if keys <= size and not torch.compiler.is_exporting():  # an exported graph must not choose
             return self.visible
+        if self.by_blocks:
+            return block_mask(self.segments, self.tokens, self.device, size)
+        assert self.visible is None or isinstance(self.visible, Tensor)
         query = torch.arange(self.start, keys, device=self.device).unsqueeze(1)
         distance = query - torch.arange(keys, device=self.device)  # (T, S)
         near = (distance >= 0) & (distance < size)
         return near[None, None] if self.visible is None else self.visible & near
 
 
-def look(inputs: Tensor, segments: Tensor | None, cache: Cache | None) -> Sight:
-    """What (B, T) ids may look at: the documents of `segments`, or with a cache each row's earlier tokens."""
+def look(
+    inputs: Tensor,
+    segments: Tensor | None,
+    cache: Cache | None,
+    by_blocks: bool = False,
+    capped: bool = False,
+) -> Sight:
+    """What (B, T) ids may look at: the documents of `segments`, or with a cache each row's earlier tokens.
+
+    by_blocks: masks of blocks, where there is no cache; capped: even where every earlier token is seen, for
+    scores that no other kernel caps.
+    """
     tokens, device = inputs.shape[1], inputs.device
     if cache is None:
-        if segments is None:
-            return Sight(tokens, 0, None, None, device)
-        return Sight(tokens, 0, document_positions(segments), document_mask(segments), device)
+        positions = None if segments is None else document_positions(segments)
+        visible: Mask = None
+        if by_blocks and (capped or segments is not None):
+            visible = block_mask(segments, tokens, device, None)
+        elif segments is not None:
+            visible = document_mask(segments)
+        return Sight(tokens, 0, positions, visible, device, by_blocks, segments)
     cache.note(tokens, segments, device)
     start = cache.length
     keys = start + tokens

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from llmtool.core.contracts import Classes, NextToken, OutputSpec, Tokens, Values
 from llmtool.models.cache import Cache, Sight, look
+from llmtool.models.flex import usable
 from llmtool.models.headed import per_text, pool
 from llmtool.models.layers import Conv1D
 
@@ -66,11 +67,18 @@ class Transformer(nn.Module):
         """(B, T) ids -> (B, T, D): everything before the output layer."""
         raise NotImplementedError
 
+    @property
+    def drops_attention(self) -> bool:
+        """Whether it now leaves out parts of what attention finds."""
+        return False
+
     def hidden(self, inputs: Tensor, segments: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """(B, T) ids -> (B, T, D), what `logits` reads. segments, cache: as forward's."""
         before = 0 if cache is None else cache.length
         assert before + inputs.shape[1] <= self.context, "more tokens than the context"
-        x = self.body(inputs, look(inputs, segments, cache), cache)
+        by_blocks = usable(inputs.device) and not self.drops_attention
+        capped = self.config.attention_soft_cap is not None
+        x = self.body(inputs, look(inputs, segments, cache, by_blocks, capped), cache)
         if cache is not None:
             cache.length += inputs.shape[1]
         return x

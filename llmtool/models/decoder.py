@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llmtool.core.contracts import OutputSpec, Tokens
 from llmtool.models.cache import Cache, Sight
 from llmtool.models.causal import Transformer, initialise
-from llmtool.models.layers import OffsetRMSNorm, RMSNorm, attend, rotate
+from llmtool.models.layers import Mask, OffsetRMSNorm, RMSNorm, attend, rotate
 from llmtool.models.relatives import RELATIVES
 from llmtool.models.rope import ScaledRotary
 
@@ -51,7 +51,7 @@ class DecoderAttention(nn.Module):
             self.q_norm = _norm(config, queries if whole else config.head_width)
             self.k_norm = _norm(config, keys if whole else config.head_width)
 
-    def forward(self, x: Tensor, angles: Turn, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, angles: Turn, mask: Mask, cache: Cache | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         query, key, value = (
             self.qkv_proj(x).split(self.sizes, dim=2)
@@ -108,7 +108,7 @@ class DecoderBlock(nn.Module):
         self.mlp = DecoderFeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, angles: Turn, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, angles: Turn, mask: Mask, cache: Cache | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         x = x + self.dropout(self.self_attn(self.input_layernorm(x), angles, mask, cache))
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
@@ -128,7 +128,7 @@ class PostNormBlock(nn.Module):
         self.post_feedforward_layernorm = _norm(config, config.width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, angles: Turn, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, angles: Turn, mask: Mask, cache: Cache | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         found = self.self_attn(self.input_layernorm(x), angles, mask, cache)
         x = x + self.dropout(self.post_attention_layernorm(found))

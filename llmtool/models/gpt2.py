@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from llmtool.core.contracts import OutputSpec, Tokens
 from llmtool.models.cache import Cache, Sight
 from llmtool.models.causal import Transformer, initialise
-from llmtool.models.layers import Conv1D, attend
+from llmtool.models.layers import Conv1D, Mask, attend
 
 if TYPE_CHECKING:
     from llmtool.models.transformer import TransformerConfig
@@ -29,7 +29,7 @@ class GPT2Attention(nn.Module):
         self.c_proj = Conv1D(config.width, config.width)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask, cache: Cache | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         query, key, value = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, T, D) -> (B, H, T, E)
@@ -65,7 +65,7 @@ class GPT2Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.width, eps=config.norm_epsilon)
         self.mlp = GPT2FeedForward(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask, cache: Cache | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         x = x + self.attn(self.ln_1(x), mask, cache)
         return x + self.mlp(self.ln_2(x))
@@ -116,3 +116,8 @@ class GPT2(Transformer):
     def body(self, inputs: Tensor, sight: Sight, cache: Cache | None) -> Tensor:
         """(B, T) ids -> (B, T, D): everything before the output layer."""
         return self.transformer(inputs, sight, cache)
+
+    @property
+    def drops_attention(self) -> bool:
+        """In training with dropout."""
+        return self.training and self.config.dropout > 0

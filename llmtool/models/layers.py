@@ -11,6 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llmtool.models.flex import BlockMask, attend_by_blocks
+
+Mask = Tensor | BlockMask | None  # what a query may look at, as `attend` takes it
+
 
 class Conv1D(nn.Module):
     """A linear layer whose weight is stored (in, out), as GPT-2's checkpoints have it."""
@@ -110,18 +114,22 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None,
+    mask: Mask,
     dropout: float,
     scale: float | None = None,
     soft_cap: float | None = None,
 ) -> Tensor:
     """Causal attention: query (B, H, T, E), key and value (B, K, S, E) -> (B, T, H * E).
 
-    mask: (B, 1, T, S), True where a query may look; None: every earlier position, on the kernel's fast path.
+    mask: (B, 1, T, S), True where a query may look; None: every earlier position, on the kernel's fast path;
+    of blocks: by models.flex, without dropout.
     Keys may be more than queries (S > T): those of a cache, and without a mask all of them are earlier.
     K below H shares keys among groups of queries (https://arxiv.org/abs/2305.13245).
     scale: what scores are multiplied by; None: 1 / sqrt(E). soft_cap: what they stay below.
     """
+    if isinstance(mask, BlockMask):
+        assert dropout == 0, "flex attention has no dropout"
+        return attend_by_blocks(query, key, value, mask, scale, soft_cap)
     if soft_cap is not None:
         return _attend_capped(query, key, value, mask, dropout, scale, soft_cap)
     shared = query.shape[1] != key.shape[1]
