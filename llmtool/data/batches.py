@@ -58,10 +58,8 @@ def open_batches(dataset: Dataset, split: str, seed: int, context: int | None = 
     if is_labelled(found):
         return TextBatches(found, seed, chunk_of(dataset.card))
     assert context is not None, "a tokens dataset needs a context"
-    if dataset.card["encoding"] == "chat":
-        return ChatBatches(found, context, seed, packing=dataset.card["encoder"]["packing"])
-    if dataset.card["encoding"] == "moves":
-        return ChatBatches(found, context, seed, packing=False)
+    if dataset.card["encoding"] in ("chat", "moves"):
+        return ChatBatches(found, context, seed, packing=dataset.card["encoder"].get("packing", False))
     return TokenBatches(found, context, seed)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -44,37 +45,47 @@ def best_fit(lengths: np.ndarray, room: int) -> list[list[int]]:
     return sorted(sorted(bin_) for bin_ in bins)
 
 
+def is_packed(card: Mapping[str, Any], split: str, room: int) -> bool:
+    """Whether training rows of `room` tokens hold several conversations, or games, of which any two fit."""
+    meta = card["splits"].get(split, {})
+    if not card["encoder"].get("packing") or not meta.get("documents"):
+        return False
+    return not meta.get("whole") or (meta["documents"] > 1 and meta["two_shortest"] <= room)
+
+
 class ChatBatches:
     """Conversations (or games), each whole: inputs, targets and segments (B, T).
 
     A target that is not learned is IGNORE.
 
     packing: conversations share a row, put together once by `best_fit` and kept apart by their segments; the
-    rows are permuted each epoch. Without it a row is one conversation, and T is the length of the longest.
-    What is left of a row is padding: token 0, segment 0, target IGNORE.
+    rows are permuted each epoch. Without it, where no two fit together, and for scoring games a row is one
+    conversation, and T is the length of the longest. What is left of a row is padding: token 0, segment 0,
+    target IGNORE.
     """
 
     def __init__(self, split: Split, context: int, seed: int, packing: bool) -> None:
-        self._split, self._packing = split, packing
-        self._what = "game" if split.meta.get("whole") else "conversation"
+        self._split, self._games = split, bool(split.meta.get("whole"))
+        self._what = "game" if self._games else "conversation"
         self._tokens = np.asarray(split.arrays["tokens"])
         trained = split.arrays.get("trained")
         self._trained = None if trained is None else np.asarray(trained)
         ends = np.asarray(split.arrays["documents"], np.int64)
         self._edges = np.concatenate([np.zeros(1, np.int64), ends])
         self._pairs = np.diff(self._edges) - 1  # (d,) tokens of each conversation that have a next one
-        longest = int(self._pairs.max(initial=1))
-        if longest > context:
+        self._longest = int(self._pairs.max(initial=1))
+        if self._longest > context:
             self._refuse(int(self._pairs.argmax()), context)
-        self.tokens_per_row = context if packing else longest
         self._bins = best_fit(self._pairs, context) if packing else [[row] for row in range(len(ends))]
+        self._packing = packing and not (self._games and len(self._bins) == len(ends))
+        self.tokens_per_row = context if self._packing else self._longest
         self.rows = len(self._bins)
         self.scored: np.ndarray | None = None
         self._order = Order(self.rows, seed)
 
     def _refuse(self, document: int, context: int) -> None:
         place, length = place_of(self._split, document), int(self._pairs[document]) + 1
-        if self._split.meta.get("whole"):
+        if self._games:
             raise ConfigError(
                 f"model.context: a game of {self._split.name} has {length - 1:,} moves"
                 f"{f' ({place})' if place else ''}, and the model's context takes {context:,}: raise it, or "
@@ -88,7 +99,8 @@ class ChatBatches:
 
     def batch(self, start: int, count: int) -> Batch:
         """Rows start to start + count of the training order."""
-        return self._lay_out([self._windows(self._bins[row]) for row in self._chosen(start, count)])
+        rows = [self._windows(self._bins[row]) for row in self._chosen(start, count)]
+        return self._lay_out(rows, self._packing)
 
     def lengths(self, start: int, count: int) -> list[int]:
         """How many tokens of each of those rows are no padding."""
@@ -110,15 +122,19 @@ class ChatBatches:
         return names
 
     def in_order(self, size: int) -> Iterator[Batch]:
-        """Every conversation once, as they stand; with packing a row is filled while the next one fits."""
+        """Every conversation once, as they stand; with packing a row is filled while the next one fits.
+
+        Games are judged one by one, and stand so.
+        """
+        packed = self._packing and not self._games
         rows: list[Windows] = []
-        for documents in self._filled() if self._packing else self._bins:
+        for documents in self._filled() if packed else ([one] for one in range(len(self._pairs))):
             rows.append(self._windows(documents))
             if len(rows) == size:
-                yield self._lay_out(rows)
+                yield self._lay_out(rows, packed)
                 rows = []
         if rows:
-            yield self._lay_out(rows)
+            yield self._lay_out(rows, packed)
 
     def _filled(self) -> Iterator[list[int]]:
         row: list[int] = []
@@ -140,7 +156,6 @@ class ChatBatches:
     def _windows(self, documents: list[int]) -> Windows:
         return [(int(self._edges[document]), int(self._pairs[document])) for document in documents]
 
-    def _lay_out(self, rows: list[Windows]) -> Batch:
-        return lay_out(
-            self._tokens, rows, self.tokens_per_row, self._edges, packed=self._packing, trained=self._trained
-        )
+    def _lay_out(self, rows: list[Windows], packed: bool) -> Batch:
+        width = self.tokens_per_row if packed else self._longest
+        return lay_out(self._tokens, rows, width, self._edges, packed=packed, trained=self._trained)

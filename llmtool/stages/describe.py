@@ -19,6 +19,7 @@ from llmtool.core.console import bytes_, count
 from llmtool.core.contracts import InputSpec, OutputSpec, Tokens
 from llmtool.core.devices import PRECISIONS
 from llmtool.data.chat import card_of
+from llmtool.data.packing import is_packed
 from llmtool.data.store import Dataset, input_spec
 from llmtool.models import preprocessing
 from llmtool.models.accounting import Accounting, OptimizerName, account
@@ -107,7 +108,7 @@ def describe(subject: Subject) -> dict[str, Any]:
             subject.precision,
             subject.optimizer,
             subject.device,
-            packed=_packed(subject.card),
+            packed=_packed(subject.card, tokens_of(model)),
         )
     return {
         "format": 1,
@@ -150,10 +151,12 @@ def tokens_of(model: Any) -> int:
     return length or int(getattr(model, "context", 1))
 
 
-def _packed(card: dict[str, Any] | None) -> bool:
-    """Whether rows can hold several documents, or padding, which a mask keeps apart."""
-    if card is None or card["encoding"] in ("text", "moves"):
-        return card is not None and card["encoding"] == "text"  # games stand alone, and end together
+def _packed(card: dict[str, Any] | None, tokens: int) -> bool:
+    """Whether rows of so many tokens can hold several documents, or padding, which a mask keeps apart."""
+    if card is None or card["encoding"] == "text":
+        return card is not None
+    if card["encoding"] == "moves":
+        return is_packed(card, "train", tokens)
     return card["splits"].get("train", {}).get("documents", 1) > 1
 
 

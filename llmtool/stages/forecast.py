@@ -13,6 +13,7 @@ import torch
 from llmtool.core import files
 from llmtool.core.console import bytes_
 from llmtool.core.errors import LlmtoolError, MemoryLimitError
+from llmtool.data.packing import is_packed
 from llmtool.stages.settings import resolve
 from llmtool.training import TrainConfig
 
@@ -68,7 +69,7 @@ def rows_of(card: dict[str, Any], split: str, share: float, tokens_per_row: int)
     meta = card["splits"].get(split, {})
     if tokens_per_row == 1 or "targets" in meta.get("arrays", {}):
         return round(meta.get("rows", 0) / share)
-    if "trained" in meta and card["encoder"]["packing"]:  # best fit leaves next to nothing free
+    if is_packed(card, split, tokens_per_row):  # best fit leaves next to nothing free
         return max(1, round(meta["tokens"] / share / tokens_per_row))
     if "trained" in meta or "whole" in meta:
         return round(meta["documents"] / share)

@@ -54,6 +54,10 @@ class MovesEncode(Section):
     length: int | None = Field(
         default=None, gt=1, description="Moves kept of a longer game; default: all of them."
     )
+    packing: bool = Field(
+        default=True,
+        description="In training, short games share a row, kept apart by a mask; false: one a row.",
+    )
 
     def files(self) -> list[Path]:
         """Nothing is read besides the source."""
@@ -178,13 +182,20 @@ class MovesEncoder:
     def state(self) -> dict[str, Any]:
         """The game and its vocabulary."""
         tokenizer = self.fitted.state()
-        return {"as": "moves", "game": self.config.game, "moves": self.config.moves, "tokenizer": tokenizer}
+        config = self.config
+        return {
+            "as": "moves",
+            "game": config.game,
+            "moves": config.moves,
+            "packing": config.packing,
+            "tokenizer": tokenizer,
+        }
 
     @classmethod
     def from_state(cls, state: dict[str, Any], directory: Path) -> MovesEncoder:
         """As it was. DataError where the game or its vocabulary are other ones here."""
         try:
-            encoder = cls(MovesEncode(game=state["game"], moves=state["moves"]))
+            encoder = cls(MovesEncode(game=state["game"], moves=state["moves"], packing=state["packing"]))
             known = state["tokenizer"]["hash"]
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
@@ -206,6 +217,7 @@ class MovesWriter:
         self._origin = ArrayWriter(directory / f"{split}.origin.bin", "<i8", (2,))
         self._numbers = {START: 0} | {m: at for at, m in enumerate(encoder.rules.vocabulary(), 1)}
         self._longest, self._cut = 0, Counter[str]()
+        self._shortest: list[int] = []  # moves of the two shortest games
 
     def add(self, chunk: Chunk) -> dict[int, str]:
         """Write these games; refuses none that `refuse` has not named."""
@@ -224,6 +236,7 @@ class MovesWriter:
             ends.append(len(numbers))
             places.append((file, line))
             self._longest = max(self._longest, len(one.moves))
+            self._shortest = sorted([*self._shortest, len(one.moves)])[:2]
             self._cut["at a move that is illegal or cannot be read"] += bool(one.detail)
             if most is not None and len(one.moves) == most:
                 self._cut[f"to {most} moves, or are just so long"] += 1
@@ -243,6 +256,7 @@ class MovesWriter:
             "tokens": self._tokens.rows,
             "documents": self._documents.rows,
             "longest": self._longest,
+            "two_shortest": sum(self._shortest),
             "whole": True,
             "arrays": {name: array.close() for name, array in arrays.items()},
         }

@@ -16,6 +16,7 @@ from llmtool.data.batches import open_batches, unit_edges
 from llmtool.data.games.moves import MovesEncoder, tokenizer_of
 from llmtool.data.games.othello import MOVES, SQUARES, Othello
 from llmtool.data.games.othello_many import random_games
+from llmtool.data.packing import is_packed
 from llmtool.data.store import Dataset
 from llmtool.stages.prepare import PrepareResult, prepare
 
@@ -61,6 +62,32 @@ def test_every_game_is_a_row_of_whole_moves(tmp_path: Path) -> None:
     assert sorted(seen) == sorted(GAMES)
     trained = open_batches(dataset, "train", 0, context=60).batch(0, 48).targets
     assert len(np.unique(trained.numpy(), axis=0)) == 48
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_short_games_share_a_row_in_training_and_stand_alone_when_they_are_judged(
+    tmp_path: Path, packing: bool
+) -> None:
+    lines = [" ".join(game[: 10 + number]) for number, game in enumerate(GAMES[:24])]
+    run(lines, tmp_path, unfinished="keep", packing=packing)
+    dataset = Dataset.open(tmp_path / "prepare")
+    batches, split = open_batches(dataset, "train", 0, context=60), dataset.split("train")
+    assert is_packed(dataset.card, "train", 60) == packing
+    assert is_packed(dataset.card, "train", split.meta["two_shortest"]) == packing
+    assert not is_packed(dataset.card, "train", split.meta["two_shortest"] - 1)
+    judged = next(batches.in_order(100))
+    assert judged.segments is None
+    assert len(judged) == split.rows
+    assert judged.inputs.shape[1] == split.meta["longest"]
+    once = batches.batch(0, batches.rows)
+    assert (once.targets != IGNORE).sum() == (judged.targets != IGNORE).sum()
+    if not packing:
+        assert batches.rows == split.rows
+        return
+    assert batches.rows < split.rows
+    assert once.inputs.shape[1] == 60
+    assert once.segments is not None
+    assert int((once.inputs == 0).logical_and(once.segments > 0).sum()) == split.rows  # each begins anew
 
 
 def test_what_the_rules_refuse_is_quarantined_with_its_place_and_move(tmp_path: Path) -> None:
