@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-import numpy as np
 from pydantic import Field, model_validator
 from tokenizers import AddedToken
 
@@ -19,7 +18,7 @@ from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import templates
 from llmtool.data.chat_writer import ChatWriter
 from llmtool.data.conversations import BadConversation, Layout, Message, Part, layout, prepared, read
-from llmtool.data.encoding import Chunks
+from llmtool.data.encoding import Chunks, Refusals
 from llmtool.data.rendering import Rendered, Renderer
 from llmtool.data.shortening import cut, split
 from llmtool.data.store import CARD
@@ -185,10 +184,10 @@ class ChatEncoder:
             self.layout = layout(self.config.format, self.config.columns, available)
         return list(self.layout.columns.values())
 
-    def refuse(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
+    def refuse(self, frame: pd.DataFrame) -> Refusals:
         """None here: what is wrong with a conversation is found when it is rendered."""
         self._look(frame)
-        return {}
+        return Refusals()
 
     def _look(self, frame: pd.DataFrame) -> None:
         """Tell from the first conversation what its form is called."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from llmtool.core.errors import DataError
+from llmtool.data.cleaning import Masks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +39,21 @@ class SplitWriter(Protocol):
         """Finish the files; gives back the split's entry in the card: rows, arrays, what else was counted."""
 
 
+@dataclass
+class Refusals:
+    """What an encoding says of raw rows before any split: those that no split can use, by reason.
+
+    dropped: they are counted (no target). bad: they are written down as faulty too; details: of such rows, by
+    ordinal, what their reasons leave out. alike: the frame with equal rows written alike, so that copies are
+    known as such; None: as it is.
+    """
+
+    dropped: Masks = field(default_factory=dict)
+    bad: Masks = field(default_factory=dict)
+    details: Mapping[int, str] = field(default_factory=dict)
+    alike: pd.DataFrame | None = None
+
+
 class Encoder(Protocol):
     """The order of calls: columns, refuse and stratum on raw rows; fit; writer for each split; state."""
 
@@ -47,8 +62,8 @@ class Encoder(Protocol):
     def columns(self, available: list[str]) -> list[str]:
         """The columns it reads, the target's too: the content of a row. ConfigError when one is missing."""
 
-    def refuse(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
-        """Reason -> (rows,) bool: rows that no split can use, for example those without a target."""
+    def refuse(self, frame: pd.DataFrame) -> Refusals:
+        """Rows that no split can use, for example those without a target."""
 
     def stratum(self, frame: pd.DataFrame) -> pd.Series:
         """The target of each row, for stratified splits; ConfigError where the encoding has no target."""

@@ -29,7 +29,7 @@ from llmtool.data.columns import (
     fit_date,
     fit_number,
 )
-from llmtool.data.encoding import Chunks
+from llmtool.data.encoding import Chunks, Refusals
 from llmtool.data.statistics import ColumnStatistics
 from llmtool.data.store import CARD, ArrayWriter, Dataset
 from llmtool.data.targets import SEPARATOR as LABEL_SEPARATOR
@@ -216,9 +216,9 @@ class FeatureEncoder:
         self.names = [name for name in chosen if name not in {*self.target_names, *self.config.ignore}]
         return [*self.names, *self.target_names]
 
-    def refuse(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
+    def refuse(self, frame: pd.DataFrame) -> Refusals:
         """Rows without a target."""
-        return without_target(frame, self.target_names, self.config.target_kind)
+        return Refusals(without_target(frame, self.target_names, self.config.target_kind))
 
     def stratum(self, frame: pd.DataFrame) -> pd.Series:
         """The class of each row as text."""

@@ -15,7 +15,7 @@ from llmtool.core.config import Section
 from llmtool.core.contracts import Images
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import pictures
-from llmtool.data.encoding import Chunks
+from llmtool.data.encoding import Chunks, Refusals
 from llmtool.data.features import find_column
 from llmtool.data.image_sources import stored_pixels
 from llmtool.data.image_writer import ImagesWriter
@@ -188,9 +188,9 @@ class ImagesEncoder:
                 find_column(name, available, key)
         return [self.config.image, *self.target_names]
 
-    def refuse(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
+    def refuse(self, frame: pd.DataFrame) -> Refusals:
         """Rows without a target. Those without a picture are bad rows, which the writer refuses."""
-        return without_target(frame, self.target_names, self.config.target_kind)
+        return Refusals(without_target(frame, self.target_names, self.config.target_kind))
 
     def stratum(self, frame: pd.DataFrame) -> pd.Series:
         """The class of each row as text."""

@@ -14,7 +14,7 @@ from llmtool.core.contracts import Tokens
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import beside
 from llmtool.data.beside import BesideConfig
-from llmtool.data.encoding import Chunks
+from llmtool.data.encoding import Chunks, Refusals
 from llmtool.data.features import FeatureEncoder, find_column
 from llmtool.data.labelled_writer import TextWriter
 from llmtool.data.store import CARD, Dataset
@@ -185,9 +185,9 @@ class TextEncoder:
             raise ConfigError(str(error).replace("data.encode.", "data.encode.features.", 1)) from None
         return list(dict.fromkeys([*texts, *more, *self.target_names]))
 
-    def refuse(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
+    def refuse(self, frame: pd.DataFrame) -> Refusals:
         """Rows without a target. Those without a text are bad rows, which the writer refuses."""
-        return without_target(frame, self.target_names, self.config.target_kind)
+        return Refusals(without_target(frame, self.target_names, self.config.target_kind))
 
     def stratum(self, frame: pd.DataFrame) -> pd.Series:
         """The class of each row as text."""

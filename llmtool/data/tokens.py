@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from llmtool.core.config import Section
 from llmtool.core.contracts import Tokens
 from llmtool.core.errors import ConfigError, DataError
-from llmtool.data.encoding import Chunks
+from llmtool.data.encoding import Chunks, Refusals
 from llmtool.data.features import find_column
 from llmtool.data.store import ArrayWriter, Dataset
 from llmtool.data.tokenizers import BpeTokenizer, FileTokenizer, FittedTokenizer, TokenizerConfig
@@ -101,12 +101,12 @@ class TokenEncoder:
         find_column(self.config.text, available, "text")
         return [self.config.text]
 
-    def refuse(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
+    def refuse(self, frame: pd.DataFrame) -> Refusals:
         """Rows whose text is missing, empty, no text, or not valid Unicode."""
         problems = [problem_of(value) for value in frame[self.config.text].tolist()]
         reasons = dict.fromkeys(problem for problem in problems if problem)
         name = self.config.text
-        return {f"{name} {reason}": np.array([p == reason for p in problems]) for reason in reasons}
+        return Refusals({f"{name} {reason}": np.array([p == reason for p in problems]) for reason in reasons})
 
     def stratum(self, frame: pd.DataFrame) -> pd.Series:
         """Tokens have no target: ConfigError."""

@@ -171,10 +171,11 @@ class Predictor:
                     errors[place] = reason
         frame = cleaned.frame
         good = np.ones(len(frame), dtype=bool)
-        for reason, mask in self.encoder.refuse(frame).items():
-            details = getattr(self.encoder, "details", {})  # of games: which move it is
+        refused = self.encoder.refuse(frame)
+        for reason, mask in (refused.dropped | refused.bad).items():
             for place in frame.index.to_numpy()[mask & good].tolist():
-                errors[place] = f"{reason}: {details[place]}" if place in details else reason
+                detail = refused.details.get(place)
+                errors[place] = f"{reason}: {detail}" if detail else reason
             good &= ~mask
         return frame if good.all() else frame.loc[good]
 

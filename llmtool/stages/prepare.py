@@ -16,9 +16,8 @@ from llmtool.core import files
 from llmtool.core.errors import DataError
 from llmtool.data import DataConfig, audit, leakage
 from llmtool.data.chat import ChatEncoder
-from llmtool.data.cleaning import Masks, clean, contents
+from llmtool.data.cleaning import clean, contents
 from llmtool.data.encoding import TOO_LONG, Encoder, RowError
-from llmtool.data.games.moves import MovesEncoder
 from llmtool.data.images import ImagesEncoder
 from llmtool.data.readers import BadRow
 from llmtool.data.reading import Reading
@@ -203,11 +202,13 @@ def _look(
     frame = cleaned.frame
     seen = data.split.observe(frame, encoder, scan.names)
     here = frame.index.to_numpy() - start
-    refused = "quarantined" if isinstance(encoder, MovesEncoder) else "dropped"
-    masks: tuple[tuple[str, Masks], ...] = (
-        (refused, encoder.refuse(frame)), ("dropped", seen.dropped), ("quarantined", seen.bad)
-    )  # fmt: skip
-    for kind, found in masks:
+    refused = encoder.refuse(frame)
+    for kind, found in (
+        ("dropped", refused.dropped),
+        ("quarantined", refused.bad),
+        ("dropped", seen.dropped),
+        ("quarantined", seen.bad),
+    ):
         for reason, mask in found.items():
             rows = here[mask]
             rows = rows[fates[rows] == 0]
@@ -215,7 +216,7 @@ def _look(
                 fates[rows] = scan.fate(kind, reason)
     left = fates[here] == 0
     frame, rows = frame.loc[left], here[left]
-    alike = encoder.canonical(frame) if isinstance(encoder, MovesEncoder) else frame
+    alike = frame if refused.alike is None else refused.alike.loc[left]
     part = {"content": contents(alike, content), "ordinal": rows + start}
     if data.source.one_unit_a_file:
         part["unit"] = chunk.unit[rows]
@@ -227,12 +228,11 @@ def _look(
         part["value"] = seen.value[left]
     scan.parts.append(part)
     scan.fates.append(fates)
-    details = encoder.details if isinstance(encoder, MovesEncoder) else {}
-    _quarantine(scan, chunk, fates, paths, details)
+    _quarantine(scan, chunk, fates, paths, refused.details)
 
 
 def _quarantine(
-    scan: _Scan, chunk: Chunk, fates: np.ndarray, paths: list[str], details: Mapping[int, str] | None = None
+    scan: _Scan, chunk: Chunk, fates: np.ndarray, paths: list[str], details: Mapping[int, str]
 ) -> None:
     """Write down the rows of this chunk that cleaning or splitting found bad."""
     if not fates.any():
@@ -243,7 +243,7 @@ def _quarantine(
         if kind == "quarantined":
             cells = {name: value for name, value in chunk.frame.iloc[row].items() if value is not None}
             text = json.dumps(cells, ensure_ascii=False, default=str)
-            if detail := (details or {}).get(int(chunk.frame.index[row])):
+            if detail := details.get(int(chunk.frame.index[row])):
                 reason = f"{reason}: {detail}"
             where = paths[chunk.file[row]], int(chunk.line[row])
             if scan.named and cells.get(scan.named):
@@ -413,7 +413,7 @@ def _refuse(scan: _Scan, chunk: Chunk, reasons: dict[int, str], paths: list[str]
     ):
         kind = "dropped" if reason in (NOT_IN_TRAIN, TOO_LONG) else "quarantined"
         fates[row] = scan.fates[0][ordinal] = scan.fate(kind, reason)
-    _quarantine(scan, chunk, fates, paths)
+    _quarantine(scan, chunk, fates, paths, {})
 
 
 # --- the account ------------------------------------------------------------------------------------------

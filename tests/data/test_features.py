@@ -522,7 +522,7 @@ def test_a_class_of_one_row_is_said() -> None:
 def test_targets_missing_or_unknown_are_refused(tmp_path: Path) -> None:
     encoder = fit(table(a=range(8), y=Y * 4))
     frame = table(a=range(4), y=["yes", "maybe", "?", None])
-    assert {reason: mask.tolist() for reason, mask in encoder.refuse(frame).items()} == {
+    assert {reason: mask.tolist() for reason, mask in encoder.refuse(frame).dropped.items()} == {
         "y (target) is missing": [False, False, True, True]
     }
     _, refused = write(encoder, frame, tmp_path)

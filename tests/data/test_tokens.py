@@ -175,7 +175,7 @@ def test_rows_without_text_are_refused_with_a_reason(tmp_path: Path) -> None:
     texts = ["good", None, "", 7, "\ud800", float("nan"), "None"]
     made = encoder(["good"])
     frame = pd.DataFrame({"text": pd.Series(texts, dtype=object)})
-    reasons = {reason: np.flatnonzero(mask).tolist() for reason, mask in made.refuse(frame).items()}
+    reasons = {reason: np.flatnonzero(mask).tolist() for reason, mask in made.refuse(frame).dropped.items()}
     assert reasons == {
         "text is missing": [1, 5],
         "text is empty": [2],

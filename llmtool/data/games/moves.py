@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from llmtool.core.config import Section
 from llmtool.core.contracts import Tokens
 from llmtool.core.errors import ConfigError, DataError
-from llmtool.data.encoding import Chunks
+from llmtool.data.encoding import Chunks, Refusals
 from llmtool.data.features import find_column
 from llmtool.data.games import Game, rules_of
 from llmtool.data.games.rules import Rules, Unreadable
@@ -97,29 +97,22 @@ class MovesEncoder:
         self.config, self.rules = config, rules_of(config.game)
         self.fitted = tokenizer_of(self.rules)
         self.notes: list[str] = []
-        self._judged: dict[int, Judged] = {}  # the rows that `refuse` has last seen
 
     def columns(self, available: list[str]) -> list[str]:
         """The column of moves; ConfigError where the data lacks it."""
         find_column(self.config.moves, available, "moves")
         return [self.config.moves]
 
-    def refuse(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
-        """Rows whose record cannot be used."""
+    def refuse(self, frame: pd.DataFrame) -> Refusals:
+        """Rows whose record cannot be used, and at which move that shows."""
         judged = self.judge(frame[self.config.moves].tolist())
-        self._judged = dict(zip(frame.index.tolist(), judged, strict=True))
+        rows = zip(frame.index.tolist(), judged, strict=True)
         reasons = dict.fromkeys(one.reason for one in judged if one.reason)
-        return {reason: np.array([one.reason == reason for one in judged]) for reason in reasons}
-
-    def canonical(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Rows that `refuse` has just seen, equal games written alike, so that copies are known as such."""
-        records = [self._judged[ordinal] for ordinal in frame.index.tolist()]
-        return frame.assign(**{self.config.moves: [" ".join(one.moves) for one in records]})
-
-    @property
-    def details(self) -> dict[int, str]:
-        """Of the rows last refused, what their reasons leave out."""
-        return {row: one.detail for row, one in self._judged.items() if one.detail and one.reason}
+        return Refusals(
+            bad={reason: np.array([one.reason == reason for one in judged]) for reason in reasons},
+            details={row: one.detail for row, one in rows if one.detail and one.reason},
+            alike=frame.assign(**{self.config.moves: [" ".join(one.moves) for one in judged]}),
+        )
 
     def judge(self, cells: Sequence[Any]) -> list[Judged]:
         """What each cell's record is worth."""
