@@ -126,20 +126,32 @@ class Batch:
         return Batch(inputs, targets, segments, self.units, scale, features=features)
 
     def to(self, device: torch.device, change: Callable[[Batch], Batch] | None = None) -> Batch:
-        """The same batch on `device`, ready for a model; pinned memory is copied without waiting.
+        """The same batch on `device`, ready for a model; change: as `ready` takes it."""
+        return self.on(device).ready(change)
 
-        change: what is done to pictures while they are bytes on the device, before they are standardised
-        (augmentation); it may give back floats of 0 to 255, and other targets. Batches of other kinds do not
-        go through it.
-        """
+    def on(self, device: torch.device) -> Batch:
+        """The same on `device`, pictures as bytes still; pinned memory is copied without waiting."""
         move = lambda t: t.to(device, non_blocking=True)  # noqa: E731
         segments = None if self.segments is None else move(self.segments)
         features = None if self.features is None else move(self.features)
-        moved = Batch(move(self.inputs), move(self.targets), segments, self.units, features=features)
+        scale = None if self.scale is None else (move(self.scale[0]), move(self.scale[1]))
+        return Batch(move(self.inputs), move(self.targets), segments, self.units, scale, features=features)
+
+    def ready(self, change: Callable[[Batch], Batch] | None = None) -> Batch:
+        """As a model takes it.
+
+        change: what is done to pictures while they are bytes, before they are standardised (augmentation); it
+        may give back floats of 0 to 255, and other targets. Batches of other kinds do not go through it.
+        """
         if self.scale is None:
-            return moved
-        moved.scale = (move(self.scale[0]), move(self.scale[1]))
-        return (moved if change is None else change(moved)).standardised()
+            return self
+        return (self if change is None else change(self)).standardised()
+
+    def tensors(self) -> list[Tensor]:
+        """All that it has on its device."""
+        several = [*(self.scale or ()), *(self.mixed or ())]
+        found = [self.inputs, self.targets, self.segments, self.features, *several]
+        return [tensor for tensor in found if tensor is not None]
 
     def standardised(self) -> Batch:
         """Pictures as float32, each channel less its mean, over its deviation; others as they are."""

@@ -19,6 +19,7 @@ from llmtool.core.errors import Cancelled, DivergedError, Interrupted
 from llmtool.core.seeds import derive
 from llmtool.training.augment import Augment
 from llmtool.training.average import Average, Statistics
+from llmtool.training.feed import Feed, Rows
 from llmtool.training.guard import DeviceGuard, Guard, Memory, Why
 from llmtool.training.optimizers import Optimizers
 from llmtool.training.replay import TINY, Refused, refused
@@ -123,11 +124,13 @@ class Loop:
     longest: Number | None = None
     guard: Guard | DeviceGuard = field(init=False)
     statistics: Statistics = field(init=False)
+    feed: Feed = field(init=False)
     waits: bool = field(init=False)  # whether reading a number from the device costs nothing (a CPU)
     work: float = 0.0  # seconds of the current step inside forward, backward, clipping and optimizer
 
     def __post_init__(self) -> None:
         self.waits = self.device.type != "cuda"
+        self.feed = Feed(self.batches.batch, self._requests, self.device, beside=not self.waits)
         self.guard = Guard(self.plan.spread, Memory([], None))
         self.statistics = Statistics(self.model)
 
@@ -143,12 +146,13 @@ class Loop:
         known = self.waits or plan.fp16 or plan.skip  # the host waits for each step's numbers
         self.guard = Guard(plan.spread, memory) if known else DeviceGuard(plan.spread, memory, self.device)
         self.model.train()
-        with caught_signals() as received:
+        with caught_signals() as received, self.feed.running():
             while (reason := _finished(plan, state)) is None:
                 progress = _progress(plan, state)
                 rate = self.optimizers.set_rate(self.schedule.factor(state.step, plan.steps, progress))
+                waited = self.feed.waited
                 norm = self._update(state)
-                self.meter.step(self.work)
+                self.meter.step(self.work, self.feed.waited - waited)
                 state.step += 1
                 state.seconds = before + time.monotonic() - began
                 tenth = int(10 * _progress(plan, state) + 1e-9) > int(10 * progress + 1e-9)
@@ -205,7 +209,7 @@ class Loop:
     def _refuse(self, state: State, step: int, why: Why, loss: float, norm: float) -> None:
         """Tell of an update that is not made; DivergedError where training ends by it."""
         ends = not self.plan.skip or state.in_a_row >= self.plan.most
-        with self.meter.aside():
+        with self.meter.aside(), self.feed.resting():
             update = refused(self, step, why, loss, norm)
             more = self.verbs.refuse(update, state, ends)
         if ends:
@@ -267,9 +271,22 @@ class Loop:
 
     def _moved(self, step: int, first: int, count: int) -> Batch:
         """Rows from `first` on of a step, on the device, changed if they are to be."""
-        batch = self.batches.batch(step * self.plan.batch + first, count)
         change = None if self.augment is None else self.augment.change(step, first)
-        return (batch.pinned() if self.device.type == "cuda" else batch).to(self.device, change)
+        return self.feed.take(step * self.plan.batch + first, count).ready(change)
+
+    def _requests(self, start: int) -> Iterator[Rows]:
+        """What is asked of the feed from row `start` on."""
+        plan, mixes = self.plan, self.augment is not None and self.augment.mixes
+        step, first = divmod(start, plan.batch)
+        while True:
+            while first < plan.batch:
+                count = min(plan.micro_batch, plan.batch - first)
+                yield step * plan.batch + first, count
+                other = plan.batch - first - count
+                if mixes and other != first:
+                    yield step * plan.batch + other, count
+                first += count
+            step, first = step + 1, 0
 
     def _fits_fp16(self, state: State, loss: float, norm: float) -> bool:
         """Whether the scaled gradient is finite; moves the scale. The guard has what no scale mends."""

@@ -25,18 +25,21 @@ class Meter:
     steps: int = 0  # counted ones
     seconds: float = 0.0  # of the counted steps
     work: float = 0.0  # of these, inside forward, backward, clipping and optimizer
+    waited: float = 0.0  # of these, until rows were there
     _seen: int = 0
-    _last: tuple[int, float] = (0, 0.0)  # steps and seconds at the last line
+    _last: tuple[int, float, float] = (0, 0.0, 0.0)  # steps, seconds and those waited, at the last line
     _mark: float = field(default_factory=time.perf_counter)
 
-    def step(self, work: float) -> None:
-        """A step is done; `work` seconds of it went into forward, backward, clipping and optimizer."""
+    def step(self, work: float, waited: float = 0.0) -> None:
+        """A step is done; `work` seconds of it went into forward, backward, clipping and optimizer, `waited`
+        until its rows were there."""
         now = time.perf_counter()
         self._seen += 1
         if self._seen > SKIP:
             self.steps += 1
             self.seconds += now - self._mark
             self.work += work
+            self.waited += waited
         self._mark = now
 
     @contextmanager
@@ -49,14 +52,16 @@ class Meter:
             self._mark += time.perf_counter() - before
 
     def line(self) -> dict[str, float]:
-        """Figures since the last call: rows_per_second (or tokens_per_second), peak_share where known."""
-        steps, seconds = self.steps - self._last[0], self.seconds - self._last[1]
-        self._last = (self.steps, self.seconds)
-        return self._figures(steps, seconds)
+        """Figures since the last call: rows_per_second (or tokens_per_second), peak_share where known, and
+        `waiting`, the share of time until rows were there."""
+        now = (self.steps, self.seconds, self.waited)
+        steps, seconds, waited = (new - old for new, old in zip(now, self._last, strict=True))
+        self._last = now
+        return self._figures(int(steps), seconds, waited)
 
     def summary(self) -> dict[str, float]:
         """The same over the session, with `overhead`: the share of time outside the model's own work."""
-        figures = self._figures(self.steps, self.seconds)
+        figures = self._figures(self.steps, self.seconds, self.waited)
         if self.seconds > 0:
             figures["overhead"] = max(0.0, 1 - self.work / self.seconds)
         return figures
@@ -65,12 +70,12 @@ class Meter:
         """Seconds that `steps` more steps will take at the pace so far."""
         return self.seconds / self.steps * steps if self.steps else None
 
-    def _figures(self, steps: int, seconds: float) -> dict[str, float]:
+    def _figures(self, steps: int, seconds: float, waited: float) -> dict[str, float]:
         if not steps or seconds <= 0:
             return {}
         rows = steps * self.rows / seconds
         name = "rows_per_second" if self.tokens_per_row == 1 else "tokens_per_second"
-        figures = {name: rows * self.tokens_per_row}
+        figures = {name: rows * self.tokens_per_row, "waiting": waited / seconds}
         if self.flops_per_row and self.peak:
             figures["peak_share"] = rows * self.flops_per_row / self.peak
         return figures

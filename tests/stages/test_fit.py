@@ -458,18 +458,21 @@ def test_meter_leaves_out_first_steps_and_what_stands_aside(monkeypatch: pytest.
     meter = Meter(rows=10, tokens_per_row=4, flops_per_row=8.0, peak=800.0)
     for seconds in (100.0, 50.0, 20.0, 1.0, 1.0):
         now[0] += seconds
-        meter.step(work=0.75)
+        meter.step(work=0.75, waited=0.25)
     with meter.aside():
         now[0] += 500.0
-    assert meter.line() == {"tokens_per_second": 40.0, "peak_share": 0.1}
+    assert meter.line() == {"tokens_per_second": 40.0, "peak_share": 0.1, "waiting": 0.25}
     now[0] += 3.0
     meter.step(work=0.75)
-    assert meter.line()["tokens_per_second"] == pytest.approx(40 / 3)
+    line = meter.line()
+    assert line["tokens_per_second"] == pytest.approx(40 / 3)
+    assert line["waiting"] == 0
     assert meter.line() == {}
     assert meter.summary() == {
         "tokens_per_second": pytest.approx(24),
         "peak_share": pytest.approx(0.06),
         "overhead": 0.55,
+        "waiting": 0.1,
     }
     assert meter.left(6) == 10.0
     assert Meter(rows=1).left(5) is None
