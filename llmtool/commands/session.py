@@ -477,6 +477,7 @@ def finish_fit(
         best={"step": result.best_step, "metric": result.metric, "value": result.best_value},
         resumed_from=result.resumed_from,
         skipped=result.skipped,
+        lowered=result.lowered,
         throughput=result.throughput,
         training_seconds=result.seconds,
         config=loaded.slice(*reads) | {"fit": result.config.model_dump(mode="json")},

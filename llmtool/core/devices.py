@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import gc
 import os
 import re
 import time
@@ -211,6 +212,14 @@ def release_memory() -> None:
     """Hand back to the system what this process has freed; glibc keeps pieces of up to 32 MB for itself."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def recover_memory() -> None:
+    """Free what an operation that ran out of memory has left behind, on the GPU too."""
+    gc.collect()  # frames and tensors that hold each other
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    release_memory()
 
 
 # --- how it behaves -----------------------------------------------------------------------------------------

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,26 +15,29 @@ from torch import Tensor
 
 from llmtool.core import checkpoint, files
 from llmtool.core.contracts import Batch, Images, Loss
+from llmtool.core.devices import is_out_of_memory, recover_memory
 from llmtool.core.environment import environment
-from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.core.errors import ConfigError, LlmtoolError, MemoryLimitError
 from llmtool.data.batches import Batches
 from llmtool.evaluation.loop import evaluate
 from llmtool.experiment import FinetuneConfig
-from llmtool.stages import divergence
+from llmtool.stages import divergence, history
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import STATE
-from llmtool.stages.score import auto_batch
+from llmtool.stages.history import CHECKPOINTS, METRICS
+from llmtool.stages.room import Room
+from llmtool.stages.score import auto_batch, in_parts
 from llmtool.stages.settings import few_threads, make_plan, out_of_memory, resolve, threads
 from llmtool.tasks.classification import ClassificationTask
 from llmtool.tasks.multilabel import MultilabelTask
 from llmtool.training import TrainConfig, average
 from llmtool.training.augment import Augment
 from llmtool.training.average import Average, moving
-from llmtool.training.loop import Loop, Plan, State, Verbs
+from llmtool.training.loop import Compute, Loop, Plan, State, Verbs
+from llmtool.training.parts import WeightsMovedError
 from llmtool.training.replay import Refused
 from llmtool.training.throughput import Meter
 
-CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 OPTIMIZER, LOOP = "optimizer.safetensors", "loop.json"
 WEIGHTS = "weights.safetensors"  # as trained, where those of the model are their average
 
@@ -65,6 +68,9 @@ class FitResult:
     throughput: dict[str, float]
     resumed_from: int | None = None
     skipped: int = 0  # updates that the guard left out
+    lowered: list[dict[str, int]] = field(
+        default_factory=list
+    )  # micro-batches that did not fit (stages.room)
     notes: list[str] = field(default_factory=list)
 
 
@@ -89,18 +95,17 @@ def fit(
     None: only the error tells of it.
     Raises DivergedError, MemoryLimitError, Interrupted, Cancelled, ConfigError.
     """
-    session = _Session(assembled, config, directory, progress, command)
-    session.begin(resume, flops_per_row)
+    session = _Session(assembled, config, directory, progress, command, as_yaml, flops_per_row)
+    session.begin(resume)
     config = session.config
-    if as_yaml is not None:
-        files.write_text(directory / "experiment.yaml", as_yaml(config))
+    session.write_down()
     assert isinstance(config.batch, int)
     meter = Meter(config.batch, session.train.tokens_per_row, flops_per_row, peak)
     session.plan = make_plan(config, session.train, assembled)
-    with out_of_memory(config), threads(few_threads(config, flops_per_row, assembled.device)):
+    rows = lambda: session.plan.micro_batch  # noqa: E731
+    with out_of_memory(rows, session.section), threads(few_threads(config, flops_per_row, assembled.device)):
         files.write_json(directory / "environment.json", session.environment())
-        compiled = session.compile() if config.compile else None
-        reason = session.loop(meter, compiled).run(session.state)
+        reason = session.run(meter)
     return session.result(reason, meter)
 
 
@@ -111,7 +116,7 @@ def at_checkpoint(
 
     Nothing is compiled, nothing is written.
     """
-    session = _Session(assembled, config, saved, progress)
+    session = _Session(assembled, config, saved, progress, flops_per_row=flops_per_row)
     session.config = resolve(config, session.train, assembled.device, flops_per_row)
     session.take_over(saved)
     session.plan = make_plan(session.config, session.train, assembled)
@@ -130,14 +135,17 @@ class _Session:
         directory: Path,
         progress: Progress,
         command: str | None = None,
+        as_yaml: Callable[[TrainConfig], str] | None = None,
+        flops_per_row: float | None = None,
     ) -> None:
         self.assembled, self.directory, self.progress = assembled, directory, progress
-        self.command = command
+        self.command, self.as_yaml, self.flops_per_row = command, as_yaml, flops_per_row
         self.train = assembled.batches("train")
         self.validation = (
             assembled.batches("validation") if "validation" in assembled.dataset.splits else None
         )
-        self.config = config
+        self.config, self.room = config, Room.of(config)
+        self.usual_threads = torch.get_num_threads()
         self.metric = config.select.metric if config.select else assembled.task.metric
         self.optimizers = config.optimizer.build(assembled.model, assembled.rates)
         self.average = Average(assembled.model, config.ema) if config.ema else None
@@ -165,26 +173,33 @@ class _Session:
     def checkpoints(self) -> Path:
         return self.directory / CHECKPOINTS
 
-    def begin(self, resume: bool, flops_per_row: float | None) -> None:
+    def begin(self, resume: bool) -> None:
         """Resolve the config, then take over the newest valid checkpoint or clear what is there."""
-        found = (
-            checkpoint.newest_valid(self.checkpoints, self.note)
-            if resume and self.checkpoints.is_dir()
-            else None
-        )
-        self.config = resolve(self.config, self.train, self.assembled.device, flops_per_row)
+        found = self._newest() if resume else None
+        self.config = resolve(self.config, self.train, self.assembled.device, self.flops_per_row)
         if self.config.select and self.validation:
             self._refuse_unknown_metric(self.validation)
         if found is None:
-            _clear(self.directory)
+            history.clear(self.directory)
             self._count()
             return
-        self.take_over(found)
+        self._go_on_from(found)
         self.resumed_from = self.state.step
-        truncate_metrics(self.directory / METRICS, self.state.step)
-        divergence.forget_after(self.directory / divergence.DIRECTORY, self.state.step)
+
+    def _newest(self) -> Path | None:
+        there = self.checkpoints.is_dir()
+        return checkpoint.newest_valid(self.checkpoints, self.note) if there else None
+
+    def _go_on_from(self, found: Path) -> None:
+        self.take_over(found)
+        history.forget_after(self.directory, self.state.step)
         self._point()
         self.note(f"goes on from step {self.state.step}")
+
+    def write_down(self) -> None:
+        """The experiment with what was resolved, as a file."""
+        if self.as_yaml is not None:
+            files.write_text(self.directory / "experiment.yaml", self.as_yaml(self.config))
 
     def _count(self) -> None:
         """Let a family whose weights build on counts see every train row once, before any is learned."""
@@ -196,9 +211,8 @@ class _Session:
     def take_over(self, found: Path) -> None:
         """Weights, optimizer and place in the run from a checkpoint."""
         saved = files.read_json(found / STATE / LOOP)
-        self.config = self.config.model_copy(
-            update={"compile": saved["compile"]}
-        )  # kernels differ in their last bits
+        kept = self.room.resumed(saved.get("rows"), self.config)
+        self.config = kept.model_copy(update={"compile": saved["compile"]})  # kernels differ in the last bits
         self.state = State(**saved["state"], seconds=saved["time"]["seconds"])
         self.optimizers.restore(safetensors.torch.load_file(found / STATE / OPTIMIZER))
         self.assembled.goes_on_from(found)
@@ -207,7 +221,42 @@ class _Session:
         if (path := found / STATE / WEIGHTS).is_file():
             average.restore(self.assembled.model, safetensors.torch.load_file(path))
 
-    def loop(self, meter: Meter, compiled: Callable[[Batch], Loss] | None) -> Loop:
+    def run(self, meter: Meter) -> str:
+        """Run the loop to its end; returns the reason for it."""
+        compiled = self.compile() if self.config.compile else None
+        while True:
+            try:
+                return self.loop(meter, compiled).run(self.state)
+            except WeightsMovedError:
+                rows, lowered = self.config.micro_batch, self.room.lowered
+            if (found := self._newest()) is None:
+                raise MemoryLimitError(
+                    "out of memory in the middle of the first updates, before a checkpoint: begin again with "
+                    f"{self.section}.micro_batch: {max(1, self.plan.micro_batch // 2)}"
+                )
+            self._go_on_from(found)
+            self.config = self.config.model_copy(update={"micro_batch": rows})
+            self.room.lowered = lowered
+            _, compiled = self.lower(self.state)
+
+    def lower(self, state: State) -> tuple[int, Compute | None]:
+        """Fewer rows at once from the next step on, and the graph for them."""
+        self._fewer(state.step + 1)
+        if not self.config.compile:
+            return self.plan.micro_batch, None
+        torch.compiler.reset()  # what was compiled for more rows holds memory
+        return self.plan.micro_batch, self.compile()
+
+    def _fewer(self, step: int) -> None:
+        self.config, said = self.room.fewer(self.config, self.assembled.model, step, self.section)
+        self.plan = make_plan(self.config, self.train, self.assembled)
+        # a run that began with so few rows has as many threads, on which the last bits depend
+        few = few_threads(self.config, self.flops_per_row, self.assembled.device)
+        torch.set_num_threads(few or self.usual_threads)
+        self.note(said)
+        self.write_down()
+
+    def loop(self, meter: Meter, compiled: Compute | None) -> Loop:
         """The loop over this run's parts."""
         inputs, augment = self.assembled.dataset.inputs, self.config.augment
         changes = None
@@ -223,7 +272,9 @@ class _Session:
             plan=self.plan,
             device=self.assembled.device,
             meter=meter,
-            verbs=Verbs(self.validate if self.validation else None, self.record, self.save, self.refuse),
+            verbs=Verbs(
+                self.validate if self.validation else None, self.record, self.save, self.refuse, self.lower
+            ),
             augment=changes,
             average=self.average,
         )
@@ -249,8 +300,23 @@ class _Session:
 
         return loss
 
-    def compile(self) -> Callable[[Batch], Loss] | None:
-        """Model and loss as one compiled graph, tried on a micro-batch; None, with a note, if that fails."""
+    def compile(self) -> Compute | None:
+        """Model and loss as one compiled graph, tried on a micro-batch; None, with a note, if that fails.
+
+        A micro-batch that does not fit is lowered.
+        """
+        while True:
+            try:
+                return self._graph()
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            recover_memory()
+            torch.compiler.reset()
+            self._fewer(self.state.step + 1)
+
+    def _graph(self) -> Compute | None:
+        """The same, once; what runs out of memory is raised."""
         loss = self.loss()
 
         def tensors(
@@ -275,9 +341,12 @@ class _Session:
             compiled(loop.rows(0, self.plan.micro_batch)).total.backward()
             return compiled
         except Exception as error:  # whatever the compiler cannot do, the same model does without it
+            if is_out_of_memory(error):
+                raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             self.note(f"torch.compile failed, training goes on without it ({reason[:200]})")
             self.config = self.config.model_copy(update={"compile": False})
+            self.write_down()
             return None
         finally:
             self.optimizers.zero_grad()
@@ -287,7 +356,7 @@ class _Session:
         """Figures of the validation split, and the one that selects (None where it is undefined)."""
         assert self.validation is not None
         with self._averaged():
-            tally = self._tally(self.validation.in_order(self._scoring_rows()))
+            tally = self._scored(self.validation)
         if self.tunes:  # what a checkpoint says of its labels from now on
             part, tally = self.assembled, self.assembled.task.tune(tally)  # type: ignore[attr-defined]
             part.targets = {**part.targets, "thresholds": part.task.thresholds}  # type: ignore[attr-defined]
@@ -298,19 +367,28 @@ class _Session:
         """Within it the model has the weights that are judged and saved."""
         return nullcontext() if self.average is None else self.average.inside()
 
-    def _tally(self, batches: Iterator[Batch]) -> Any:
-        part = self.assembled
-        return evaluate(
-            part.task, part.model, batches, part.device, lambda: part.precision.autocast(part.device)
-        )
+    def _scored(self, split: Batches, batches: int | None = None) -> Any:
+        """The evidence of a split, or of its first batches; rows that do not fit at once are halved."""
+        part, before = self.assembled, self._scoring_rows()
+
+        def scored(rows: int) -> Any:
+            each = islice(split.in_order(rows), batches)
+            return evaluate(
+                part.task, part.model, each, part.device, lambda: part.precision.autocast(part.device)
+            )
+
+        tally, rows = in_parts(scored, before, "scoring validation")
+        if rows < before:
+            self.room.scoring = rows
+            self.note(f"validation does not fit into memory with {before} rows at once: {rows} from here on")
+        return tally
 
     def _scoring_rows(self) -> int:
-        return auto_batch(self.assembled, self.train.tokens_per_row)
+        return self.room.scoring or auto_batch(self.assembled, self.train.tokens_per_row)
 
     def _refuse_unknown_metric(self, validation: Batches) -> None:
         """A misspelt `select.metric` is an error now, not after the first tenth of the run."""
-        first = next(iter(validation.in_order(self._scoring_rows())))
-        tally = self._tally(iter([first]))
+        tally = self._scored(validation, batches=1)
         known = sorted({*tally.metrics(), *tally.undefined})
         if self.metric not in known:
             raise ConfigError(
@@ -379,7 +457,13 @@ class _Session:
         files.write_bytes(directory / STATE / OPTIMIZER, safetensors.torch.save(self.optimizers.state()))
         fields = asdict(state)
         seconds = fields.pop("seconds")
-        about = {"format": 1, "state": fields, "compile": self.config.compile, "time": {"seconds": seconds}}
+        about = {
+            "format": 1,
+            "state": fields,
+            "compile": self.config.compile,
+            "rows": self.room.document(self.config),
+            "time": {"seconds": seconds},
+        }
         files.write_json(directory / STATE / LOOP, about)
 
     def _point(self) -> None:
@@ -411,24 +495,6 @@ class _Session:
             throughput=meter.summary(),
             resumed_from=self.resumed_from,
             skipped=state.skipped,
+            lowered=self.room.lowered,
             notes=self.notes,
         )
-
-
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drop rows past `step` and a torn last line: a resumed run then writes what a straight one would."""
-    kept = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if row["step"] <= step:
-            kept.append(line + "\n")
-    files.write_text(path, "".join(kept))
-
-
-def _clear(directory: Path) -> None:
-    files.make_directories(directory)
-    for name in ("best", "last", METRICS, CHECKPOINTS, divergence.DIRECTORY):
-        files.remove_tree(directory / name)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
 
 from llmtool.core import seeds
 from llmtool.core.contracts import Images, NextToken, Tally, Tokens
+from llmtool.core.devices import is_out_of_memory, recover_memory
 from llmtool.core.environment import code_version
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.data.batches import unit_edges
@@ -28,6 +29,8 @@ from llmtool.stages import speaking
 
 if TYPE_CHECKING:
     from llmtool.stages.assemble import Assembled
+
+T = TypeVar("T")
 
 FEATURE_ROWS = 8192  # rows scored at once when `batch` is auto
 PIXELS = {"cpu": 2**20, "cuda": 2**23}  # of pictures scored at once: one of 1024 pixels keeps 0.3 MB a layer
@@ -96,27 +99,35 @@ def _scored(assembled: Assembled, split: str, batch: int | Literal["auto"], flip
     batches = assembled.batches(split)
     size = auto_batch(assembled, batches.tokens_per_row) if batch == "auto" else batch
     precision, device = assembled.precision, assembled.device
-    while True:
-        try:
-            tally = evaluate(
-                assembled.task,
-                model,
-                batches.in_order(size),
-                device,
-                lambda: precision.autocast(device),
-            )
-            break
-        except torch.OutOfMemoryError:
-            if batch != "auto" or size == 1:
-                raise MemoryLimitError(
-                    f"scoring {split}: {size} rows at once do not fit; lower `batch`"
-                ) from None
-        except DataError as error:
-            raise DataError(f"{split}: {error}") from None
-        torch.cuda.empty_cache()
-        size = max(1, size // 2)
+
+    def scored(rows: int) -> Tally:
+        return evaluate(
+            assembled.task, model, batches.in_order(rows), device, lambda: precision.autocast(device)
+        )
+
+    try:
+        tally, _ = in_parts(scored, size, f"scoring {split}", 1 if batch == "auto" else size)
+    except DataError as error:
+        raise DataError(f"{split}: {error}") from None
     with_extent(tally, data)
     return tally if batches.scored is None else tally.take(np.argsort(batches.scored))
+
+
+def in_parts(scored: Callable[[int], T], rows: int, what: str, least: int = 1) -> tuple[T, int]:
+    """What `scored` gives for so many rows at once, or half as many until they fit; and how many did.
+
+    MemoryLimitError, which begins with `what`, where `least` rows do not fit.
+    """
+    while True:
+        try:
+            return scored(rows), rows
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if rows <= least:
+                raise MemoryLimitError(f"{what}: {rows} rows at once do not fit; lower `batch`") from None
+        recover_memory()  # outside of `except`, whose traceback holds what did not fit
+        rows = max(least, rows // 2)
 
 
 def auto_batch(assembled: Assembled, tokens_per_row: int) -> int:

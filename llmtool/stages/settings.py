@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -117,20 +117,27 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def out_of_memory(config: TrainConfig) -> Iterator[None]:
-    """Whatever torch raises for want of memory, as MemoryLimitError with what to do."""
+def out_of_memory(rows: Callable[[], int], section: str = "train") -> Iterator[None]:
+    """Whatever torch raises for want of memory, as MemoryLimitError with what to do. rows: at once, by now.
+
+    A step that does not fit is made again with fewer rows; what ends here is one of the fewest, or no step.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        assert isinstance(config.micro_batch, int)
-        half = max(1, config.micro_batch // 2)
-        raise MemoryLimitError(
-            f"out of memory with {config.micro_batch} rows at once; "
-            + (
-                f"train.micro_batch: {half} halves what a step needs and gives the same result"
-                if config.micro_batch > 1
-                else "a smaller model or shorter context is needed, or a device with more memory"
-            )
-        ) from None
+        raise no_memory(rows(), section) from None
+
+
+def no_memory(rows: int, section: str, least: bool = False) -> MemoryLimitError:
+    """The error of a training that cannot go on with so many rows at once; least: fewer cannot be."""
+    fewer = f"{section}.micro_batch: {max(1, rows // 2)} needs less and gives the same result"
+    smaller = (
+        "a smaller model or shorter context is needed, or a device with more memory; `llmtool describe` "
+        "lists what would fit"
+    )
+    return MemoryLimitError(
+        f"out of memory with {rows} row{'s' if rows > 1 else ''} at once; "
+        + (smaller if least or rows == 1 else fewer)
+    )

@@ -19,6 +19,7 @@ class AdamW:
 
     found_inf: Tensor | None = None
     grad_scale: Tensor | None = None
+    moved = False  # whether anything was changed since this was last set to False
 
     def __init__(
         self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], epsilon: float
@@ -47,6 +48,7 @@ class AdamW:
             states = [self.state[parameter] for parameter in parameters]
             step = self.state[group["params"][0]]["step"]
             step += 1
+            self.moved = True
             torch._fused_adamw_(
                 parameters,
                 [parameter.grad for parameter in parameters if parameter.grad is not None],
@@ -76,6 +78,7 @@ class SGD:
 
     found_inf: Tensor | None = None
     grad_scale: Tensor | None = None
+    moved = False  # whether anything was changed since this was last set to False
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float, nesterov: bool) -> None:
         self.param_groups = [{"lr": lr, **group} for group in groups]
@@ -93,6 +96,7 @@ class SGD:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not parameters:
                 continue
+            self.moved = True
             torch._fused_sgd_(
                 parameters,
                 [parameter.grad for parameter in parameters if parameter.grad is not None],

@@ -75,7 +75,7 @@ def verdict(loss: float, norm: float, most: float) -> Why:
 
 
 class Guard:
-    """Judges losses that the host knows, and remembers those of the updates that were made."""
+    """Judges losses that the host knows, by those of the updates that were made."""
 
     def __init__(self, spread: float | None, memory: Memory) -> None:
         self.spread, self.began = spread, memory.began
@@ -85,12 +85,13 @@ class Guard:
         """Why this step must change nothing; "" for a good one."""
         # most losses lie below one of the two that are quickly had
         low = not self.began or loss <= QUARTER * self.began or loss <= max(self.recent)
-        why = verdict(loss, norm, math.inf if low else self.limit())
-        if not why:
-            self.recent.append(loss)
-            if len(self.recent) == ENOUGH and self.began is None:
-                self.began = sorted(self.recent)[ENOUGH // 2]
-        return why
+        return verdict(loss, norm, math.inf if low else self.limit())
+
+    def remember(self, loss: float) -> None:
+        """The update of the step that had this loss is made."""
+        self.recent.append(loss)
+        if len(self.recent) == ENOUGH and self.began is None:
+            self.began = sorted(self.recent)[ENOUGH // 2]
 
     def limit(self) -> float:
         """The loss above which the next step's jumps."""
@@ -126,13 +127,15 @@ class DeviceGuard:
             limit = torch.maximum(mean + self.spread * deviation, floor)
             bad |= loss > torch.maximum(recent.max(), limit)
         self.first = torch.where((self.first < 0) & bad, step, self.first)
-        bad = self.first >= 0
+        return self.first >= 0
+
+    def remember(self, loss: Tensor) -> None:
+        """The update of the step that had this loss is made, unless a bad one came before it."""
         place = self._ring[self._seen % WINDOW]
-        place.copy_(torch.where(bad, place, loss))
+        place.copy_(torch.where(self.first >= 0, place, loss))
         self._seen += 1
         if self._seen == ENOUGH and self._began is None:
             self._began = self._ring[:ENOUGH].sort().values[ENOUGH // 2]
-        return bad
 
     def forget(self, steps: int) -> None:
         """The last so many steps came from the first bad one on: they left nothing behind."""

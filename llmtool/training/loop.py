@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from llmtool.core.contracts import Batch, Loss
+from llmtool.core.devices import is_out_of_memory, recover_memory
 from llmtool.core.errors import Cancelled, DivergedError, Interrupted
 from llmtool.core.seeds import derive
 from llmtool.training.augment import Augment
@@ -22,12 +23,14 @@ from llmtool.training.average import Average, Statistics
 from llmtool.training.feed import Feed, Rows
 from llmtool.training.guard import DeviceGuard, Guard, Memory, Why
 from llmtool.training.optimizers import Optimizers
+from llmtool.training.parts import WeightsMovedError
 from llmtool.training.replay import TINY, Refused, refused
 from llmtool.training.schedules import Schedule
 from llmtool.training.throughput import Meter
 
 FP16_SCALE, FP16_GROW = 65536.0, 2000  # first factor of the fp16 loss; good steps before it doubles
 
+Compute = Callable[[Batch], Loss]
 Number = Tensor | float  # on a CPU a float at once, elsewhere a float64 scalar that nobody waits for
 
 
@@ -100,6 +103,9 @@ class Verbs:
     # an update that was not made, told while weights and optimizer are those before it; True: training ends
     # by it, with these words added to its error
     refuse: Callable[[Refused, State, bool], str] = lambda update, state, ends: ""
+    # a step that did not fit into memory: how many rows are to go through the model at once from now on, and
+    # the graph for them; MemoryLimitError where there are no fewer. None: memory that runs out is an error
+    lower: Callable[[State], tuple[int, Compute | None]] | None = None
 
 
 @dataclass
@@ -107,8 +113,8 @@ class Loop:
     """The parts of a run that do not change while it runs."""
 
     model: nn.Module
-    loss: Callable[[Batch], Loss]
-    compiled: Callable[[Batch], Loss] | None  # the same through torch.compile
+    loss: Compute
+    compiled: Compute | None  # the same through torch.compile
     batches: Batches
     optimizers: Optimizers
     schedule: Schedule
@@ -171,7 +177,30 @@ class Loop:
         return reason
 
     def _update(self, state: State) -> Number:
-        """One optimizer step; returns the gradient's norm. A step that the guard refuses changes nothing."""
+        """One optimizer step; returns the gradient's norm. What does not fit into memory is begun again in
+        smaller parts, as if nothing had been."""
+        while True:
+            before = (state.scale, state.good, state.in_a_row, state.skipped)
+            try:
+                return self._attempt(state)
+            except (MemoryError, RuntimeError) as error:
+                if self.verbs.lower is None or not is_out_of_memory(error):
+                    raise
+            # outside of `except`, whose traceback holds what the step had made
+            state.scale, state.good, state.in_a_row, state.skipped = before
+            moved = self.optimizers.moved
+            self.optimizers.zero_grad()
+            recover_memory()
+            if moved:
+                raise WeightsMovedError
+            self.statistics.put_back()
+            self.model.train()  # each row of a refused step is judged in eval mode
+            with self.meter.aside():
+                rows, self.compiled = self.verbs.lower(state)
+            self.plan = replace(self.plan, micro_batch=rows)
+
+    def _attempt(self, state: State) -> Number:
+        """The same, once. A step that the guard refuses changes nothing."""
         self.statistics.keep()
         total, count = self.accumulate(state.step, state.scale if self.plan.fp16 else 1.0)
         divisor = _at_least(count, TINY)
@@ -183,14 +212,16 @@ class Loop:
             bad = self.guard.judge(state.step, torch.as_tensor(loss), torch.as_tensor(norm))
             self.statistics.put_back(bad)  # before the average looks at them
             self._step(state.step, divisor, bad)
+            self.guard.remember(torch.as_tensor(loss))
         elif self._may_step(state, float(loss), float(norm)):
             self._step(state.step, divisor)
+            self.guard.remember(float(loss))
         else:
             self.statistics.put_back()
-        self.optimizers.zero_grad()
         if not state.in_a_row:
             self.total, self.count = self.total + total, self.count + count
             self.highest, self.longest = _larger(self.highest, loss), _larger(self.longest, norm)
+        self.optimizers.zero_grad()
         return norm
 
     def _may_step(self, state: State, loss: float, norm: float) -> bool:

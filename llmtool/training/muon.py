@@ -26,6 +26,7 @@ class Muon:
 
     found_inf: Tensor | None = None
     grad_scale: Tensor | None = None
+    moved = False  # whether anything was changed since this was last set to False
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class Muon:
                 gradients /= self.grad_scale
             if self.found_inf is not None:  # the memory stays as it is
                 gradients = torch.where(self.found_inf > 0, memory, gradients)
+            self.moved = True
             memory.lerp_(gradients, 1 - self.momentum)
             update = gradients.lerp_(memory, self.momentum) if self.nesterov else memory
             update = orthogonalize(update, self.ns_steps) * (-lr * heights)

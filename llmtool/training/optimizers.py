@@ -149,15 +149,24 @@ class Optimizers:
             part.grad_scale, part.found_inf = divisor, None if skip is None else skip.float()
             part.step()
 
+    @property
+    def moved(self) -> bool:
+        """Whether parameters or state may have changed since the gradients were last forgotten."""
+        return any(part.moved for part in self.parts.values())
+
     def zero_grad(self) -> None:
         """Forget the gradients."""
         for parameter in self.parameters:
             parameter.grad = None
+        for part in self.parts.values():
+            part.moved = False
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of the state by "optimizer/parameter/what": everything a resumed run needs, exactly."""
+        """A copy of the state, on the host, by "optimizer/parameter/what": everything a resumed run needs,
+        exactly."""
         return {
-            name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in self._live().items()
+            name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, tensor in self._live().items()
         }
 
     def _live(self) -> dict[str, Tensor]:

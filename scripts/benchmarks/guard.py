@@ -70,7 +70,10 @@ def judged(losses: Sequence[float]) -> dict[str, Any]:
         if len(recent) >= ENOUGH and loss > max(recent):
             mean, deviation = mean_and_deviation(recent)
             highest = max(highest, (loss - mean) / deviation if deviation else 0.0)
-        refused += bool(guard.judge(loss, 1.0))
+        if guard.judge(loss, 1.0):
+            refused += 1
+        else:
+            guard.remember(loss)
     return {"steps": len(losses), "refused": refused, "most_deviations": round(highest, 1)}
 
 
@@ -107,6 +110,7 @@ def cost(times: int) -> float:
     began = time.perf_counter()
     for loss in losses:
         guard.judge(loss, 1.0)
+        guard.remember(loss)
     return 1e6 * (time.perf_counter() - began) / times
 
 

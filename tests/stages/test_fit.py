@@ -32,7 +32,7 @@ from llmtool.core.errors import (
     MemoryLimitError,
 )
 from llmtool.core.seeds import seed_torch
-from llmtool.stages.fit import FitResult, fit, truncate_metrics
+from llmtool.stages.fit import FitResult, fit
 from llmtool.stages.settings import out_of_memory, resolve
 from llmtool.training import TrainConfig
 from llmtool.training.throughput import Meter
@@ -296,15 +296,6 @@ def test_other_state_is_refused(tmp_path: Path) -> None:
         run("mlp", tmp_path, config(optimizer=OPTIMIZERS["sgd"]))
 
 
-def test_metrics_lose_what_the_checkpoint_does_not_know(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 2, "loss": 1.5}\n{"step": 4, "loss": null}\n{"step": 5}\n{"ste')
-    truncate_metrics(path, 4)
-    assert path.read_text() == '{"step": 2, "loss": 1.5}\n{"step": 4, "loss": null}\n'
-    truncate_metrics(tmp_path / "none.jsonl", 4)
-    assert (tmp_path / "none.jsonl").read_text() == ""
-
-
 def test_written_beside_the_checkpoints(tmp_path: Path) -> None:
     settings = config(compile="auto", batch="auto", micro_batch="auto")
     fit(
@@ -439,16 +430,16 @@ def test_compiled_resume_changes_no_bit(tmp_path: Path) -> None:
 )
 def test_out_of_memory_gives_advice(error: Exception) -> None:
     with (
-        pytest.raises(MemoryLimitError, match=r"train\.micro_batch: 3 halves"),
-        out_of_memory(config(micro_batch=6)),
+        pytest.raises(MemoryLimitError, match=r"with 6 rows at once; finetune\.micro_batch: 3 needs less"),
+        out_of_memory(lambda: 6, "finetune"),
     ):
         raise error
     with (
-        pytest.raises(MemoryLimitError, match="smaller model"),
-        out_of_memory(config(batch=1, micro_batch=1)),
+        pytest.raises(MemoryLimitError, match=r"with 1 row at once; a smaller model"),
+        out_of_memory(lambda: 1),
     ):
         raise error
-    with pytest.raises(RuntimeError, match="shapes"), out_of_memory(config()):
+    with pytest.raises(RuntimeError, match="shapes"), out_of_memory(lambda: 1):
         raise RuntimeError("shapes do not match")
 
 

@@ -14,10 +14,24 @@ from llmtool.training.guard import ENOUGH, WINDOW, DeviceGuard, Guard, Memory
 EMPTY = Memory([], None)
 
 
+def meet(guard: Guard, loss: float, norm: float = 1.0) -> str:
+    """A step as the loop makes it: judged, and remembered where it is good."""
+    why = guard.judge(loss, norm)
+    if not why:
+        guard.remember(loss)
+    return why
+
+
+def meet_on_device(guard: DeviceGuard, step: int, loss: torch.Tensor) -> torch.Tensor:
+    bad = guard.judge(step, loss, number(1.0))
+    guard.remember(loss)
+    return bad
+
+
 def host(losses: Sequence[float], spread: float | None = 20.0) -> list[int]:
     """The steps that are refused."""
     guard = Guard(spread, EMPTY)
-    return [at for at, loss in enumerate(losses) if guard.judge(loss, 1.0)]
+    return [at for at, loss in enumerate(losses) if meet(guard, loss)]
 
 
 def number(value: float) -> torch.Tensor:
@@ -28,7 +42,7 @@ def device(losses: Sequence[float], spread: float | None = 20.0) -> int:
     """The first step that is refused, or -1."""
     guard = DeviceGuard(spread, EMPTY, torch.device("cpu"))
     for at, loss in enumerate(losses):
-        guard.judge(at, number(loss), number(1.0))
+        meet_on_device(guard, at, number(loss))
     return int(guard.first)
 
 
@@ -60,7 +74,7 @@ def test_what_is_not_finite_is_always_refused(value: float) -> None:
     assert host(losses, spread=None) == [0]
     assert device(losses, spread=None) == 0
     guard = Guard(None, EMPTY)
-    assert [guard.judge(1.0, value), guard.judge(1.0, 1.0)] == ["not finite", ""]
+    assert [meet(guard, 1.0, value), meet(guard, 1.0)] == ["not finite", ""]
 
 
 def test_noise_of_any_kind_is_let_through() -> None:
@@ -103,14 +117,14 @@ def test_memory_is_all_there_is(stop: int) -> None:
     whole, there = Guard(20.0, EMPTY), DeviceGuard(20.0, EMPTY, torch.device("cpu"))
     numbers = [number(loss) for loss in losses]
     for at in range(stop):
-        whole.judge(losses[at], 1.0)
-        there.judge(at, numbers[at], numbers[0])
+        meet(whole, losses[at])
+        meet_on_device(there, at, numbers[at])
     assert there.memory() == whole.memory()
     again, device_again = Guard(20.0, whole.memory()), DeviceGuard(20.0, there.memory(), torch.device("cpu"))
     for at in range(stop, 300):
-        assert again.judge(losses[at], 1.0) == whole.judge(losses[at], 1.0) == ""
-        device_again.judge(at, numbers[at], numbers[0])
-        there.judge(at, numbers[at], numbers[0])
+        assert meet(again, losses[at]) == meet(whole, losses[at]) == ""
+        meet_on_device(device_again, at, numbers[at])
+        meet_on_device(there, at, numbers[at])
     assert again.memory() == whole.memory() == there.memory() == device_again.memory()
     assert again.limit() == pytest.approx(there.memory().limit(20.0), rel=1e-12)
 
@@ -121,9 +135,22 @@ def test_on_the_device_later_steps_leave_no_trace(at: int) -> None:
     losses[at] = 1000.0
     guard, reference = DeviceGuard(20.0, EMPTY, torch.device("cpu")), Guard(20.0, EMPTY)
     for step, loss in enumerate(losses):
-        bad = guard.judge(step, number(loss), number(1.0))
+        bad = meet_on_device(guard, step, number(loss))
         assert bool(bad) == (step >= at)  # once bad, all that follows is bad
         if step < at:
-            reference.judge(loss, 1.0)
+            meet(reference, loss)
     guard.forget(len(losses) - at)
     assert guard.memory() == reference.memory()
+
+
+def test_a_step_that_is_judged_twice_is_remembered_once() -> None:
+    """One whose update ran out of memory is made again: judging alone leaves nothing behind."""
+    losses = noisy(ENOUGH + 9)
+    twice, once = Guard(20.0, EMPTY), Guard(20.0, EMPTY)
+    there = DeviceGuard(20.0, EMPTY, torch.device("cpu"))
+    for at, loss in enumerate(losses):
+        twice.judge(loss, 1.0)
+        there.judge(at, number(loss), number(1.0))
+        assert meet(twice, loss) == meet(once, loss) == ""
+        meet_on_device(there, at, number(loss))
+    assert twice.memory() == once.memory() == there.memory()
