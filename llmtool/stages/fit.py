@@ -25,7 +25,7 @@ from llmtool.stages import divergence, history
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import STATE
 from llmtool.stages.history import CHECKPOINTS, METRICS
-from llmtool.stages.room import Room
+from llmtool.stages.lowering import AtOnce
 from llmtool.stages.score import auto_batch, in_parts
 from llmtool.stages.settings import few_threads, make_plan, out_of_memory, resolve, threads
 from llmtool.tasks.classification import ClassificationTask
@@ -70,7 +70,7 @@ class FitResult:
     skipped: int = 0  # updates that the guard left out
     lowered: list[dict[str, int]] = field(
         default_factory=list
-    )  # micro-batches that did not fit (stages.room)
+    )  # micro-batches that did not fit (stages.lowering)
     notes: list[str] = field(default_factory=list)
 
 
@@ -144,7 +144,7 @@ class _Session:
         self.validation = (
             assembled.batches("validation") if "validation" in assembled.dataset.splits else None
         )
-        self.config, self.room = config, Room.of(config)
+        self.config, self.at_once = config, AtOnce.of(config)
         self.usual_threads = torch.get_num_threads()
         self.metric = config.select.metric if config.select else assembled.task.metric
         self.optimizers = config.optimizer.build(assembled.model, assembled.rates)
@@ -211,7 +211,7 @@ class _Session:
     def take_over(self, found: Path) -> None:
         """Weights, optimizer and place in the run from a checkpoint."""
         saved = files.read_json(found / STATE / LOOP)
-        kept = self.room.resumed(saved.get("rows"), self.config)
+        kept = self.at_once.resumed(saved.get("rows"), self.config)
         self.config = kept.model_copy(update={"compile": saved["compile"]})  # kernels differ in the last bits
         self.state = State(**saved["state"], seconds=saved["time"]["seconds"])
         self.optimizers.restore(safetensors.torch.load_file(found / STATE / OPTIMIZER))
@@ -228,7 +228,7 @@ class _Session:
             try:
                 return self.loop(meter, compiled).run(self.state)
             except WeightsMovedError:
-                rows, lowered = self.config.micro_batch, self.room.lowered
+                rows, lowered = self.config.micro_batch, self.at_once.lowered
             if (found := self._newest()) is None:
                 raise MemoryLimitError(
                     "out of memory in the middle of the first updates, before a checkpoint: begin again with "
@@ -236,7 +236,7 @@ class _Session:
                 )
             self._go_on_from(found)
             self.config = self.config.model_copy(update={"micro_batch": rows})
-            self.room.lowered = lowered
+            self.at_once.lowered = lowered
             _, compiled = self.lower(self.state)
 
     def lower(self, state: State) -> tuple[int, Compute | None]:
@@ -248,7 +248,7 @@ class _Session:
         return self.plan.micro_batch, self.compile()
 
     def _fewer(self, step: int) -> None:
-        self.config, said = self.room.fewer(self.config, self.assembled.model, step, self.section)
+        self.config, said = self.at_once.fewer(self.config, self.assembled.model, step, self.section)
         self.plan = make_plan(self.config, self.train, self.assembled)
         # a run that began with so few rows has as many threads, on which the last bits depend
         few = few_threads(self.config, self.flops_per_row, self.assembled.device)
@@ -379,12 +379,12 @@ class _Session:
 
         tally, rows = in_parts(scored, before, "scoring validation")
         if rows < before:
-            self.room.scoring = rows
+            self.at_once.scoring = rows
             self.note(f"validation does not fit into memory with {before} rows at once: {rows} from here on")
         return tally
 
     def _scoring_rows(self) -> int:
-        return self.room.scoring or auto_batch(self.assembled, self.train.tokens_per_row)
+        return self.at_once.scoring or auto_batch(self.assembled, self.train.tokens_per_row)
 
     def _refuse_unknown_metric(self, validation: Batches) -> None:
         """A misspelt `select.metric` is an error now, not after the first tenth of the run."""
@@ -461,7 +461,7 @@ class _Session:
             "format": 1,
             "state": fields,
             "compile": self.config.compile,
-            "rows": self.room.document(self.config),
+            "rows": self.at_once.document(self.config),
             "time": {"seconds": seconds},
         }
         files.write_json(directory / STATE / LOOP, about)
@@ -495,6 +495,6 @@ class _Session:
             throughput=meter.summary(),
             resumed_from=self.resumed_from,
             skipped=state.skipped,
-            lowered=self.room.lowered,
+            lowered=self.at_once.lowered,
             notes=self.notes,
         )

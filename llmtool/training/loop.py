@@ -190,6 +190,7 @@ class Loop:
             state.scale, state.good, state.in_a_row, state.skipped = before
             moved = self.optimizers.moved
             self.optimizers.zero_grad()
+            self.feed.stop()  # what lies ready is for as many rows as before
             recover_memory()
             if moved:
                 raise WeightsMovedError

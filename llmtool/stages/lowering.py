@@ -14,7 +14,7 @@ from llmtool.training.parts import smaller
 
 
 @dataclass
-class Room:
+class AtOnce:
     """What a session knows of it.
 
     asked: `batch` and `micro_batch` as the file has them. lowered: where a micro-batch did not fit: at which
@@ -27,7 +27,7 @@ class Room:
     scoring: int | None = None
 
     @classmethod
-    def of(cls, config: TrainConfig) -> Room:
+    def of(cls, config: TrainConfig) -> AtOnce:
         """Of a session that begins."""
         return cls({"batch": config.batch, "micro_batch": config.micro_batch})
 

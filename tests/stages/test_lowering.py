@@ -16,7 +16,7 @@ from llmtool.core.contracts import Batch, Loss
 from llmtool.core.errors import MemoryLimitError
 from llmtool.core.seeds import seed_torch
 from llmtool.stages.fit import FitResult, fit
-from llmtool.stages.room import Room
+from llmtool.stages.lowering import AtOnce
 from llmtool.training import TrainConfig
 from llmtool.training.loop import Loop
 from tests.stages.test_fit import OPTIMIZERS, Crash, Toy, Watcher, config, final
@@ -148,15 +148,15 @@ def test_the_written_experiment_says_what_is_used(tmp_path: Path) -> None:
 
 def test_a_file_that_asks_for_others_gets_them(tmp_path: Path) -> None:
     settings = config(batch=12, micro_batch=12)
-    first, room = Room.of(settings), Room.of(settings)
+    first, kept = AtOnce.of(settings), AtOnce.of(settings)
     lowered, _ = first.fewer(settings, ToyMLP(), 1, "train")
     saved = first.document(lowered)
-    assert room.resumed(saved, settings).micro_batch == 6
+    assert kept.resumed(saved, settings).micro_batch == 6
     other = settings.model_copy(update={"micro_batch": 4})
-    room = Room.of(other)
-    assert room.resumed(saved, other).micro_batch == 4
-    assert room.lowered == [{"step": 1, "from": 12, "to": 6}]  # what happened stays told
-    assert Room.of(settings).resumed(None, settings) is settings  # a checkpoint of an earlier version
+    kept = AtOnce.of(other)
+    assert kept.resumed(saved, other).micro_batch == 4
+    assert kept.lowered == [{"step": 1, "from": 12, "to": 6}]  # what happened stays told
+    assert AtOnce.of(settings).resumed(None, settings) is settings  # a checkpoint of an earlier version
 
 
 @pytest.mark.parametrize(("kind", "least"), [("mlp", "1 row"), ("norms", "2 rows")])
