@@ -243,6 +243,7 @@ def spoiled(step: int, value: float) -> tuple[ToyBatches, int]:
 @pytest.mark.parametrize("waits", [True, False], ids=["host", "device"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o.name)
 def test_a_jump_stops_before_the_update_and_names_the_row(optimizer: Any, waits: bool) -> None:
+    torch.manual_seed(0)  # of some others the wild row suits the guess
     data, culprit = spoiled(45, 1e6)
     model, notes, told = ToyMLP(), Notes(), []
     loop = make(model, data, notes, optimizer, steps=50, log_every=50, spread=20.0)
