@@ -79,8 +79,10 @@ class Experiment(Section):
     )
     seed: int = Field(default=0, ge=0, description="every random choice follows from this number")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: CUDA when there is one")
-    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
-        default="auto", description="of the matrix products; auto: bf16 on CUDA, fp32 on a CPU"
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8"] = Field(
+        default="auto",
+        description="of the matrix products; auto: bf16 on CUDA, fp32 on a CPU; fp8: bf16, but eight bits "
+        "for the linear layers inside the blocks while they are trained (GPUs of Ada, Hopper and later)",
     )
     deterministic: bool = Field(
         default=False, description="bit-identical runs on CUDA too (slower); a CPU run always is"

@@ -20,7 +20,7 @@ import torch
 from llmtool.core.errors import ConfigError
 
 DeviceName = Literal["auto", "cpu", "cuda"]
-PrecisionName = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+PrecisionName = Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8"]
 
 MEASURING_SECONDS = 0.05
 
@@ -59,13 +59,14 @@ class Precision:
     name: what was resolved, never "auto". dtype: what matrix products run in under autocast; None for no
     autocast.
     tf32: whether float32 products may round their inputs to 10 bits of mantissa. scaler: whether gradients
-    need scaling.
+    need scaling. eight: whether training multiplies in eight bits inside the blocks (models.fp8).
     """
 
     name: str
     dtype: torch.dtype | None
     tf32: bool = False
     scaler: bool = False
+    eight: bool = False
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
         """The context for forward passes and losses."""
@@ -86,6 +87,7 @@ PRECISIONS = {
     "tf32": Precision("tf32", None, tf32=True),
     "bf16": Precision("bf16", torch.bfloat16),
     "fp16": Precision("fp16", torch.float16, scaler=True),
+    "fp8": Precision("fp8", torch.bfloat16, eight=True),
 }
 
 
@@ -101,11 +103,16 @@ def resolve_precision(name: PrecisionName, device: torch.device) -> Precision:
                 f"precision: {name} needs a GPU of compute capability 8.0, and "
                 f"{describe(device)} has {capability[0]}.{capability[1]}; it can do fp16 and fp32"
             )
+        if name == "fp8" and capability < (8, 9):  # Ada: the first with units for it
+            raise ConfigError(
+                f"precision: fp8 needs a GPU of compute capability 8.9, and {describe(device)} has "
+                f"{capability[0]}.{capability[1]}; choose {'bf16' if newer else 'fp16'}"
+            )
         return PRECISIONS[name]
     if name == "auto":
         return PRECISIONS["fp32"]
-    if name == "tf32":
-        raise ConfigError("precision: tf32 is a format of NVIDIA GPUs; on the CPU choose fp32 or bf16")
+    if name in ("tf32", "fp8"):
+        raise ConfigError(f"precision: {name} is a format of NVIDIA GPUs; on the CPU choose fp32 or bf16")
     precision = PRECISIONS[name]
     if precision.dtype is not None and not _cpu_computes_in(precision.dtype):
         raise ConfigError(
@@ -133,16 +140,19 @@ def _cpu_computes_in(dtype: torch.dtype) -> bool:
 
 # Dense peaks (without sparsity) in TFLOP/s at boost clock, from NVIDIA's documents: data sheets of H200, H100
 # (SXM, PCIe, NVL), A100, L4, L40S, T4 and V100; architecture white papers of Ada (RTX 4090) and GA102 (RTX
-# 3090), where fp16 and bf16 accumulate in fp32, as PyTorch's products do. Names as torch.cuda.get_device_name
-# gives them, in full: a MIG slice, a laptop or an export variant is another device and is measured.
+# 3090), where fp8, fp16 and bf16 accumulate in fp32, as PyTorch's products do. Names in full, as torch.cuda
+# (get_device_name) gives them: a MIG slice, a laptop or an export variant is another device and is measured.
 PEAKS: list[tuple[str, dict[str, float]]] = [
-    (r"NVIDIA (H200|H100 80GB HBM3)", {"fp32": 66.9, "tf32": 494.7, "bf16": 989.4, "fp16": 989.4}),
-    (r"NVIDIA H100 NVL", {"fp32": 60.0, "tf32": 417.5, "bf16": 835.5, "fp16": 835.5}),
-    (r"NVIDIA H100 PCIe", {"fp32": 51.2, "tf32": 378.0, "bf16": 756.5, "fp16": 756.5}),
+    (
+        r"NVIDIA (H200|H100 80GB HBM3)",
+        {"fp32": 66.9, "tf32": 494.7, "bf16": 989.4, "fp16": 989.4, "fp8": 1978.9},
+    ),
+    (r"NVIDIA H100 NVL", {"fp32": 60.0, "tf32": 417.5, "bf16": 835.5, "fp16": 835.5, "fp8": 1670.5}),
+    (r"NVIDIA H100 PCIe", {"fp32": 51.2, "tf32": 378.0, "bf16": 756.5, "fp16": 756.5, "fp8": 1513.0}),
     (r"(NVIDIA )?A100[- ].*", {"fp32": 19.5, "tf32": 156.0, "bf16": 312.0, "fp16": 312.0}),
-    (r"NVIDIA L40S", {"fp32": 91.6, "tf32": 183.0, "bf16": 362.0, "fp16": 362.0}),
-    (r"NVIDIA L4", {"fp32": 30.3, "tf32": 60.0, "bf16": 121.0, "fp16": 121.0}),
-    (r"NVIDIA GeForce RTX 4090", {"fp32": 82.6, "tf32": 82.6, "bf16": 165.2, "fp16": 165.2}),
+    (r"NVIDIA L40S", {"fp32": 91.6, "tf32": 183.0, "bf16": 362.0, "fp16": 362.0, "fp8": 733.0}),
+    (r"NVIDIA L4", {"fp32": 30.3, "tf32": 60.0, "bf16": 121.0, "fp16": 121.0, "fp8": 242.5}),
+    (r"NVIDIA GeForce RTX 4090", {"fp32": 82.6, "tf32": 82.6, "bf16": 165.2, "fp16": 165.2, "fp8": 330.3}),
     (r"NVIDIA GeForce RTX 3090", {"fp32": 35.6, "tf32": 35.6, "bf16": 71.2, "fp16": 71.2}),
     (r"Tesla T4", {"fp32": 8.1, "fp16": 65.0}),
     (r"Tesla V100-SXM2.*", {"fp32": 15.7, "fp16": 125.0}),

@@ -290,7 +290,7 @@ def saved_bytes(
     Counted on fake tensors, which choose the kernels that a CPU would. A CUDA device's attention keeps no T
     x T square even with dropout, so attention's dropout is left out there.
     """
-    lower = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    lower = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp16": torch.float16}.get(precision)
     with FakeTensorMode():
         model = _copy_on(model, "cpu")
         if device.startswith("cuda"):

@@ -21,6 +21,7 @@ from llmtool.core.errors import ConfigError, LlmtoolError, MemoryLimitError
 from llmtool.data.batches import Batches
 from llmtool.evaluation.loop import evaluate
 from llmtool.experiment import FinetuneConfig
+from llmtool.models import fp8
 from llmtool.stages import divergence, history
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import STATE
@@ -140,6 +141,8 @@ class _Session:
     ) -> None:
         self.assembled, self.directory, self.progress = assembled, directory, progress
         self.command, self.as_yaml, self.flops_per_row = command, as_yaml, flops_per_row
+        if assembled.precision.eight:
+            fp8.use(assembled.model)
         self.train = assembled.batches("train")
         self.validation = (
             assembled.batches("validation") if "validation" in assembled.dataset.splits else None

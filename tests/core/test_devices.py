@@ -60,12 +60,19 @@ def test_auto_takes_the_gpu_and_its_best_precision(gpu):
     for name in ("bf16", "tf32"):
         with pytest.raises(ConfigError, match=rf"precision: {name} needs .* Tesla T4 has 7\.5"):
             resolve_precision(name, old)
+    with pytest.raises(ConfigError, match=r"fp8 needs .* 8\.9, and Tesla T4 has 7\.5; choose fp16"):
+        resolve_precision("fp8", old)
+    with pytest.raises(ConfigError, match=r"A100-SXM4-80GB has 8\.0; choose bf16"):
+        resolve_precision("fp8", gpu("NVIDIA A100-SXM4-80GB", (8, 0)))
+    eight = resolve_precision("fp8", gpu("NVIDIA L4", (8, 9)))
+    assert (eight.eight, eight.dtype) == (True, torch.bfloat16)
 
 
 def test_precisions_of_the_cpu(monkeypatch):
     assert resolve_precision("auto", CPU) == resolve_precision("fp32", CPU) == PRECISIONS["fp32"]
-    with pytest.raises(ConfigError, match="tf32 is a format of NVIDIA GPUs"):
-        resolve_precision("tf32", CPU)
+    for name in ("tf32", "fp8"):
+        with pytest.raises(ConfigError, match=f"{name} is a format of NVIDIA GPUs"):
+            resolve_precision(name, CPU)
     a = torch.ones(4, 4)
     with resolve_precision("fp32", CPU).autocast(CPU):
         assert (a @ a).dtype == torch.float32
@@ -98,6 +105,8 @@ def test_apply_sets_float32_products():
     ("name", "precision", "teraflops"),
     [
         ("NVIDIA H200", "bf16", 989.4),
+        ("NVIDIA H200", "fp8", 1978.9),
+        ("Tesla T4", "fp8", None),
         ("NVIDIA H100 80GB HBM3", "tf32", 494.7),
         ("NVIDIA H100 PCIe", "bf16", 756.5),
         ("NVIDIA H100 NVL", "bf16", 835.5),
