@@ -117,13 +117,19 @@ class Batch:
         plain = (self.inputs, self.segments)
         return plain if self.features is None else (*plain, self.features)
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same with `change` made of every tensor but the units."""
+        changed = lambda t: None if t is None else change(t)  # noqa: E731
+        scale, mixed = (
+            (change(pair[0]), change(pair[1])) if pair else None for pair in (self.scale, self.mixed)
+        )
+        inputs, targets = change(self.inputs), change(self.targets)
+        segments, features = changed(self.segments), changed(self.features)
+        return Batch(inputs, targets, segments, self.units, scale, mixed, features)
+
     def pinned(self) -> Batch:
         """The same in page-locked memory, from which `to` copies without waiting."""
-        scale = None if self.scale is None else (self.scale[0].pin_memory(), self.scale[1].pin_memory())
-        segments = None if self.segments is None else self.segments.pin_memory()
-        features = None if self.features is None else self.features.pin_memory()
-        inputs, targets = self.inputs.pin_memory(), self.targets.pin_memory()
-        return Batch(inputs, targets, segments, self.units, scale, features=features)
+        return self.each(Tensor.pin_memory)
 
     def to(self, device: torch.device, change: Callable[[Batch], Batch] | None = None) -> Batch:
         """The same batch on `device`, ready for a model; change: as `ready` takes it."""
@@ -131,11 +137,7 @@ class Batch:
 
     def on(self, device: torch.device) -> Batch:
         """The same on `device`, pictures as bytes still; pinned memory is copied without waiting."""
-        move = lambda t: t.to(device, non_blocking=True)  # noqa: E731
-        segments = None if self.segments is None else move(self.segments)
-        features = None if self.features is None else move(self.features)
-        scale = None if self.scale is None else (move(self.scale[0]), move(self.scale[1]))
-        return Batch(move(self.inputs), move(self.targets), segments, self.units, scale, features=features)
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def ready(self, change: Callable[[Batch], Batch] | None = None) -> Batch:
         """As a model takes it.

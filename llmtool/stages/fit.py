@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from llmtool.core import checkpoint, files
 from llmtool.core.contracts import Batch, Images, Loss
@@ -22,7 +21,7 @@ from llmtool.data.batches import Batches
 from llmtool.evaluation.loop import evaluate
 from llmtool.experiment import FinetuneConfig
 from llmtool.models import fp8
-from llmtool.stages import divergence, history
+from llmtool.stages import compiling, divergence, history
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import STATE
 from llmtool.stages.history import CHECKPOINTS, METRICS
@@ -320,40 +319,13 @@ class _Session:
 
     def _graph(self) -> Compute | None:
         """The same, once; what runs out of memory is raised."""
-        loss = self.loss()
-
-        def tensors(
-            inputs: Tensor,
-            targets: Tensor,
-            segments: Tensor | None,
-            mixed: tuple[Tensor, Tensor] | None,
-            features: Tensor | None,
-        ) -> tuple[Tensor, Tensor]:
-            result = loss(Batch(inputs, targets, segments, mixed=mixed, features=features))
-            return result.total, result.count
-
-        even = self.train.scored is None
-        graph = torch.compile(tensors, dynamic=False if even else None)
-
-        def compiled(batch: Batch) -> Loss:
-            return Loss(*graph(batch.inputs, batch.targets, batch.segments, batch.mixed, batch.features))
-
-        loop = self.loop(Meter(self.plan.batch), None)
-        try:
-            self.assembled.model.train()
-            compiled(loop.rows(0, self.plan.micro_batch)).total.backward()
-            return compiled
-        except Exception as error:  # whatever the compiler cannot do, the same model does without it
-            if is_out_of_memory(error):
-                raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self.note(f"torch.compile failed, training goes on without it ({reason[:200]})")
-            self.config = self.config.model_copy(update={"compile": False})
+        loop, even = self.loop(Meter(self.plan.batch), None), self.train.scored is None
+        assert self.config.compile in (True, "graphs")
+        graph, how = compiling.tried(self.loss(), loop, self.config.compile, even, self.note)
+        if how != self.config.compile:
+            self.config = self.config.model_copy(update={"compile": how})
             self.write_down()
-            return None
-        finally:
-            self.optimizers.zero_grad()
-            loop.statistics.put_back()
+        return graph
 
     def validate(self) -> tuple[dict[str, float], float | None]:
         """Figures of the validation split, and the one that selects (None where it is undefined)."""

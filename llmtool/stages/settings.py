@@ -19,6 +19,7 @@ from llmtool.training.loop import Plan
 CPU_TOKENS, CUDA_TOKENS = 1024, 32768  # tokens of one optimizer step when `batch` is auto
 CPU_RATE = 30e9  # FLOP/s that a core reaches in these models, measured
 ONE_THREAD = 3e7  # FLOPs of a micro-batch that a second CPU core makes no faster, measured
+LAUNCHED = 4e12  # FLOPs of a micro-batch that a GPU computes in the time its kernels take to launch, at most
 COMPILE_PAYS = 600.0  # seconds of CPU training from which 20-60 s of compilation come back
 
 
@@ -65,6 +66,10 @@ def resolve(
         seconds = (flops_per_row or 0.0) * batch * (steps or 0) / (CPU_RATE * torch.get_num_threads())
         even = train.scored is None  # a graph is for one shape, texts have many
         updates["compile"] = even and (cuda or seconds > COMPILE_PAYS)
+        if cuda and even and flops_per_row is not None and flops_per_row * micro < LAUNCHED:
+            updates["compile"] = "graphs"
+    elif config.compile == "graphs" and not cuda:
+        raise ConfigError("compile: graphs are CUDA's; on a CPU choose true, false or auto")
     return config.model_copy(update=updates)
 
 

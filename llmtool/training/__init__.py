@@ -58,9 +58,10 @@ class TrainConfig(Section):
         description="weights are averaged over the steps, each average keeping so much of the last (0.999; "
         "less in the first steps): the averaged ones are validated, saved and evaluated; null: no average",
     )
-    compile: bool | Literal["auto"] = Field(
+    compile: bool | Literal["auto", "graphs"] = Field(
         default="auto",
-        description="torch.compile; auto: on CUDA, and on a CPU where the run is long enough to pay",
+        description="torch.compile; graphs: recorded as CUDA graphs too, which pays where a model is small; "
+        "auto: on CUDA, recorded if it is small, and on a CPU where the run is long enough to pay",
     )
     log_every: Count = Field(default="auto", description="steps between two lines of metrics.jsonl")
     validate_every: Count = Field(default="auto", description="steps between two validations")

@@ -191,6 +191,7 @@ class Loop:
             moved = self.optimizers.moved
             self.optimizers.zero_grad()
             self.feed.stop()  # what lies ready is for as many rows as before
+            self.compiled = None  # recorded graphs hold memory
             recover_memory()
             if moved:
                 raise WeightsMovedError
@@ -258,7 +259,8 @@ class Loop:
             self._seed(derive(plan.seed, "step", step, index))
             started = time.perf_counter()
             loss = compute(batch)
-            (loss.total * scale if plan.fp16 else loss.total).backward()
+            if loss.total.requires_grad:  # a recorded graph has made the gradients already
+                (loss.total * scale if plan.fp16 else loss.total).backward()
             self.work += time.perf_counter() - started
             total, count = total + self._number(loss.total), count + self._number(loss.count)
         return total, count

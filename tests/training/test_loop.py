@@ -23,6 +23,8 @@ from llmtool.training.schedules import ConstantSchedule
 from llmtool.training.throughput import Meter
 from tests.training.toys import ToyBatches, ToyMLP, ToyTask, ToyTransformer, table, tokens
 
+CPU = torch.device("cpu")
+
 
 class Notes:
     """Verbs that remember."""
@@ -47,7 +49,14 @@ class Notes:
             self.on_save(state)
 
 
-def make(model: nn.Module, data: ToyBatches, notes: Notes, optimizer: Any = None, **plan: Any) -> Loop:
+def make(
+    model: nn.Module,
+    data: ToyBatches,
+    notes: Notes,
+    optimizer: Any = None,
+    device: torch.device = CPU,
+    **plan: Any,
+) -> Loop:
     full = Plan(**{"batch": 8, "micro_batch": 8, "steps": 6, "log_every": 1, "checkpoint_every": 100, **plan})
     return Loop(
         model=model,
@@ -57,7 +66,7 @@ def make(model: nn.Module, data: ToyBatches, notes: Notes, optimizer: Any = None
         optimizers=(optimizer or SGDConfig(name="sgd", lr=0.1)).build(model),
         schedule=ConstantSchedule(name="constant"),
         plan=full,
-        device=torch.device("cpu"),
+        device=device,
         meter=Meter(full.batch),
         verbs=Verbs(notes.validate if notes.scores else None, notes.record, notes.save),
     )
