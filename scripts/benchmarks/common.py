@@ -77,6 +77,11 @@ def timed(
     return Timed(seconds, cpu, done.stdout)
 
 
+def search_path() -> str:
+    """PYTHONPATH for a process that imports this llmtool, wherever it begins."""
+    return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def llmtool(*arguments: str | Path, sets: Mapping[str, Any] | None = None) -> list[str]:
     """The command line of llmtool in this environment; `sets` become --set options."""
     options = [word for key, value in (sets or {}).items() for word in ("--set", f"{key}={value}")]

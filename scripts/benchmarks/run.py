@@ -1,6 +1,7 @@
 """All benchmarks in short form: `make bench` on a CPU (under 8 minutes on 2 cores), `make bench-gpu` on CUDA.
 
-    python scripts/benchmarks/run.py [--device cuda] [--save] [--nanogpt PATH] [--keras PYTHON]
+    python scripts/benchmarks/run.py [--device cuda] [--save] [--nanogpt PATH] [--litgpt PYTHON]
+        [--keras PYTHON]
 
 Short forms show that everything works and roughly where it stands; the figures to quote come from the
 scripts one by one (each says how in its first lines). Peers that are not on this machine are left out.
@@ -14,6 +15,8 @@ import time
 
 import common
 
+EAGER = ("--peers", "llmtool", "nanogpt", "litgpt", "transformers")  # compiling takes longer than a short run
+FAST = ("--peers", "llmtool+compile", "nanogpt+compile", "litgpt", "transformers")
 TABLES = ("adult", "california_housing", "bank_marketing", "letter_recognition")
 
 
@@ -22,19 +25,25 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--nanogpt", help="a checkout of nanoGPT, to run beside")
+    parser.add_argument("--litgpt", help="a Python with litgpt, to run beside")
     parser.add_argument("--keras", help="a Python with tensorflow-cpu, to run beside")
     options = parser.parse_args()
+    peers = ["--nanogpt", options.nanogpt] if options.nanogpt else []
+    peers += ["--litgpt", options.litgpt] if options.litgpt else []
     if options.device == "cuda":
         jobs: list[tuple[str, list[str]]] = [("gpu", []), ("lora", ["--device", "cuda"])]
+        jobs.append(("peers/run", ["--settings", "cuda_gpt2", "cuda_llama", *FAST, *peers]))
     else:
         jobs = [
             ("overhead", []),
             ("noop", []),
-            ("shakespeare", ["--nanogpt", options.nanogpt] if options.nanogpt else []),
+            ("peers/run", ["--settings", "cpu_small", *EAGER, *peers]),
             ("article", ["--python", options.keras] if options.keras else []),
             ("prepare_speed", []),
             ("lora", []),
         ]
+        if options.litgpt:
+            jobs.append(("peers/target", peers))
         if tables := _tables():
             jobs.append(("tables", tables))
         else:
