@@ -73,6 +73,10 @@ Replay = Annotated[
         show_default=False,
     ),
 ]
+Profile = Annotated[
+    bool,
+    typer.Option("--profile", help="Record a few steps: a Chrome trace, and where a step's time goes."),
+]
 Place = Annotated[
     str,
     typer.Argument(
@@ -166,10 +170,12 @@ def train(
     rehearse: Rehearse = False,
     verify: Verify = None,
     replay: Replay = None,
+    profile: Profile = False,
     debug: Debug = False,
 ) -> None:
     """Train the model, preparing the data first if need be."""
-    _run("train", Options(config, set_ or [], force, resume), json, debug, rehearse, verify, replay)
+    options = Options(config, set_ or [], force, resume, profile=profile)
+    _run("train", options, json, debug, rehearse, verify, replay)
 
 
 @app.command()
@@ -182,10 +188,12 @@ def finetune(
     rehearse: Rehearse = False,
     verify: Verify = None,
     replay: Replay = None,
+    profile: Profile = False,
     debug: Debug = False,
 ) -> None:
     """Adapt an existing model to this data; scores before and after stand side by side."""
-    _run("finetune", Options(config, set_ or [], force, resume), json, debug, rehearse, verify, replay)
+    options = Options(config, set_ or [], force, resume, profile=profile)
+    _run("finetune", options, json, debug, rehearse, verify, replay)
 
 
 @app.command()
@@ -369,6 +377,8 @@ def _run(
     try:
         if len(aside) > 1:
             raise ConfigError(f"--{' and --'.join(aside)}: give one of them")
+        if aside and getattr(options, "profile", False):
+            raise ConfigError(f"--profile records a real training: --{name} runs aside, give one of them")
         module = _load(f"llmtool.commands.{name}")
         importlib.import_module("llmtool.core.console").configure(json=as_json)
         result = module.run(options, *([command, *aside[name]] if aside else []))

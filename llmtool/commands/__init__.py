@@ -34,6 +34,7 @@ class Options:
     resume: bool = False
     scratch: Scratch | None = None
     others: tuple[str, ...] = ()
+    profile: bool = False  # of a training: record a few steps
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llmtool.commands import Options, keys, session
+from llmtool.commands import Options, keys, profiled, session
 from llmtool.core import console, files
 from llmtool.core.contracts import Tally
 from llmtool.core.errors import DataError
@@ -40,6 +40,8 @@ def run(options: Options) -> dict[str, Any]:
             if not run.fresh:
                 start = checkpoints.from_checkpoint(directory, hashes.hash)
                 _finetune(run, loaded, config, dataset, start, options, hashes)
+            else:
+                profiled.stands(options, run)
     return run.result
 
 
@@ -101,6 +103,7 @@ def _finetune(
     if old and said:
         console.say(f"{old_path} cannot be scored any more: the head is not the one that it was read with")
     session.say_fit(result)
+    profiled.say(result.profile)
     if merged:
         console.say(f"merged model: {merged}")
 

@@ -40,6 +40,7 @@ from llmtool.stages.checkpoints import fingerprint
 from llmtool.stages.fit import FitResult
 from llmtool.stages.fit import fit as stage_fit
 from llmtool.training import TrainConfig
+from llmtool.training.profile import NOTHING, Profile
 
 
 @contextmanager
@@ -417,7 +418,8 @@ def fit(run: Run, loaded: Loaded, assembled: Assembled, config: TrainConfig, opt
     batch = rows.rows if config.batch == "auto" else config.batch
     total = config.budget.total_steps(rows.rows, min(batch, rows.rows), rows.tokens_per_row)
     metric = config.select.metric if config.select else assembled.task.metric
-    with console.progress(total if config.batch != "auto" else None, "step") as display:
+    profile = Profile(run.directory, assembled.device) if options.profile else None
+    with console.progress(total if config.batch != "auto" else None, "step") as display, profile or NOTHING:
         return stage_fit(
             assembled,
             config,
@@ -428,6 +430,7 @@ def fit(run: Run, loaded: Loaded, assembled: Assembled, config: TrainConfig, opt
             flops_per_row=flops,
             peak=peak,
             command=None if options.scratch else _as_given(section, options),
+            profile=profile,
         )
 
 

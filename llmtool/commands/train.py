@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmtool.commands import Options, keys, session
+from llmtool.commands import Options, keys, profiled, session
 from llmtool.core import console
 from llmtool.core.run import Run
 from llmtool.data.store import Dataset
@@ -23,6 +23,8 @@ def run(options: Options) -> dict[str, Any]:
         with session.stage(loaded, "train", key, options, resumable=True) as run:
             if not run.fresh:
                 _train(run, loaded, dataset, options, choice)
+            else:
+                profiled.stands(options, run)
     return run.result
 
 
@@ -41,3 +43,4 @@ def _train(run: Run, loaded: Loaded, dataset: Dataset, options: Options, choice:
     if splits:
         console.show(report.metrics_table(metrics, rows))
     session.say_fit(result)
+    profiled.say(result.profile)

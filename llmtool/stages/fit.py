@@ -35,6 +35,7 @@ from llmtool.training.augment import Augment
 from llmtool.training.average import Average, moving
 from llmtool.training.loop import Compute, Loop, Plan, State, Verbs
 from llmtool.training.parts import WeightsMovedError
+from llmtool.training.profile import Profile
 from llmtool.training.replay import Refused
 from llmtool.training.throughput import Meter
 
@@ -72,6 +73,7 @@ class FitResult:
         default_factory=list
     )  # micro-batches that did not fit (stages.lowering)
     notes: list[str] = field(default_factory=list)
+    profile: dict[str, Any] | None = None  # as training.profile says
 
 
 def fit(
@@ -85,6 +87,7 @@ def fit(
     flops_per_row: float | None = None,
     peak: float | None = None,
     command: str | None = None,
+    profile: Profile | None = None,
 ) -> FitResult:
     """Train `assembled.model` in place; checkpoints, metrics.jsonl and what was resolved go into `directory`.
 
@@ -92,7 +95,7 @@ def fit(
     as_yaml: the whole experiment as YAML with this config in its place, for experiment.yaml.
     flops_per_row: forward and backward of one row. peak: FLOP/s of the device at this precision.
     command: the one that trains, as it was given, for what is left behind of an update that was not made;
-    None: only the error tells of it.
+    None: only the error tells of it. profile: records a few steps.
     Raises DivergedError, MemoryLimitError, Interrupted, Cancelled, ConfigError.
     """
     session = _Session(assembled, config, directory, progress, command, as_yaml, flops_per_row)
@@ -100,13 +103,16 @@ def fit(
     config = session.config
     session.write_down()
     assert isinstance(config.batch, int)
-    meter = Meter(config.batch, session.train.tokens_per_row, flops_per_row, peak)
+    meter = Meter(config.batch, session.train.tokens_per_row, flops_per_row, peak, profile)
     session.plan = make_plan(config, session.train, assembled)
     rows = lambda: session.plan.micro_batch  # noqa: E731
     with out_of_memory(rows, session.section), threads(few_threads(config, flops_per_row, assembled.device)):
         files.write_json(directory / "environment.json", session.environment())
         reason = session.run(meter)
-    return session.result(reason, meter)
+    result = session.result(reason, meter)
+    if profile is not None:
+        result.profile = profile.result(result.throughput, (flops_per_row or 0.0) * config.batch, peak)
+    return result
 
 
 def at_checkpoint(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmtool.core import files
 from llmtool.stages import divergence
+from llmtool.training.profile import FIGURES, TRACE
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 
@@ -33,5 +34,5 @@ def truncate_metrics(path: Path, step: int) -> None:
 def clear(directory: Path) -> None:
     """Remove what an earlier run left, of which nothing is gone on with."""
     files.make_directories(directory)
-    for name in ("best", "last", METRICS, CHECKPOINTS, divergence.DIRECTORY):
+    for name in ("best", "last", METRICS, CHECKPOINTS, divergence.DIRECTORY, FIGURES, TRACE):
         files.remove_tree(directory / name)

@@ -255,12 +255,15 @@ class Loop:
         count: Number = 0.0
         self.work = 0.0
         for index, start in enumerate(range(0, plan.batch, plan.micro_batch)):
-            batch = self.rows(step * plan.batch + start, min(plan.micro_batch, plan.batch - start))
+            with self.meter.part("data"):
+                batch = self.rows(step * plan.batch + start, min(plan.micro_batch, plan.batch - start))
             self._seed(derive(plan.seed, "step", step, index))
             started = time.perf_counter()
-            loss = compute(batch)
-            if loss.total.requires_grad:  # a recorded graph has made the gradients already
-                (loss.total * scale if plan.fp16 else loss.total).backward()
+            with self.meter.part("forward"):
+                loss = compute(batch)
+            with self.meter.part("backward"):
+                if loss.total.requires_grad:  # a recorded graph has made the gradients already
+                    (loss.total * scale if plan.fp16 else loss.total).backward()
             self.work += time.perf_counter() - started
             total, count = total + self._number(loss.total), count + self._number(loss.count)
         return total, count
@@ -275,8 +278,9 @@ class Loop:
     def norm(self) -> Number:
         """The norm of all gradients together."""
         started = time.perf_counter()
-        norms = torch.stack(torch._foreach_norm(self.optimizers.gradients()))
-        norm = self._number(torch.linalg.vector_norm(norms))
+        with self.meter.part("clip"):
+            norms = torch.stack(torch._foreach_norm(self.optimizers.gradients()))
+            norm = self._number(torch.linalg.vector_norm(norms))
         self.work += time.perf_counter() - started
         return norm
 
@@ -288,9 +292,10 @@ class Loop:
 
     def _step(self, step: int, divisor: Number, skip: Tensor | None = None) -> None:
         started = time.perf_counter()
-        self.optimizers.step(torch.as_tensor(divisor, dtype=torch.float32), skip)
-        if self.average is not None:
-            self.average.update(step, skip)
+        with self.meter.part("optimizer"):
+            self.optimizers.step(torch.as_tensor(divisor, dtype=torch.float32), skip)
+            if self.average is not None:
+                self.average.update(step, skip)
         self.work += time.perf_counter() - started
 
     def rows(self, start: int, count: int) -> Batch:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
+
+from llmtool.training.profile import ASIDE, NOTHING, Profile
 
 SKIP = 3  # first steps of a session that are not counted: compilation, allocation, cold caches
 
@@ -15,13 +18,14 @@ class Meter:
     """Clocks of one session. Validation and saving stand aside and are not counted.
 
     rows: of one optimizer step. tokens_per_row: 1 for tables. flops_per_row: forward and backward, if known.
-    peak: FLOP/s that the device can reach, if known.
+    peak: FLOP/s that the device can reach, if known. profile: records a few steps, which are not counted.
     """
 
     rows: int
     tokens_per_row: int = 1
     flops_per_row: float | None = None
     peak: float | None = None
+    profile: Profile | None = None
     steps: int = 0  # counted ones
     seconds: float = 0.0  # of the counted steps
     work: float = 0.0  # of these, inside forward, backward, clipping and optimizer
@@ -35,19 +39,25 @@ class Meter:
         until its rows were there."""
         now = time.perf_counter()
         self._seen += 1
-        if self._seen > SKIP:
+        recorded = self.profile is not None and self.profile.stepped()
+        if self._seen > SKIP and not recorded:
             self.steps += 1
             self.seconds += now - self._mark
             self.work += work
             self.waited += waited
-        self._mark = now
+        self._mark = now if self.profile is None else time.perf_counter()
+
+    def part(self, name: str) -> AbstractContextManager[Any]:
+        """A part of a step, by its name in a profile."""
+        return NOTHING if self.profile is None else self.profile.part(name)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Time in here is not training time."""
         before = time.perf_counter()
         try:
-            yield
+            with self.part(ASIDE):
+                yield
         finally:
             self._mark += time.perf_counter() - before
 
