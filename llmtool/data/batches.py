@@ -183,8 +183,8 @@ class TokenBatches:
     def batch(self, start: int, count: int) -> Batch:
         """Windows start to start + count of the training order."""
         starts = self._starts(start, count)  # (B,)
-        window = self._windows[starts].astype(np.int64)  # (B, T + 1)
-        inputs, targets = window[:, :-1].copy(), window[:, 1:].copy()
+        window = self._windows[starts]  # (B, T + 1), in the two or four bytes of the store
+        inputs, targets = window[:, :-1].astype(np.int64), window[:, 1:].astype(np.int64)
         if not self._packed:
             return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
         borders = self._borders(starts)  # (B, T + 1)

@@ -158,7 +158,9 @@ def figures(events: list[Event]) -> dict[str, Any]:
             "kernels": len(device) / count,
             "parts": _by_part(device, launched, parts, count),
         }
-        synced = [event["dur"] for event in runtime if "Synchronize" in event["name"]]
+        # a thread that makes rows ready may wait for itself
+        loop = {event["tid"] for event in named if event["name"] == STEP}
+        synced = [e["dur"] for e in runtime if "Synchronize" in e["name"] and e["tid"] in loop]
         found["waits"] |= {
             "synchronisations": len(synced) / count,
             "synchronisation_seconds": sum(synced) / count / 1e6,
@@ -208,12 +210,15 @@ def _joined(spans: Iterable[Span]) -> list[Span]:
 def _by_part(
     device: list[Event], launched: dict[Any, float], parts: dict[str, list[Span]], count: int
 ) -> dict[str, float]:
-    """Seconds of a step that the device worked for each part of it: the one in which the host launched it."""
+    """Seconds of a step that the device worked for each part of it: the one in which the host launched it.
+
+    Copies from the host are data, whenever a thread beside the loop made them.
+    """
     found = dict.fromkeys((*parts, "rest"), 0.0)
     for event in device:
         moment = launched[event["args"]["correlation"]]
         name = next((name for name, spans in parts.items() if _within(moment, spans)), "rest")
-        found[name] += event["dur"] / count / 1e6
+        found["data" if "HtoD" in event["name"] else name] += event["dur"] / count / 1e6
     return found
 
 

@@ -1,5 +1,6 @@
 """Batches: a pure function of the position, every row once an epoch, and no target across documents."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -409,3 +410,19 @@ def test_a_conversation_beyond_the_context_is_an_error_that_names_it() -> None:
     ):
         chats([9, 30], 28)
     chats([9, 29], 28)  # its last token is a target only
+
+
+def test_tokens_are_copied_once_into_what_a_model_takes() -> None:
+    """Beside inputs and targets there is room for the windows in the store's two bytes, and for no more."""
+    batches = stream([40_000], context=1024)
+    batches.batch(0, 2)  # the order of the epoch
+    tracemalloc.start()
+    try:
+        batch = batches.batch(0, 32)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert batch.inputs.is_contiguous()
+    assert batch.targets.is_contiguous()
+    assert torch.equal(batch.inputs + 1, batch.targets)
+    assert most < 32 * (2 * 8 * 1024 + 2 * 1025) + 20_000
