@@ -171,6 +171,7 @@ class _Rehearsal:
             "budget": {"steps": steps}, "batch": fit.rehearsed,
             "micro_batch": min(fit.micro_batch, fit.rehearsed), "log_every": 1, "validate_every": steps,
             "checkpoint_every": steps - 1, "compile": False,
+            "activation_checkpointing": fit.config.activation_checkpointing,
         }  # fmt: skip
         self.options = replace(
             self.options,
@@ -180,9 +181,7 @@ class _Rehearsal:
                 rows=forecast.affordable_rows(self.described, self.rate()),
             ),
         )
-        method = config.method.kind if section == "finetune" else "full"
-        quantised = getattr(getattr(config, "method", None), "quantise", "none") != "none"
-        memory = forecast.refuse_memory(self.described, fit, section, method, quantised)
+        memory = forecast.refuse_memory(self.described, fit, section)
         self.forecast.setdefault("memory", {})[section] = memory
         return f"about {console.bytes_(memory['needed'])} for {fit.micro_batch:,} rows at once"
 

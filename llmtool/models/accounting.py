@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmtool.core.contracts import Features, Images, InputSpec, Labels, NextToken, OutputSpec, Tokens, Values
+from llmtool.models.activations import Activations, count_saved
 from llmtool.models.encoder import Attention, ModernAttention
 from llmtool.models.gpt2 import GPT2Attention
 from llmtool.models.huggingface import Through
 from llmtool.models.layers import DropPath, hidden_matrices
+from llmtool.models.recompute import recompute
 from llmtool.models.vit import Attention as PatchAttention
 
 OptimizerName = Literal["adamw", "sgd", "muon"]
@@ -130,7 +131,9 @@ class Accounting:
     tokens: int  # per row; 1 for features and pictures
     flops_forward: int
     flops_backward: int
+    flops_again: int  # of blocks that are recomputed for the backward pass
     memory: Memory
+    kept: Activations  # for a choice of other blocks
 
 
 def account(
@@ -141,30 +144,38 @@ def account(
     optimizer: OptimizerName = "adamw",
     device: str = "cpu",
     packed: bool = False,
+    recomputed: int = 0,
 ) -> Accounting:
     """The account of training `model` on `rows` rows of `tokens` tokens at once.
 
     model: on any device; it is not touched. rows: those of one forward (a micro-batch). device: "cpu" or
     "cuda", which keep different things. packed: rows hold several documents, kept apart by a mask.
+    recomputed: how many blocks are (models.recompute).
     """
     shapes, by_module, forward, backward = _flops(model, rows, tokens)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    size = _bytes(trained)
-    memory = Memory(
-        weights=_bytes(list(model.parameters())) + _bytes(list(model.buffers())),
-        gradients=size,
-        optimizer=_optimizer_bytes(model, optimizer),
-        activations=saved_bytes(model, rows, tokens, precision, device, packed),
-    )
+    again = _flops(model, rows, tokens, recomputed)[3] - backward if recomputed else 0
+    kept = saved(model, rows, tokens, precision, device, packed)
     return Accounting(
         tree=_component(model, type(model).__name__, type(model).__name__, shapes, by_module),
         parameters=count_parameters(model),
-        trainable=sum(p.numel() for p in trained),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         rows=rows,
         tokens=tokens,
         flops_forward=forward,
         flops_backward=backward,
-        memory=memory,
+        flops_again=again,
+        memory=memory(model, optimizer, kept.bytes(recomputed)),
+        kept=kept,
+    )
+
+
+def memory(model: nn.Module, optimizer: OptimizerName, activations: int) -> Memory:
+    """What training `model` needs at once beside so many bytes of activations."""
+    return Memory(
+        weights=_bytes(list(model.parameters())) + _bytes(list(model.buffers())),
+        gradients=_bytes([p for p in model.parameters() if p.requires_grad]),
+        optimizer=_optimizer_bytes(model, optimizer),
+        activations=activations,
     )
 
 
@@ -191,15 +202,20 @@ def _bytes(tensors: list[Any]) -> int:
 # --- running without data --------------------------------------------------------------------------------
 
 
-def _copy_on(model: nn.Module, device: str) -> nn.Module:
-    """The same model with empty tensors on `device`; sharing stays sharing, and no weight is copied."""
+def _copy_on(model: nn.Module, device: str, recomputed: int = 0) -> nn.Module:
+    """The same model with empty tensors on `device`; sharing stays sharing, and no weight is copied.
+
+    recomputed: how many of its blocks are, whatever holds for the model itself.
+    """
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
         memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
-    return copy.deepcopy(model, memo).train()
+    made = copy.deepcopy(model, memo).train()
+    recompute(made, recomputed)
+    return made
 
 
 def _inputs(spec: InputSpec, rows: int, tokens: int, device: str) -> Tensor:
@@ -228,18 +244,19 @@ def _loss(spec: OutputSpec, outputs: Tensor) -> Tensor:
     return F.cross_entropy(flat.float(), target, reduction="sum")
 
 
-def _flops(model: nn.Module, rows: int, tokens: int) -> tuple[dict[str, list[int]], dict[str, int], int, int]:
+def _flops(
+    model: nn.Module, rows: int, tokens: int, recomputed: int = 0
+) -> tuple[dict[str, list[int]], dict[str, int], int, int]:
     """Output shapes and forward FLOPs of a row by module name, and FLOPs of a row forward and backward."""
     if isinstance(model, Through):  # whose masks ask for values, which meta tensors have not
         with FakeTensorMode():
-            return _flops_on("cpu", model, rows, tokens)
-    return _flops_on("meta", model, rows, tokens)
+            return _flops_on("cpu", _copy_on(model, "cpu", recomputed), rows, tokens)
+    return _flops_on("meta", _copy_on(model, "meta", recomputed), rows, tokens)
 
 
 def _flops_on(
     device: str, model: nn.Module, rows: int, tokens: int
 ) -> tuple[dict[str, list[int]], dict[str, int], int, int]:
-    model = _copy_on(model, device)
     shapes: dict[str, list[int]] = {}
     flops: dict[str, int] = {}
     counter = FlopCounterMode(
@@ -284,8 +301,21 @@ def saved_bytes(
     precision: str = "fp32",
     device: str = "cpu",
     packed: bool = False,
+    recomputed: int = 0,
 ) -> int:
-    """Bytes that the forward pass keeps for the backward pass, parameters excepted, each storage once.
+    """Bytes that the forward pass keeps for the backward pass; recomputed: how many blocks keep nothing."""
+    return saved(model, rows, tokens, precision, device, packed).bytes(recomputed)
+
+
+def saved(
+    model: nn.Module,
+    rows: int,
+    tokens: int,
+    precision: str = "fp32",
+    device: str = "cpu",
+    packed: bool = False,
+) -> Activations:
+    """What the forward pass keeps for the backward pass, parameters excepted, each storage once.
 
     Counted on fake tensors, which choose the kernels that a CPU would. A CUDA device's attention keeps no T
     x T square even with dropout, so attention's dropout is left out there.
@@ -304,25 +334,6 @@ def saved_bytes(
         segments = torch.ones(rows, tokens, dtype=torch.int32) if masked else None
         with torch.autocast("cpu", dtype=lower or torch.bfloat16, enabled=lower is not None):
             return count_saved(model, lambda: _loss(spec.outputs, model(inputs, segments, *beside)))
-
-
-def count_saved(model: nn.Module, run: Any) -> int:
-    """Bytes of the storages that `run()` saves for its backward pass, those of `model` itself excepted."""
-    own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()._cdata
-        if storage not in own:
-            kept.setdefault(
-                storage, tensor
-            )  # kept alive, so that its storage's address is not given out again
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = run()
-    del result
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 # --- the tree ------------------------------------------------------------------------------------------

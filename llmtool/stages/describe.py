@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from rich import box
@@ -19,12 +19,12 @@ from llmtool.core.console import bytes_, count
 from llmtool.core.contracts import InputSpec, OutputSpec, Tokens
 from llmtool.core.devices import PRECISIONS
 from llmtool.data.chat import card_of
-from llmtool.data.packing import is_packed
 from llmtool.data.store import Dataset, input_spec
 from llmtool.models import preprocessing
 from llmtool.models.accounting import Accounting, OptimizerName, account
 from llmtool.models.choice import FAMILIES, RULES, TOKENS_PER_PARAMETER, guide
 from llmtool.stages import advise
+from llmtool.stages.room import packed, tokens_of
 
 CHARACTERS = 100  # letters, digits and signs of an English text; the estimate before the text has been read
 CHINCHILLA = (
@@ -61,6 +61,7 @@ class Subject:
     precision: str
     optimizer: OptimizerName
     device: str = "cpu"
+    checkpointing: int | Literal["auto", "none", "all"] = "auto"  # how many blocks are recomputed
     device_bytes: int | None = None  # memory of the device; None: not known
     assumed: list[str] = field(default_factory=list)  # what was guessed because the data is not prepared
     auto: str = ""  # why this model was chosen, where the file leaves that to us
@@ -99,17 +100,7 @@ def describe(subject: Subject) -> dict[str, Any]:
     if subject.card is None:
         missing.append("rows and tokens available: known after `llmtool prepare`")
     family = getattr(subject.config, "family", "")
-    figures = None
-    if model is not None:
-        figures = account(
-            model,
-            subject.rows,
-            tokens_of(model),
-            subject.precision,
-            subject.optimizer,
-            subject.device,
-            packed=_packed(subject.card, tokens_of(model)),
-        )
+    figures, recomputed = (None, 0) if model is None else _account(subject, model)
     return {
         "format": 1,
         "name": subject.name,
@@ -125,13 +116,33 @@ def describe(subject: Subject) -> dict[str, Any]:
         if figures is None
         else {"total": figures.parameters, "trainable": figures.trainable},
         "flops": None if figures is None else _flops(figures),
-        "memory": None if figures is None else _memory(figures, subject),
+        "memory": None if figures is None else _memory(figures, subject, recomputed),
         "data": None if subject.card is None else _data(subject.card, figures),
         "works": RULES[family].works if family in RULES else "",
         "advice": _advice(subject),
         "families": _families(subject),
         "guide": [{"problem": line.problem, "choice": line.choice} for line in guide()],
     }
+
+
+def _account(subject: Subject, model: nn.Module) -> tuple[Accounting, int]:
+    """The account of a step, and how many blocks are recomputed in it."""
+
+    def counted(recomputed: int) -> Accounting:
+        length, how = tokens_of(model), (subject.precision, subject.optimizer, subject.device)
+        return account(model, subject.rows, length, *how, packed(subject.card, length), recomputed)
+
+    def fits(recomputed: int) -> bool:
+        needs = replace(figures.memory, activations=figures.kept.bytes(recomputed))
+        return subject.device_bytes is None or needs.fits(subject.device_bytes)
+
+    figures = counted(0)
+    blocks, asked = len(figures.kept.blocks), subject.checkpointing
+    if asked == "auto":
+        recomputed = next((count for count in range(blocks) if fits(count)), blocks)
+    else:
+        recomputed = blocks if asked == "all" else 0 if asked == "none" else min(asked, blocks)
+    return (counted(recomputed) if recomputed else figures), recomputed
 
 
 def _advice(subject: Subject) -> dict[str, Any] | None:
@@ -143,21 +154,6 @@ def _advice(subject: Subject) -> dict[str, Any] | None:
     problem = advise.problem_of(card, getattr(model, "outputs", None), device)
     families = advise.advise(problem, device, precision, getattr(subject.config, "family", ""))
     return {"families": families, "baseline": advise.baseline(card), "hints": advise.hints(card, problem)}
-
-
-def tokens_of(model: Any) -> int:
-    """Tokens of a row: of texts that have a target the most that are kept, else the context; 1 of a table."""
-    length: int | None = getattr(model.inputs, "length", None)
-    return length or int(getattr(model, "context", 1))
-
-
-def _packed(card: dict[str, Any] | None, tokens: int) -> bool:
-    """Whether rows of so many tokens can hold several documents, or padding, which a mask keeps apart."""
-    if card is None or card["encoding"] == "text":
-        return card is not None
-    if card["encoding"] == "moves":
-        return is_packed(card, "train", tokens)
-    return card["splits"].get("train", {}).get("documents", 1) > 1
 
 
 def _spec(spec: InputSpec | OutputSpec | None) -> dict[str, Any]:
@@ -189,12 +185,13 @@ def _flops(figures: Accounting) -> dict[str, Any]:
         "backward": figures.flops_backward // figures.tokens,
         "row_forward": figures.flops_forward,
         "row_backward": figures.flops_backward,
+        "row_again": figures.flops_again,
         "tokens_per_row": figures.tokens,
         "note": COUNTED,
     }
 
 
-def _memory(figures: Accounting, subject: Subject) -> dict[str, Any]:
+def _memory(figures: Accounting, subject: Subject, recomputed: int) -> dict[str, Any]:
     parts = figures.memory
     fits = None if subject.device_bytes is None else parts.fits(subject.device_bytes)
     return {
@@ -207,6 +204,8 @@ def _memory(figures: Accounting, subject: Subject) -> dict[str, Any]:
         },
         **asdict(parts),
         "total": parts.total,
+        "recomputed": recomputed,  # blocks, and below activations with none, one, two ... of them
+        "activations_by_recomputed": [figures.kept.bytes(n) for n in range(len(figures.kept.blocks) + 1)],
         "device_bytes": subject.device_bytes,
         "fits": fits,
         "note": NOT_COUNTED,
@@ -354,8 +353,10 @@ def cost_rows(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
     rows = f"{training['rows']} rows"
     rows += f" of {training['tokens_per_row']} tokens" if training["tokens_per_row"] > 1 else ""
     yield "memory to train", f"{rows} at once, {training['precision']}, {training['optimizer']}"
+    blocks = len(memory["activations_by_recomputed"]) - 1
     for part in ("weights", "gradients", "optimizer", "activations", "total"):
-        yield f"  {part}", bytes_(memory[part])
+        more = f", {memory['recomputed']} of {blocks} blocks recomputed" if memory["recomputed"] else ""
+        yield f"  {part}", bytes_(memory[part]) + (more if part == "activations" else "")
     if memory["fits"] is not None:
         answer = "fits" if memory["fits"] else "does not fit"
         yield "  device", f"{answer} in {bytes_(memory['device_bytes'])} (a tenth kept free)"

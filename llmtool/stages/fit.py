@@ -21,15 +21,14 @@ from llmtool.data.batches import Batches
 from llmtool.evaluation.loop import evaluate
 from llmtool.experiment import FinetuneConfig
 from llmtool.models import fp8
+from llmtool.models.recompute import recompute
 from llmtool.stages import compiling, divergence, history
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import STATE
 from llmtool.stages.history import CHECKPOINTS, METRICS
 from llmtool.stages.lowering import AtOnce
 from llmtool.stages.score import auto_batch, in_parts
-from llmtool.stages.settings import few_threads, make_plan, out_of_memory, resolve, threads
-from llmtool.tasks.classification import ClassificationTask
-from llmtool.tasks.multilabel import MultilabelTask
+from llmtool.stages.settings import few_threads, make_plan, out_of_memory, refuse_misfits, settle, threads
 from llmtool.training import TrainConfig, average
 from llmtool.training.augment import Augment
 from llmtool.training.average import Average, moving
@@ -109,6 +108,7 @@ def fit(
     with out_of_memory(rows, session.section), threads(few_threads(config, flops_per_row, assembled.device)):
         files.write_json(directory / "environment.json", session.environment())
         reason = session.run(meter)
+    recompute(assembled.model, 0)
     result = session.result(reason, meter)
     if profile is not None:
         result.profile = profile.result(result.throughput, (flops_per_row or 0.0) * config.batch, peak)
@@ -123,7 +123,7 @@ def at_checkpoint(
     Nothing is compiled, nothing is written.
     """
     session = _Session(assembled, config, saved, progress, flops_per_row=flops_per_row)
-    session.config = resolve(config, session.train, assembled.device, flops_per_row)
+    session.config = settle(assembled, config, session.train, flops_per_row)
     session.take_over(saved)
     session.plan = make_plan(session.config, session.train, assembled)
     return session.loop(Meter(session.plan.batch), None), session.config
@@ -161,16 +161,7 @@ class _Session:
         self.resumed_from: int | None = None
         self.notes: list[str] = []
         self.tunes = getattr(assembled.task, "tunes", False)
-        if self.validation is None and self.tunes:
-            raise ConfigError("task.thresholds: tuned needs scores of validation, and there is no such split")
-        if self.validation is None and (config.stop or config.select):
-            key = f"{self.section}.{'stop' if config.stop else 'select'}"
-            without = f"; {key}: null trains without" if config.stop else ""  # some families' recipes stop
-            raise ConfigError(
-                f"{key}: needs validation scores, but the dataset has no validation split{without}"
-            )
-        if config.augment.mixes and not isinstance(assembled.task, ClassificationTask | MultilabelTask):
-            raise ConfigError("augment: mixup and cutmix mix classes or labels; this task has none")
+        refuse_misfits(config, self.section, assembled.task, self.validation is not None)
 
     @property
     def section(self) -> str:
@@ -184,7 +175,7 @@ class _Session:
     def begin(self, resume: bool) -> None:
         """Resolve the config, then take over the newest valid checkpoint or clear what is there."""
         found = self._newest() if resume else None
-        self.config = resolve(self.config, self.train, self.assembled.device, self.flops_per_row)
+        self.config = settle(self.assembled, self.config, self.train, self.flops_per_row)
         if self.config.select and self.validation:
             self._refuse_unknown_metric(self.validation)
         if found is None:

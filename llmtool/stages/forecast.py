@@ -14,6 +14,7 @@ from llmtool.core import files
 from llmtool.core.console import bytes_
 from llmtool.core.errors import LlmtoolError, MemoryLimitError
 from llmtool.data.packing import is_packed
+from llmtool.models.accounting import Memory
 from llmtool.stages.settings import resolve
 from llmtool.training import TrainConfig
 
@@ -86,7 +87,8 @@ def fitting(
     device = torch.device(description["memory"]["training"]["device"])
     each = float(flops["row_forward"] + flops["row_backward"])
     labelled = card.get("encoding") == "text"
-    resolved = resolve(config, Rows(rows, tokens, () if labelled else None), device, each)
+    room = DescribedRoom(description, *_method(config))
+    resolved = resolve(config, Rows(rows, tokens, () if labelled else None), device, each, room)
     assert isinstance(resolved.batch, int)
     update = BYTES * description["parameters"]["total"] / BANDWIDTH
     row = max(each / (REACHED * rate), 1e-6)  # a bag of n-grams has no matrix products, and takes time too
@@ -119,21 +121,44 @@ def too_heavy(description: dict[str, Any], rate: float) -> str:
     return ""
 
 
-def refuse_memory(
-    description: dict[str, Any], fit: Fitting, section: str, method: str = "full", quantised: bool = False
-) -> dict[str, Any]:
-    """What training needs at once; MemoryLimitError where the device has less.
+def _method(config: TrainConfig) -> tuple[str, bool]:
+    """Which weights are trained, and whether linear layers are kept in four bits."""
+    method = getattr(config, "method", None)
+    return getattr(method, "kind", "full"), getattr(method, "quantise", "none") != "none"
+
+
+class DescribedRoom:
+    """What a step needs by a description of the model.
 
     method: of fine-tuning; where it trains only a part of the model, this is the least that it needs.
     quantised: whether its linear layers are kept in four bits.
     """
-    memory = description["memory"]
-    each = memory["activations"] / memory["training"]["rows"] if method in ("full", "lora") else 0
-    activations = round(each * fit.micro_batch)
-    weights = memory["weights"] - (four_bits_save(description["structure"]) if quantised else 0)
-    fixed = weights + (memory["gradients"] + memory["optimizer"] if method == "full" else 0)
-    needed, there = fixed + activations, memory["device_bytes"]
-    if there is not None and needed > 0.9 * there:
+
+    def __init__(self, description: dict[str, Any], method: str, quantised: bool) -> None:
+        self.said, self.full = description["memory"], method == "full"
+        self.kept = self.said["activations_by_recomputed"] if method in ("full", "lora") else [0]
+        self.blocks, self.device_bytes = len(self.kept) - 1, self.said["device_bytes"]
+        self.saved = four_bits_save(description["structure"]) if quantised else 0
+
+    def needs(self, rows: int, recomputed: int) -> Memory:
+        """Of a step with so many rows at once, with so many blocks recomputed."""
+        return Memory(
+            weights=self.said["weights"] - self.saved,
+            gradients=self.said["gradients"] if self.full else 0,
+            optimizer=self.said["optimizer"] if self.full else 0,
+            activations=round(self.kept[recomputed] / self.said["training"]["rows"] * rows),
+        )
+
+
+def refuse_memory(description: dict[str, Any], fit: Fitting, section: str) -> dict[str, Any]:
+    """What training needs at once; MemoryLimitError where the device has less."""
+    recomputed = fit.config.activation_checkpointing
+    assert isinstance(recomputed, int)
+    room = DescribedRoom(description, *_method(fit.config))
+    memory = room.needs(fit.micro_batch, recomputed)
+    activations, needed, there = memory.activations, memory.total, room.device_bytes
+    if there is not None and not memory.fits(there):
+        fixed, each = needed - activations, activations / fit.micro_batch
         fewer = int((0.9 * there - fixed) / each) if each else 0
         hint = (
             f"{section}.micro_batch: {_divisor(fit.batch, fewer)} fits and gives the same result"

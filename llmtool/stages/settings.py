@@ -12,7 +12,12 @@ import torch
 from llmtool.core.devices import is_out_of_memory
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.data.batches import Batches
+from llmtool.experiment import FinetuneConfig
+from llmtool.models.recompute import recompute
 from llmtool.stages.assemble import Assembled
+from llmtool.stages.room import ModelRoom, Room, fewest_recomputed
+from llmtool.tasks.classification import ClassificationTask
+from llmtool.tasks.multilabel import MultilabelTask
 from llmtool.training import TrainConfig
 from llmtool.training.loop import Plan
 
@@ -32,9 +37,16 @@ class Amount(Protocol):
 
 
 def resolve(
-    config: TrainConfig, train: Amount, device: torch.device, flops_per_row: float | None
+    config: TrainConfig,
+    train: Amount,
+    device: torch.device,
+    flops_per_row: float | None,
+    room: Room | None = None,
 ) -> TrainConfig:
-    """The config with every `auto` replaced by what it means here; the batch is at most all rows."""
+    """The config with every `auto` replaced by what it means here; the batch is at most all rows.
+
+    room: without it no block is recomputed by itself.
+    """
     rows, tokens, cuda = train.rows, train.tokens_per_row, device.type == "cuda"
     if rows == 0:
         raise DataError(
@@ -54,6 +66,7 @@ def resolve(
     micro = batch if config.micro_batch == "auto" else min(config.micro_batch, batch)
     steps = config.budget.total_steps(rows, batch, tokens)
     updates: dict[str, Any] = {"batch": batch, "micro_batch": micro}
+    updates["activation_checkpointing"] = _recomputed(config, micro, room)
     if config.log_every == "auto":
         updates["log_every"] = 20 if steps is None else max(1, steps // 100)
     epochs = config.budget.epochs
@@ -71,6 +84,48 @@ def resolve(
     elif config.compile == "graphs" and not cuda:
         raise ConfigError("compile: graphs are CUDA's; on a CPU choose true, false or auto")
     return config.model_copy(update=updates)
+
+
+def settle(
+    assembled: Assembled, config: TrainConfig, train: Amount, flops_per_row: float | None
+) -> TrainConfig:
+    """`resolve` for an assembled model, which from now on recomputes the blocks that it is to."""
+    room = ModelRoom(assembled, config, flops_per_row)
+    resolved = resolve(config, train, assembled.device, flops_per_row, room)
+    assert isinstance(resolved.activation_checkpointing, int)
+    recompute(assembled.model, resolved.activation_checkpointing)
+    return resolved
+
+
+def refuse_misfits(config: TrainConfig, section: str, task: Any, validated: bool) -> None:
+    """ConfigError for what this task, or data without a validation split, cannot do."""
+    if not validated and getattr(task, "tunes", False):
+        raise ConfigError("task.thresholds: tuned needs scores of validation, and there is no such split")
+    if not validated and (config.stop or config.select):
+        key = f"{section}.{'stop' if config.stop else 'select'}"
+        without = f"; {key}: null trains without" if config.stop else ""  # some families' recipes stop
+        raise ConfigError(f"{key}: needs validation scores, but the dataset has no validation split{without}")
+    if config.augment.mixes and not isinstance(task, ClassificationTask | MultilabelTask):
+        raise ConfigError("augment: mixup and cutmix mix classes or labels; this task has none")
+
+
+def _recomputed(config: TrainConfig, rows: int, room: Room | None) -> int:
+    """How many blocks are recomputed in a step with so many rows at once."""
+    asked, there = config.activation_checkpointing, 0 if room is None else room.blocks
+    if asked == "none" or room is None:
+        return 0
+    if asked == "all":
+        return there
+    if asked == "auto":
+        return fewest_recomputed(room, rows)
+    if asked > there:
+        section = "finetune" if isinstance(config, FinetuneConfig) else "train"
+        has = f"{there} blocks that learn" if there else "no blocks that learn one after another"
+        raise ConfigError(
+            f"{section}.activation_checkpointing: {asked} blocks are to be computed again, and the model has "
+            f"{has}" + ("; all takes what there are" if there else "; leave the key out")
+        )
+    return asked
 
 
 def make_plan(config: TrainConfig, train: Batches, assembled: Assembled) -> Plan:

@@ -63,6 +63,12 @@ class TrainConfig(Section):
         description="torch.compile; graphs: recorded as CUDA graphs too, which pays where a model is small; "
         "auto: on CUDA, recorded if it is small, and on a CPU where the run is long enough to pay",
     )
+    activation_checkpointing: Annotated[int, Field(ge=0)] | Literal["auto", "none", "all"] = Field(
+        default="auto",
+        description="blocks, from the first on, whose activations are computed again for the backward pass "
+        "instead of kept: less memory, the same result, up to a third more work; auto: none where a step "
+        "fits into the device's memory, else as few as do",
+    )
     log_every: Count = Field(default="auto", description="steps between two lines of metrics.jsonl")
     validate_every: Count = Field(default="auto", description="steps between two validations")
     checkpoint_every: Count = Field(default="auto", description="steps between two checkpoints")

@@ -5,7 +5,8 @@ import torch
 
 from llmtool.core.contracts import Classes, Features, Images, NextToken, Tokens, Values
 from llmtool.models import adapters
-from llmtool.models.accounting import Component, Memory, account, count_saved, saved_bytes
+from llmtool.models.accounting import Component, Memory, account, saved_bytes
+from llmtool.models.activations import count_saved
 from llmtool.models.adapters import LoRAConfig
 from llmtool.models.convnet import ConvNetConfig
 from llmtool.models.convnext import ConvNeXtConfig
@@ -44,7 +45,7 @@ def really_saved(model, rows, tokens, precision, packed):
                 flat, torch.zeros(len(flat), dtype=torch.int64), reduction="sum"
             )
 
-    return count_saved(model, run)
+    return count_saved(model, run).bytes()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
