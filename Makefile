@@ -22,12 +22,15 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python scripts/benchmarks/run.py
 
-# These two run with the machine's own Python and its CUDA build of torch.
+# These two run with the machine's own Python and its CUDA build of torch, and say what it lacks.
+# OUT, where it is set: a folder in which the figures are kept too.
 gpu:
-	$(PYTHON) -m pytest -m cuda
+	$(PYTHON) scripts/needs.py pytest pytest-timeout
+	$(PYTHON) -m pytest -m cuda $$(grep -rl "mark\.cuda" tests)
 
 bench-gpu:
-	$(PYTHON) scripts/benchmarks/run.py --device cuda
+	$(PYTHON) scripts/needs.py
+	$(PYTHON) scripts/benchmarks/gpu.py --save $(if $(OUT),--out $(OUT))
 
 schema: $(VENV)/.core
 	$(BIN)/python scripts/schema.py

@@ -1,4 +1,4 @@
-"""All benchmarks in short form: `make bench` on a CPU (under 8 minutes on 2 cores), `make bench-gpu` on CUDA.
+"""All benchmarks in short form: `make bench` on a CPU (under 8 minutes on 2 cores), `--device cuda` on a GPU.
 
     python scripts/benchmarks/run.py [--device cuda] [--save] [--nanogpt PATH] [--litgpt PYTHON]
         [--keras PYTHON]
