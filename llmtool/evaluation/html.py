@@ -23,7 +23,7 @@ from llmtool.evaluation.html_results import (
     slices,
     suites,
 )
-from llmtool.evaluation.html_run import TIMES, Run, asked, cost, data, model
+from llmtool.evaluation.html_run import TIMES, Run, asked, cost, data, model, profile
 from llmtool.evaluation.markup import bullets, card, document, section, table, text
 from llmtool.evaluation.report import AVERAGES, interval, number
 from llmtool.evaluation.requirements import BASELINE
@@ -32,7 +32,7 @@ from llmtool.evaluation.requirements import BASELINE
 def page(run: Run) -> str:
     """The whole report of one run; a section that has nothing to say is left out."""
     sections = (_summary, asked, figures, suites, probe, mistakes, explained, calibration, slices, samples,
-                _curves, data, model, cost, _lineage, _config)  # fmt: skip
+                _curves, data, model, cost, profile, _lineage, _config)  # fmt: skip
     return document(
         run["root"], f"<h1>{text(run['root'])}</h1>", "".join(map(str, (s(run) for s in sections)))
     )

@@ -1,4 +1,4 @@
-"""The sections of report.html on the run itself: what was asked, the data, the model, what it cost."""
+"""The sections of report.html on the run itself: what was asked, the data, the model, what it cost, where."""
 
 from __future__ import annotations
 
@@ -139,3 +139,14 @@ def cost(run: Run) -> str:
         table("", ["stage", "time", "steps", "rate"], rows),
         f"<p class='soft'>{text(', '.join(words))}</p>",
     )
+
+
+def profile(run: Run) -> str:
+    """Where a step's time went, of each training that was recorded."""
+    parts = []
+    for stage, found in (run.get("profiles") or {}).items():
+        step = found["step"] or 1.0
+        for title, seconds in (("part of a step", found["parts"]), ("operator or kernel", found["top"])):
+            rows = [[text(name), f"{1e3 * s:,.3f}", f"{100 * s / step:.1f} %"] for name, s in seconds.items()]
+            parts.append(table(f"{stage}, {found['steps']} steps", [title, "ms", "share"], rows))
+    return section("Where the time of a step goes", *parts)

@@ -19,6 +19,7 @@ from llmtool.evaluation import compare, html
 from llmtool.evaluation.differences import STAGES
 from llmtool.evaluation.report import NOTHING
 from llmtool.stages import lineage
+from llmtool.training.profile import FIGURES
 
 PAGE = "report.html"
 RESULT: dict[str, Any] = {
@@ -62,6 +63,7 @@ def collect(root: Path, doing: str = "") -> dict[str, Any]:
         "experiment": _text(experiment) if experiment else None,
         "experiments": {stage: found for stage, path in paths.items() if (found := _config(path))},
         "environments": {stage: found for stage, found in about.items() if isinstance(found, dict)},
+        "profiles": {stage: found for stage in paths if (found := _profile(root / stage / FIGURES))},
         "lineage": lineage.rows(made.chain),
         "data": lineage.rows(made.data),
         "weights": made.weights,
@@ -148,6 +150,20 @@ def _whole(path: Path, *names: str) -> dict[str, Any] | None:
     """A JSON object that has these parts; None for anything else."""
     found = _read(path)
     return found if isinstance(found, dict) and set(names) <= found.keys() else None
+
+
+def _profile(path: Path) -> dict[str, Any] | None:
+    """What training.profile has written there, as far as the page shows it."""
+    found = _read(path)
+    try:
+        return {
+            "steps": int(found["steps"]),
+            "step": float(found["step_seconds"]),
+            "parts": {str(name): float(seconds) for name, seconds in found["parts"].items()},
+            "top": {str(one["name"]): float(one["seconds"]) for one in found["top"]},
+        }
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _text(path: Path) -> str | None:

@@ -49,6 +49,10 @@ def test_the_same_weights_and_where_time_went(llmtool: Run, place: Path) -> None
     assert found["steps"] == 8
     assert found["parts"].keys() == {"data", "forward", "backward", "clip", "optimizer", "rest"}
 
+    assert llmtool("report", "runs/few", cwd=place).code == 0
+    page = next((place / "runs/few").rglob("report.html"))
+    assert "Where the time of a step goes" in page.read_text()
+
     again = llmtool("train", "few.yaml", "--profile", cwd=place)
     assert again.code == 0
     assert "nothing was recorded" in again.err
@@ -58,6 +62,9 @@ def test_the_same_weights_and_where_time_went(llmtool: Run, place: Path) -> None
     anew = llmtool("train", "few.yaml", "--force", cwd=place)
     assert anew.code == 0
     assert not (place / "runs/few/train/profile.json").exists()
+    (place / "runs/few/finetune/profile.json").write_text('{"steps": 8, "parts": [], "top": 3}')
+    assert llmtool("report", "runs/few", cwd=place).code == 0
+    assert "Where the time of a step goes" not in page.read_text()
 
 
 def test_it_records_real_trainings_only(llmtool: Run, place: Path) -> None:

@@ -169,3 +169,13 @@ def test_nothing_to_draw_is_nothing() -> None:
     assert lines("t", []) == lines("t", [Curve("a", [1], [None])]) == intervals("t", [], number) == ""
     assert "<circle" in intervals("t", [Bar("a", 0.0)], number)
     assert "<circle" not in reliability("t", [{"rows": 0, "accuracy": None, "confidence": None}])
+
+
+def test_a_recorded_training_shows_where_its_time_went() -> None:
+    found = {"steps": 8, "step": 0.02, "parts": {"forward": 0.005, "rest": 0.015}, "top": {UGLY: 0.001}}
+    page = html.page(run(profiles={"train": found}))
+    assert "Where the time of a step goes" in page
+    assert "5.000" in page
+    assert "75.0 %" in page
+    assert "<script>" not in page.partition("Where the time")[2]
+    assert "Where the time of a step goes" not in html.page(run())
