@@ -63,7 +63,7 @@ def collect(root: Path, doing: str = "") -> dict[str, Any]:
         "experiment": _text(experiment) if experiment else None,
         "experiments": {stage: found for stage, path in paths.items() if (found := _config(path))},
         "environments": {stage: found for stage, found in about.items() if isinstance(found, dict)},
-        "profiles": {stage: found for stage in paths if (found := _profile(root / stage / FIGURES))},
+        "profiles": {stage: one for stage in paths if (one := _profile(root / stage / FIGURES))},
         "lineage": lineage.rows(made.chain),
         "data": lineage.rows(made.data),
         "weights": made.weights,
