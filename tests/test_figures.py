@@ -63,14 +63,16 @@ def test_peers_stand_by_their_fastest_variant(figures: ModuleType, tmp_path: Pat
     }
     programs = {name: {"tokens_per_second": spread(speed)} for name, speed in speeds.items()}
     ratios = {name: spread(1100 / speed) for name, speed in speeds.items() if speed < 1100}
-    found = {"cpu_small": {"programs": programs, "ours": "llmtool+compile", "ratios": ratios}}
-    (tmp_path / "peers_cpu.json").write_text(json.dumps({"figures": found}))
+    found = {"programs": programs, "ours": "llmtool+compile", "ratios": ratios}
+    (tmp_path / "peers_cpu_small.json").write_text(json.dumps({"figures": found}))
     rows = figures.table(figures.Results(tmp_path)).splitlines()
     assert len(rows) == 2 + 1
     what, peer, ours = (cell.strip() for cell in rows[2].strip("|").split("|"))
     assert what.endswith("tokens a second")
     assert peer == "nanogpt+compile 1,050, litgpt 980"
     assert ours == "1,100 (ratio 1.05 ± 0.02, 1.12 ± 0.02)"
+    (tmp_path / "peers_cpu_small.json").write_text(json.dumps({"short": True, "figures": found}))
+    assert figures.table(figures.Results(tmp_path)).count("\n") == 1  # a short run is no figure
 
 
 def test_time_to_the_same_loss(figures: ModuleType, tmp_path: Path) -> None:

@@ -94,16 +94,13 @@ def main() -> None:
     rounds = 1 if options.short else options.rounds
     wanted = [name for name in options.settings if name != "lora"]
     device = "cuda" if any(SETTINGS[name]["device"] == "cuda" for name in wanted) else "cpu"
-    if wanted:
-        if len({SETTINGS[name]["device"] for name in wanted}) > 1:
-            raise SystemExit("settings of one device at a time: their figures go into one file")
-        used = programs(options.peers, options)
-        if not any(program.name.startswith("llmtool") for program in used):
-            raise SystemExit("--peers: llmtool is not among them, and the ratios are ours to theirs")
-        figures = {name: measured(name, used, rounds, options.short) for name in wanted}
-        for name, found in figures.items():
-            show(name, found)
-        common.save(options, f"peers_{device}", figures, peers_versions(options, used))
+    used = programs(options.peers, options) if wanted else []
+    if wanted and not any(program.name.startswith("llmtool") for program in used):
+        raise SystemExit("--peers: llmtool is not among them, and the ratios are ours to theirs")
+    for name in wanted:  # a file for each, as soon as it is measured
+        figures = measured(name, used, rounds, options.short)
+        show(name, figures)
+        common.save(options, f"peers_{name}", figures, peers_versions(options, used))
     if "lora" in options.settings:
         words = [sys.executable, str(HERE.parent / "lora.py"), "--device", device]
         words += [word for word in ("--save", "--short") if getattr(options, word[2:])]
