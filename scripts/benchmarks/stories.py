@@ -76,7 +76,7 @@ def recorded(name: str, seed: int | None, short: bool) -> dict[str, Any]:
         seconds = run(name, Path(folder), sets, short)
         root = Path(folder) / config.get("run", f"runs/{name}")
         report = common.read_json(root / "evaluate" / "report.json")
-    kept = ("rows", "metrics", "intervals", "baselines", "suites")
+    kept = ("rows", "metrics", "intervals", "baselines", "suites", "probe")
     return {
         "seed": config.get("seed", 0) + (seed or 0),
         "seconds": seconds,
