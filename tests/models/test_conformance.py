@@ -409,3 +409,13 @@ def test_pictures_are_learned_by_heart(name):
     assert losses[-1] < 0.3
     with torch.no_grad():
         assert task.measure(model.eval(), batch).metrics()["accuracy"] == 1.0
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns about itself
+@pytest.mark.parametrize("name", ["mlp", "tabm", "bag", "vit", "resnet", "convnext", "gpt2"])
+def test_the_training_step_is_one_graph(name):
+    """Nothing in a model makes the compiler give up and go on in Python."""
+    model, inputs = build(CASES[name]).train(), some_inputs(CASES[name][1])
+    torch._dynamo.reset()
+    seen = torch._dynamo.explain(lambda: model(inputs).float().square().sum())()
+    assert (seen.graph_count, seen.graph_break_count) == (1, 0), seen.break_reasons
