@@ -177,12 +177,29 @@ class Loop:
         return reason
 
     def _update(self, state: State) -> Number:
-        """One optimizer step; returns the gradient's norm. What does not fit into memory is begun again in
-        smaller parts, as if nothing had been."""
+        """One optimizer step; returns the gradient's norm."""
+        return self._in_memory(state, self._attempt)
+
+    def trial(self, state: State) -> None:
+        """A step's first parts and an update that changes nothing, to have what does not fit lowered now."""
+        self._in_memory(state, self._tried)
+
+    def _tried(self, state: State) -> Number:
+        self.statistics.keep()
+        self.accumulate(state.step, 1.0, parts=2)  # from the second on, gradients are there beside the rest
+        norm = self.norm()
+        self._step(state.step, 1.0, torch.tensor(True, device=self.device))
+        self.optimizers.zero_grad()
+        self.statistics.put_back()
+        return norm
+
+    def _in_memory(self, state: State, attempt: Callable[[State], Number]) -> Number:
+        """What `attempt` gives. Where it does not fit into memory it is begun again in smaller parts, as if
+        nothing had been."""
         while True:
             before = (state.scale, state.good, state.in_a_row, state.skipped)
             try:
-                return self._attempt(state)
+                return attempt(state)
             except (MemoryError, RuntimeError) as error:
                 if self.verbs.lower is None or not is_out_of_memory(error):
                     raise
@@ -248,13 +265,16 @@ class Loop:
         if ends:
             raise DivergedError(update.says + more)
 
-    def accumulate(self, step: int, scale: float) -> tuple[Number, Number]:
-        """Gradients of a step's summed loss (in fp16: times `scale`), part by part; the sum and its count."""
+    def accumulate(self, step: int, scale: float, parts: int | None = None) -> tuple[Number, Number]:
+        """Gradients of a step's summed loss (in fp16: times `scale`), part by part; the sum and its count.
+
+        parts: only its first ones.
+        """
         plan, compute = self.plan, self.compiled or self.loss
         total: Number = 0.0
         count: Number = 0.0
         self.work = 0.0
-        for index, start in enumerate(range(0, plan.batch, plan.micro_batch)):
+        for index, start in enumerate(range(0, plan.batch, plan.micro_batch)[:parts]):
             with self.meter.part("data"):
                 batch = self.rows(step * plan.batch + start, min(plan.micro_batch, plan.batch - start))
             self._seed(derive(plan.seed, "step", step, index))

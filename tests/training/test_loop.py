@@ -464,3 +464,49 @@ def test_time_as_the_budget_is_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert state.seconds >= 10.0
     assert notes.saves[-1][0] == state.step
     assert notes.rows[-1]["step"] == state.step
+
+
+# --- a trial before the first step ---
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o.name)
+def test_a_trial_changes_no_bit_and_lowers_what_does_not_fit(optimizer: Any) -> None:
+    torch.manual_seed(0)
+    model, notes = ToyMLP(dropout=0.2), Notes()
+    norm = nn.BatchNorm1d(8)
+    norm.num_batches_tracked = None
+    model.layers.insert(1, norm)
+    loop = make(model, table(), notes, optimizer)
+    loop.average = Average(model, 0.9)
+    straight, most, original = copy.deepcopy(model), [2], loop.loss
+
+    def tight(batch: Batch) -> Loss:
+        if len(batch) > most[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(batch)
+
+    loop.loss = tight
+    loop.verbs.lower = lambda state: (loop.plan.micro_batch // 2, None)
+    before, state, averaged = weights(model), loop.optimizers.state(), State()
+    loop.trial(averaged)
+    assert loop.plan.micro_batch == 2
+    assert averaged == State()
+    assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
+    assert all(torch.equal(t, state[n]) for n, t in loop.optimizers.state().items())
+    with loop.average.inside():
+        assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
+    loop.run(State())
+    other = make(straight, table(), Notes(), optimizer, micro_batch=2)
+    other.run(State())
+    assert all(torch.equal(p, straight.state_dict()[n]) for n, p in model.state_dict().items())
+
+
+def test_memory_that_runs_out_is_an_error_where_nobody_lowers() -> None:
+    loop = make(ToyMLP(), table(), Notes())
+
+    def full(batch: Batch) -> Loss:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    loop.loss = full
+    with pytest.raises(torch.OutOfMemoryError):
+        loop.run(State())
