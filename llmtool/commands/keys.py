@@ -66,9 +66,11 @@ def describe(loaded: Loaded, card: dict[str, Any] | None, start: Path | None) ->
         return _key(config, {"start": fingerprint(start)})
     reads = ["run", "model", "task.kind"]
     section = "train" if experiment.train else "finetune"
-    if (fit := experiment.train or experiment.finetune) is not None:
-        rows = ("micro_batch", "batch") if fit.micro_batch == "auto" else ("micro_batch",)
-        reads += [f"{section}.{name}" for name in (*rows, "optimizer.name")]
+    if experiment.train or experiment.finetune:
+        names = ("micro_batch", "batch", "optimizer.name", "ema", "activation_checkpointing")
+        reads += [f"{section}.{name}" for name in names]
+        if section == "finetune":
+            reads.append("finetune.method")
     inputs = {}
     if card is not None:
         notes = files.hash_bytes(files.json_bytes(card.get("notes")))

@@ -27,7 +27,9 @@ from llmtool.core.errors import (
 )
 from llmtool.core.run import refuse_place
 from llmtool.experiment import Loaded
-from llmtool.stages import forecast
+from llmtool.stages import forecast, subject
+from llmtool.stages.describe import what_fits
+from llmtool.stages.fitting import Proposal
 from llmtool.stages.forecast import Fitting
 
 CHARACTERS = 8_000_000  # of the source that are read; a source that is not larger is read whole
@@ -181,9 +183,19 @@ class _Rehearsal:
                 rows=forecast.affordable_rows(self.described, self.rate()),
             ),
         )
-        memory = forecast.refuse_memory(self.described, fit, section)
+        memory = forecast.refuse_memory(self.described, fit, section, partial(self.what_fits, fit))
         self.forecast.setdefault("memory", {})[section] = memory
         return f"about {console.bytes_(memory['needed'])} for {fit.micro_batch:,} rows at once"
+
+    def what_fits(self, fit: Fitting, less: int) -> list[Proposal]:
+        """Changes with which a section fits into memory."""
+        given, flops = self.loaded.experiment, self.described["flops"]
+        if given.model is None and given.train is None:
+            about = subject.of_checkpoint(Path(session.model_to_start(self.loaded)))
+        else:
+            about = subject.of_experiment(given, self.card)
+        each = (flops["row_forward"], flops["row_backward"])
+        return what_fits(about, fit.config, fit.batch, fit.micro_batch, each, less)
 
     def until_killed(self, section: str) -> str:
         assert self.options.scratch is not None

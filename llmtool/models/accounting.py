@@ -202,7 +202,7 @@ def _bytes(tensors: list[Any]) -> int:
 # --- running without data --------------------------------------------------------------------------------
 
 
-def _copy_on(model: nn.Module, device: str, recomputed: int = 0) -> nn.Module:
+def copy_on(model: nn.Module, device: str, recomputed: int = 0) -> nn.Module:
     """The same model with empty tensors on `device`; sharing stays sharing, and no weight is copied.
 
     recomputed: how many of its blocks are, whatever holds for the model itself.
@@ -250,8 +250,8 @@ def _flops(
     """Output shapes and forward FLOPs of a row by module name, and FLOPs of a row forward and backward."""
     if isinstance(model, Through):  # whose masks ask for values, which meta tensors have not
         with FakeTensorMode():
-            return _flops_on("cpu", _copy_on(model, "cpu", recomputed), rows, tokens)
-    return _flops_on("meta", _copy_on(model, "meta", recomputed), rows, tokens)
+            return _flops_on("cpu", copy_on(model, "cpu", recomputed), rows, tokens)
+    return _flops_on("meta", copy_on(model, "meta", recomputed), rows, tokens)
 
 
 def _flops_on(
@@ -322,7 +322,7 @@ def saved(
     """
     lower = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp16": torch.float16}.get(precision)
     with FakeTensorMode():
-        model = _copy_on(model, "cpu")
+        model = copy_on(model, "cpu")
         if device.startswith("cuda"):
             for module in model.modules():
                 if isinstance(module, GPT2Attention | Attention | ModernAttention | PatchAttention):

@@ -20,11 +20,16 @@ from llmtool.core.contracts import InputSpec, OutputSpec, Tokens
 from llmtool.core.devices import PRECISIONS
 from llmtool.data.chat import card_of
 from llmtool.data.store import Dataset, input_spec
+from llmtool.experiment import FinetuneConfig
 from llmtool.models import preprocessing
 from llmtool.models.accounting import Accounting, OptimizerName, account
 from llmtool.models.choice import FAMILIES, RULES, TOKENS_PER_PARAMETER, guide
-from llmtool.stages import advise
+from llmtool.stages import advise, fitting
+from llmtool.stages.fitting import Proposal
+from llmtool.stages.needs import ModelNeeds, adapted, proposals, setup_of
 from llmtool.stages.room import packed, tokens_of
+from llmtool.training import TrainConfig
+from llmtool.training.average import moving
 
 CHARACTERS = 100  # letters, digits and signs of an English text; the estimate before the text has been read
 CHINCHILLA = (
@@ -62,6 +67,7 @@ class Subject:
     optimizer: OptimizerName
     device: str = "cpu"
     checkpointing: int | Literal["auto", "none", "all"] = "auto"  # how many blocks are recomputed
+    fit: TrainConfig | None = None  # how it would be trained, where a file says so
     device_bytes: int | None = None  # memory of the device; None: not known
     assumed: list[str] = field(default_factory=list)  # what was guessed because the data is not prepared
     auto: str = ""  # why this model was chosen, where the file leaves that to us
@@ -130,7 +136,11 @@ def _account(subject: Subject, model: nn.Module) -> tuple[Accounting, int]:
 
     def counted(recomputed: int) -> Accounting:
         length, how = tokens_of(model), (subject.precision, subject.optimizer, subject.device)
-        return account(model, subject.rows, length, *how, packed(subject.card, length), recomputed)
+        made = account(model, subject.rows, length, *how, packed(subject.card, length), recomputed)
+        if subject.fit is not None and subject.fit.ema:
+            average = sum(each.nbytes for each in moving(model).values())
+            made.memory = replace(made.memory, optimizer=made.memory.optimizer + average)
+        return made
 
     def fits(recomputed: int) -> bool:
         needs = replace(figures.memory, activations=figures.kept.bytes(recomputed))
@@ -178,6 +188,32 @@ def _pixels(card: dict[str, Any] | None) -> dict[str, Any]:
     return {"pixels": f"(0 to 255) x {how['factor']:.6g} less {mean}, divided by {deviation}"}
 
 
+def _proposals(subject: Subject, figures: Accounting) -> list[Proposal]:
+    fit = subject.fit
+    if fit is None:
+        return []
+    batch = fit.batch if isinstance(fit.batch, int) else subject.rows
+    return what_fits(subject, fit, batch, subject.rows, (figures.flops_forward, figures.flops_backward))
+
+
+def what_fits(
+    subject: Subject, fit: TrainConfig, batch: int, rows: int, flops: tuple[float, float], less: int = 0
+) -> list[Proposal]:
+    """Changes with which a training fits that does not (stages.fitting); batch, rows: as they are resolved.
+
+    flops: of a row, forward and backward. less: bytes that four bits save.
+    """
+    assert subject.model is not None
+    assert subject.device_bytes is not None
+    tuned = isinstance(fit, FinetuneConfig)
+    sizes = None if tuned else subject.config  # the start's are as they are
+    model = adapted(subject.model, fit.method if isinstance(fit, FinetuneConfig) else None)
+    needs = ModelNeeds(model, sizes, subject.device, subject.card, less)
+    section = "finetune" if tuned else "train"
+    setup = setup_of(section, fit, batch, rows, subject.precision, sizes)
+    return proposals(setup, needs, flops, subject.device_bytes)
+
+
 def _flops(figures: Accounting) -> dict[str, Any]:
     return {
         "unit": "token" if figures.tokens > 1 else "row",
@@ -208,6 +244,7 @@ def _memory(figures: Accounting, subject: Subject, recomputed: int) -> dict[str,
         "activations_by_recomputed": [figures.kept.bytes(n) for n in range(len(figures.kept.blocks) + 1)],
         "device_bytes": subject.device_bytes,
         "fits": fits,
+        "proposals": fitting.document(_proposals(subject, figures)) if fits is False else [],
         "note": NOT_COUNTED,
     }
 
@@ -360,6 +397,8 @@ def cost_rows(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if memory["fits"] is not None:
         answer = "fits" if memory["fits"] else "does not fit"
         yield "  device", f"{answer} in {bytes_(memory['device_bytes'])} (a tenth kept free)"
+    for at, change in enumerate(memory["proposals"]):
+        yield "  fits with" if at == 0 else "  or with", f"{change['options']}: {change['says']}"
 
 
 def _grow(tree: Tree, component: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from llmtool.core import checkpoint, files
 from llmtool.core.contracts import Batch, Images, Loss
 from llmtool.core.devices import is_out_of_memory, recover_memory
 from llmtool.core.environment import environment
-from llmtool.core.errors import ConfigError, LlmtoolError, MemoryLimitError
+from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data.batches import Batches
 from llmtool.evaluation.loop import evaluate
 from llmtool.experiment import FinetuneConfig
@@ -26,7 +26,7 @@ from llmtool.stages import compiling, divergence, history
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import STATE
 from llmtool.stages.history import CHECKPOINTS, METRICS
-from llmtool.stages.lowering import AtOnce
+from llmtool.stages.lowering import AtOnce, half_made
 from llmtool.stages.score import auto_batch, in_parts
 from llmtool.stages.settings import few_threads, make_plan, out_of_memory, refuse_misfits, settle, threads
 from llmtool.training import TrainConfig, average
@@ -104,8 +104,10 @@ def fit(
     assert isinstance(config.batch, int)
     meter = Meter(config.batch, session.train.tokens_per_row, flops_per_row, peak, profile)
     session.plan = make_plan(config, session.train, assembled)
-    rows = lambda: session.plan.micro_batch  # noqa: E731
-    with out_of_memory(rows, session.section), threads(few_threads(config, flops_per_row, assembled.device)):
+    with (
+        out_of_memory(lambda: session.plan.micro_batch, session.section),
+        threads(few_threads(config, flops_per_row, assembled.device)),
+    ):
         files.write_json(directory / "environment.json", session.environment())
         reason = session.run(meter)
     recompute(assembled.model, 0)
@@ -223,16 +225,18 @@ class _Session:
     def run(self, meter: Meter) -> str:
         """Run the loop to its end; returns the reason for it."""
         compiled = self.compile() if self.config.compile else None
+        tries = self.at_once.asked["micro_batch"] == "auto" and self.assembled.device.type == "cuda"
         while True:
+            # what was recorded is let go where it has to be lowered
+            loop, compiled = self.loop(meter, compiled), None
             try:
-                return self.loop(meter, compiled).run(self.state)
+                if tries and not self.state.step:
+                    loop.trial(self.state)
+                return loop.run(self.state)
             except WeightsMovedError:
                 rows, lowered = self.config.micro_batch, self.at_once.lowered
             if (found := self._newest()) is None:
-                raise MemoryLimitError(
-                    "out of memory in the middle of the first updates, before a checkpoint: begin again with "
-                    f"{self.section}.micro_batch: {max(1, self.plan.micro_batch // 2)}"
-                )
+                raise half_made(self.plan.micro_batch, self.section)
             self._go_on_from(found)
             self.config = self.config.model_copy(update={"micro_batch": rows})
             self.at_once.lowered = lowered

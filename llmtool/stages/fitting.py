@@ -9,7 +9,7 @@ from typing import Any
 
 from llmtool.core.console import bytes_
 from llmtool.models.accounting import Memory
-from llmtool.training.parts import divisor, smaller
+from llmtool.training.parts import divisor, most_that_fits
 
 # What a change does to the result, the least first.
 SAME, ROUNDING, LEARNING, ANOTHER = (
@@ -47,12 +47,13 @@ class Choices:
     """What there is to choose from.
 
     blocks: how many can be recomputed. halved: whether bf16 can be had. norms: whether the model's norms are
-    over the rows that go through at once, so that fewer are another training.
+    over the rows that go through at once, so that fewer are another training. lora: whether it can be had.
     """
 
     blocks: int = 0
     halved: bool = False
     norms: bool = False
+    lora: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,6 @@ def least(setup: Setup, choices: Choices) -> Setup:
     return replace(setup, rows=divisor(setup.batch, 2 if choices.norms else 1), recomputed=choices.blocks)
 
 
-def most_rows(batch: int, fits: Callable[[int], bool], most: int | None = None) -> int:
-    """The largest part of a batch that divides it, fits, and is not above `most`; 1 where none fits."""
-    rows: int | None = divisor(batch, batch if most is None else most)
-    while rows is not None and not fits(rows):
-        rows = smaller(batch, rows)
-    return rows or 1
-
-
 class _Search:
     def __init__(self, setup: Setup, needs: Needs, device_bytes: int, choices: Choices, work: Work) -> None:
         self.setup, self.choices, self.work = setup, choices, work
@@ -162,16 +155,12 @@ class _Search:
         return found
 
     def _fewer_rows(self, setup: Setup) -> Setup | None:
-        """The most rows below its own that fit, by halving what is left to try."""
-        parts = [size for size in _parts(setup.batch, setup.rows) if not (self.choices.norms and size < 2)]
-        low, high = 0, len(parts)  # parts[low:] are untried, from the largest down
-        while low < high:
-            middle = (low + high) // 2
-            if self.fits(replace(setup, rows=parts[middle])):
-                high = middle
-            else:
-                low = middle + 1
-        return replace(setup, rows=parts[low]) if low < len(parts) else None
+        """The most rows below its own that fit."""
+        end = 2 if self.choices.norms else 1
+        rows = most_that_fits(
+            setup.batch, setup.rows - 1, lambda rows: self.fits(replace(setup, rows=rows)), end
+        )
+        return None if rows is None else replace(setup, rows=rows)
 
     def _more_recomputed(self, setup: Setup) -> Setup | None:
         each = (replace(setup, recomputed=n) for n in range(setup.recomputed + 1, self.choices.blocks + 1))
@@ -193,7 +182,7 @@ class _Search:
             yield replace(setup, optimizer="muon")
         if setup.optimizer != "sgd":
             yield replace(setup, optimizer="sgd")
-        if setup.section == "finetune" and setup.method == "full":
+        if self.choices.lora:
             yield replace(setup, method="lora")
         for name, end in (("context", SHORTEST), ("depth", FLATTEST)):
             size = getattr(setup, name)
@@ -251,11 +240,6 @@ def _onto(together: Setup, base: Setup, change: Setup) -> Setup:
     """`together` with what `change` has otherwise than `base`."""
     was, now = asdict(base), asdict(change)
     return replace(together, **{name: value for name, value in now.items() if value != was[name]})
-
-
-def _parts(batch: int, below: int) -> list[int]:
-    """Whatever divides a batch and is smaller, the largest first."""
-    return [size for size in range(below - 1, 0, -1) if batch % size == 0]
 
 
 def says(proposals: Sequence[Proposal], needed: int, device_bytes: int) -> str:

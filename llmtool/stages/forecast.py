@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from llmtool.core.console import bytes_
 from llmtool.core.errors import LlmtoolError, MemoryLimitError
 from llmtool.data.packing import is_packed
 from llmtool.models.accounting import Memory
+from llmtool.stages.fitting import Proposal, says
 from llmtool.stages.settings import resolve
 from llmtool.training import TrainConfig
 
@@ -137,6 +139,7 @@ class DescribedRoom:
     def __init__(self, description: dict[str, Any], method: str, quantised: bool) -> None:
         self.said, self.full = description["memory"], method == "full"
         self.kept = self.said["activations_by_recomputed"] if method in ("full", "lora") else [0]
+        self.norms = description["family"] == "convnet"
         self.blocks, self.device_bytes = len(self.kept) - 1, self.said["device_bytes"]
         self.saved = four_bits_save(description["structure"]) if quantised else 0
 
@@ -150,25 +153,26 @@ class DescribedRoom:
         )
 
 
-def refuse_memory(description: dict[str, Any], fit: Fitting, section: str) -> dict[str, Any]:
-    """What training needs at once; MemoryLimitError where the device has less."""
+def refuse_memory(
+    description: dict[str, Any],
+    fit: Fitting,
+    section: str,
+    changes: Callable[[int], list[Proposal]] = lambda less: [],
+) -> dict[str, Any]:
+    """What training needs at once; MemoryLimitError where the device has less, with what would fit.
+
+    changes: those with which it fits, of weights that have so many bytes less (in four bits).
+    """
     recomputed = fit.config.activation_checkpointing
     assert isinstance(recomputed, int)
     room = DescribedRoom(description, *_method(fit.config))
     memory = room.needs(fit.micro_batch, recomputed)
     activations, needed, there = memory.activations, memory.total, room.device_bytes
     if there is not None and not memory.fits(there):
-        fixed, each = needed - activations, activations / fit.micro_batch
-        fewer = int((0.9 * there - fixed) / each) if each else 0
-        hint = (
-            f"{section}.micro_batch: {_divisor(fit.batch, fewer)} fits and gives the same result"
-            if fewer >= 1
-            else "a smaller model or shorter context is needed"
-        )
         raise MemoryLimitError(
-            f"{section}: {fit.micro_batch} rows at once need about {bytes_(needed)} (weights, gradients, "
-            f"optimizer {bytes_(fixed)}, activations {bytes_(activations)}), and the device has "
-            f"{bytes_(there)}: {hint}"
+            f"{section}: {fit.micro_batch} rows at once, with {bytes_(needed - activations)} of weights, "
+            f"gradients and optimizer and {bytes_(activations)} of activations: "
+            + says(changes(room.saved), needed, there)
         )
     return {"needed": needed, "activations": activations, "device_bytes": there, "rows": fit.micro_batch}
 
@@ -183,11 +187,6 @@ def _four_bits_save(part: dict[str, Any]) -> int:
     if part["kind"] in LINEAR:
         return int(part["parameters"] * (4 - NF4))
     return sum(_four_bits_save(inner) for inner in part["parts"])
-
-
-def _divisor(batch: int, most: int) -> int:
-    """The largest part of a batch that divides it and is not more than `most`."""
-    return next(part for part in range(min(most, batch), 0, -1) if batch % part == 0)
 
 
 def clock(rows: list[dict[str, Any]], saved_at: int) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from llmtool.core.errors import MemoryLimitError
 from llmtool.stages.settings import no_memory
 from llmtool.training import TrainConfig
 from llmtool.training.average import statistics
@@ -71,3 +72,11 @@ class AtOnce:
             else f"the batch stays {batch} rows: but for rounding, and what dropout draws, nothing changes)"
         )
         return config.model_copy(update={"micro_batch": fewer}), said
+
+
+def half_made(rows: int, section: str) -> MemoryLimitError:
+    """The error of an update that was half made, where there is no checkpoint to go back to."""
+    return MemoryLimitError(
+        "out of memory in the middle of one of the first updates, before a checkpoint: begin again with "
+        f"{section}.micro_batch: {max(1, rows // 2)}"
+    )

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol
 
+from llmtool.core.console import bytes_
 from llmtool.core.devices import memory_bytes
+from llmtool.core.errors import MemoryLimitError
 from llmtool.data.packing import is_packed
 from llmtool.models.accounting import Memory, memory, saved
 from llmtool.models.activations import Activations
 from llmtool.models.recompute import learning_blocks
 from llmtool.stages.assemble import Assembled
 from llmtool.training import TrainConfig
+from llmtool.training.average import moving, statistics
 
+FAR = 1.25  # times what a device has: an account is nearer to the truth than that
 BYTES_PER_FLOP = 1.0  # of activations at the most: each number kept is of a product of a dozen or more
 
 
@@ -20,6 +25,7 @@ class Room(Protocol):
 
     blocks: int  # how many can be recomputed
     device_bytes: int | None  # None: not known
+    norms: bool  # whether the model's norms are over the rows that go through at once
 
     def needs(self, rows: int, recomputed: int) -> Memory:
         """Of a step with so many rows at once, with so many blocks recomputed."""
@@ -39,8 +45,10 @@ class ModelRoom:
 
     def __init__(self, assembled: Assembled, config: TrainConfig, flops_per_row: float | None) -> None:
         self.assembled, self.optimizer = assembled, config.optimizer.name
+        self.average = sum(each.nbytes for each in moving(assembled.model).values()) if config.ema else 0
         self.flops_per_row = flops_per_row or 0.0
         self.blocks = len(learning_blocks(assembled.model))
+        self.norms = bool(statistics(assembled.model))
         self.device_bytes: int | None = memory_bytes(assembled.device)
         self._kept: dict[int, Activations] = {}
 
@@ -48,13 +56,35 @@ class ModelRoom:
         """Of a step with so many rows at once, with so many blocks recomputed."""
         part = self.assembled
         if rows not in self._kept:
-            most = memory(part.model, self.optimizer, int(BYTES_PER_FLOP * self.flops_per_row * rows))
+            most = self._with(int(BYTES_PER_FLOP * self.flops_per_row * rows))
             if most.fits(self.device_bytes or 0):
                 return most
             tokens, precision = tokens_of(part.model), part.precision.name
             mixed = packed(part.dataset.card, tokens)
             self._kept[rows] = saved(part.model, rows, tokens, precision, part.device.type, mixed)
-        return memory(part.model, self.optimizer, self._kept[rows].bytes(recomputed))
+        return self._with(self._kept[rows].bytes(recomputed))
+
+    def _with(self, activations: int) -> Memory:
+        found = memory(self.assembled.model, self.optimizer, activations)
+        return replace(found, optimizer=found.optimizer + self.average)
+
+
+def refuse_what_never_fits(room: Room, config: TrainConfig, section: str) -> None:
+    """MemoryLimitError where a training is far too large for the device, with the fewest rows at once and
+    every block recomputed: what is near to it is tried."""
+    there, rows, again = room.device_bytes, config.micro_batch, config.activation_checkpointing
+    assert isinstance(rows, int)
+    assert isinstance(again, int)
+    if there is None or room.needs(rows, again).fits(there):
+        return
+    fewest = 2 if room.norms and rows > 1 else 1
+    needed = room.needs(fewest, room.blocks)
+    if needed.total > FAR * there:
+        raise MemoryLimitError(
+            f"{section} needs about {bytes_(needed.total)} of memory even with {fewest} "
+            f"row{'s' if fewest > 1 else ''} at once, and the device has {bytes_(there)}: a smaller model or "
+            "shorter context is needed; `llmtool describe` lists what would fit"
+        )
 
 
 def tokens_of(model: Any) -> int:

@@ -15,16 +15,18 @@ from llmtool.data.batches import Batches
 from llmtool.experiment import FinetuneConfig
 from llmtool.models.recompute import recompute
 from llmtool.stages.assemble import Assembled
-from llmtool.stages.room import ModelRoom, Room, fewest_recomputed
+from llmtool.stages.room import ModelRoom, Room, fewest_recomputed, refuse_what_never_fits
 from llmtool.tasks.classification import ClassificationTask
 from llmtool.tasks.multilabel import MultilabelTask
 from llmtool.training import TrainConfig
 from llmtool.training.loop import Plan
+from llmtool.training.parts import divisor, most_that_fits
 
 CPU_TOKENS, CUDA_TOKENS = 1024, 32768  # tokens of one optimizer step when `batch` is auto
 CPU_RATE = 30e9  # FLOP/s that a core reaches in these models, measured
 ONE_THREAD = 3e7  # FLOPs of a micro-batch that a second CPU core makes no faster, measured
 LAUNCHED = 4e12  # FLOPs of a micro-batch that a GPU computes in the time its kernels take to launch, at most
+MOST_FLOPS = 1e14  # of a micro-batch on CUDA: a tenth of a second at the least; a larger one gains nothing
 COMPILE_PAYS = 600.0  # seconds of CPU training from which 20-60 s of compilation come back
 
 
@@ -45,7 +47,7 @@ def resolve(
 ) -> TrainConfig:
     """The config with every `auto` replaced by what it means here; the batch is at most all rows.
 
-    room: without it no block is recomputed by itself.
+    room: without it no block is recomputed by itself, and a batch goes through the model at once.
     """
     rows, tokens, cuda = train.rows, train.tokens_per_row, device.type == "cuda"
     if rows == 0:
@@ -63,7 +65,10 @@ def resolve(
     else:
         batch = _power_of_two(rows / 64, 32, 1024)
     batch = min(batch, rows)
-    micro = batch if config.micro_batch == "auto" else min(config.micro_batch, batch)
+    if config.micro_batch == "auto":
+        micro = _at_once(config, batch, room, flops_per_row if cuda else None)
+    else:
+        micro = min(config.micro_batch, batch)
     steps = config.budget.total_steps(rows, batch, tokens)
     updates: dict[str, Any] = {"batch": batch, "micro_batch": micro}
     updates["activation_checkpointing"] = _recomputed(config, micro, room)
@@ -86,6 +91,11 @@ def resolve(
     return config.model_copy(update=updates)
 
 
+def section_of(config: TrainConfig) -> str:
+    """Where the file says how to train so."""
+    return "finetune" if isinstance(config, FinetuneConfig) else "train"
+
+
 def settle(
     assembled: Assembled, config: TrainConfig, train: Amount, flops_per_row: float | None
 ) -> TrainConfig:
@@ -94,6 +104,7 @@ def settle(
     resolved = resolve(config, train, assembled.device, flops_per_row, room)
     assert isinstance(resolved.activation_checkpointing, int)
     recompute(assembled.model, resolved.activation_checkpointing)
+    refuse_what_never_fits(room, resolved, section_of(config))
     return resolved
 
 
@@ -109,6 +120,22 @@ def refuse_misfits(config: TrainConfig, section: str, task: Any, validated: bool
         raise ConfigError("augment: mixup and cutmix mix classes or labels; this task has none")
 
 
+def _at_once(config: TrainConfig, batch: int, room: Room | None, flops_per_row: float | None) -> int:
+    """The largest part of a batch that fits into memory: as it is, or else with every block recomputed that
+    may be. flops_per_row: where parts that take long enough are to be no larger; None: nowhere."""
+    if room is None or (there := room.device_bytes) is None:
+        return batch
+    asked, most = config.activation_checkpointing, batch
+    if flops_per_row and not room.norms:
+        most = divisor(batch, int(MOST_FLOPS / flops_per_row))
+    first = min(asked, room.blocks) if isinstance(asked, int) else room.blocks if asked == "all" else 0
+    for again in dict.fromkeys([first, room.blocks if asked == "auto" else first]):
+        fits = lambda rows, again=again: room.needs(rows, again).fits(there)  # noqa: E731
+        if found := most if fits(most) else most_that_fits(batch, most, fits):
+            return found
+    return divisor(batch, 2 if room.norms else 1)
+
+
 def _recomputed(config: TrainConfig, rows: int, room: Room | None) -> int:
     """How many blocks are recomputed in a step with so many rows at once."""
     asked, there = config.activation_checkpointing, 0 if room is None else room.blocks
@@ -119,11 +146,11 @@ def _recomputed(config: TrainConfig, rows: int, room: Room | None) -> int:
     if asked == "auto":
         return fewest_recomputed(room, rows)
     if asked > there:
-        section = "finetune" if isinstance(config, FinetuneConfig) else "train"
         has = f"{there} blocks that learn" if there else "no blocks that learn one after another"
+        key = f"{section_of(config)}.activation_checkpointing"
         raise ConfigError(
-            f"{section}.activation_checkpointing: {asked} blocks are to be computed again, and the model has "
-            f"{has}" + ("; all takes what there are" if there else "; leave the key out")
+            f"{key}: {asked} blocks are to be computed again, and the model has {has}"
+            + ("; all takes what there are" if there else "; leave the key out")
         )
     return asked
 

@@ -57,6 +57,7 @@ def of_experiment(experiment: Experiment, card: dict[str, Any] | None, auto: str
         optimizer=fit.optimizer.name if fit else "adamw",
         device=device.type,
         checkpointing=fit.activation_checkpointing if fit else "auto",
+        fit=fit,
         device_bytes=memory_bytes(device),
         assumed=assumed,
         auto=auto,

@@ -37,7 +37,8 @@ class TrainConfig(Section):
     micro_batch: Count = Field(
         default="auto",
         description="rows that go through the model at once; the result does not depend on it, but for the "
-        "norms of a convnet, which are over these rows",
+        "norms of a convnet, which are over these rows; auto: as much of the batch as fits into memory, and "
+        "less where a step does not fit after all",
     )
     optimizer: OptimizerConfig = Field(default=AdamWConfig(name="adamw"), description="the update rule")
     schedule: ScheduleConfig = Field(

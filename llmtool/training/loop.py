@@ -207,6 +207,7 @@ class Loop:
             state.scale, state.good, state.in_a_row, state.skipped = before
             moved = self.optimizers.moved
             self.optimizers.zero_grad()
+            self.compiled = None  # a recorded graph holds memory
             self.feed.stop()  # what lies ready is for as many rows as before
             self.compiled = None  # recorded graphs hold memory
             recover_memory()

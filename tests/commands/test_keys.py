@@ -49,6 +49,8 @@ READERS: dict[str, set[str]] = {
     "train.budget.time": set(),  # beside another budget: of one session
     "train.batch": {"train", "describe"},
     "train.micro_batch": {"train", "describe"},
+    "train.ema": {"train", "describe"},
+    "train.activation_checkpointing": {"train", "describe"},
     "train.optimizer.name": {"train", "describe"},
     "finetune": {"finetune"},
     "finetune.budget.time": set(),
@@ -474,7 +476,7 @@ def test_what_describe_reads_of_the_batch_is_what_goes_through_at_once() -> None
     base, more = load(document), load(with_value(document, ("train", "batch"), 32))
     assert base is not None
     assert more is not None
-    assert not compare(stage_keys(base)["describe"], stage_keys(more)["describe"])
+    assert compare(stage_keys(base)["describe"], stage_keys(more)["describe"])  # whose parts it may propose
     tuned = {key: value for key, value in TABLE_FILE.items() if key != "train"}
     base, more = load(tuned), load(with_value(tuned, ("finetune", "batch"), 32))
     assert base is not None

@@ -80,7 +80,7 @@ def test_what_changes_the_result_comes_where_nothing_else_helps() -> None:
     assert {one.result for one in found} == {LEARNING, ANOTHER}
     assert found[0].set == ["train.micro_batch=1", "train.optimizer={name: muon}"]
     assert all(one.result == ANOTHER for one in found if any("model." in key for key in one.set))
-    tuned = propose(330, replace(SETUP, section="finetune"))
+    tuned = propose(330, replace(SETUP, section="finetune"), replace(CHOICES, lora=True))
     assert ["finetune.method={kind: lora}"] in [one.set[-1:] for one in tuned]
     averaged = propose(440, replace(SETUP, ema=True))
     assert any("train.ema=null" in one.set for one in averaged)
@@ -114,9 +114,3 @@ def test_it_is_said_in_a_line_that_can_be_pasted() -> None:
     pasted = shlex.split(said.split(": --set", 1)[1])
     assert pasted[::2] == found[0].set
     assert fitting.document(found)[0]["options"] == found[0].options
-
-
-def test_the_most_rows_that_fit() -> None:
-    assert fitting.most_rows(60, lambda rows: rows <= 25) == 20
-    assert fitting.most_rows(60, lambda rows: True, most=7) == 6
-    assert fitting.most_rows(60, lambda rows: False) == 1
