@@ -26,7 +26,7 @@ bench: $(VENV)/.dev
 # OUT, where it is set: a folder in which the figures are kept too.
 gpu:
 	$(PYTHON) scripts/needs.py pytest pytest-timeout
-	$(PYTHON) -m pytest -m cuda $$(grep -rl "mark\.cuda" tests)
+	$(PYTHON) -m pytest -m cuda $$(grep -rl --include="*.py" "mark\.cuda" tests)
 
 bench-gpu:
 	$(PYTHON) scripts/needs.py
