@@ -149,15 +149,33 @@ def describe(
             metavar="CONFIG.YAML | RUN [OTHER]", help="The experiment; or a run, or two.", show_default=False
         ),
     ],
+    on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--on",
+            metavar="DEVICE",
+            help="Predict for this device too (H100); again for more; all: each known.",
+        ),
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            "--devices", metavar="FILE.YAML", help="Devices of your own, power, prices.", show_default=False
+        ),
+    ] = None,
     set_: Set = None,
     json: Json = False,
     force: Force = False,
     rehearse: Rehearse = False,
     debug: Debug = False,
 ) -> None:
-    """Show the model's structure, cost and fit. Of a RUN (or a checkpoint) also what it was made from, and
-    whether that still holds; of two runs what differs."""
-    _run("describe", Options(paths[0], set_ or [], force, others=tuple(paths[1:])), json, debug, rehearse)
+    """Show the model's structure, what training takes (memory, time, energy, money) and whether it fits. Of a
+    RUN (or a checkpoint) also what it was made from, and whether that still holds; of two runs what
+    differs."""
+    options = Options(
+        paths[0], set_ or [], force, others=tuple(paths[1:]), on=tuple(on or ()), devices=devices
+    )
+    _run("describe", options, json, debug, rehearse)
 
 
 @app.command()

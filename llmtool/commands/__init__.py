@@ -26,7 +26,10 @@ class Scratch:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says beside the configuration file. others: further paths (of `describe`)."""
+    """What the command line says beside the configuration file.
+
+    Of `describe`: others: further paths; on: devices to predict for; devices: a file of them.
+    """
 
     config: str
     overrides: list[str] = field(default_factory=list)
@@ -35,6 +38,8 @@ class Options:
     scratch: Scratch | None = None
     others: tuple[str, ...] = ()
     profile: bool = False  # of a training: record a few steps
+    on: tuple[str, ...] = ()
+    devices: str | None = None
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
 from llmtool.commands import Options, keys, session
-from llmtool.core import console, files, lineage
+from llmtool.core import console, files, hardware, lineage
 from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.core.hardware import Device
 from llmtool.core.lineage import Chain
 from llmtool.core.run import Run
 from llmtool.data import store
 from llmtool.evaluation import differences
-from llmtool.stages import checkpoints, subject
+from llmtool.experiment import Loaded
+from llmtool.stages import bill, checkpoints, spent, subject
 from llmtool.stages import describe as stage
 from llmtool.stages import lineage as made
 from llmtool.stages import report as stage_report
@@ -28,6 +31,7 @@ def run(options: Options) -> dict[str, Any]:
     if options.others or Path(options.config).is_dir():
         return _directories(options)
     with session.command(options, "describe") as loaded:
+        devices, asked = _asked(options, loaded)
         card = session.card_if_prepared(loaded)
         start, experiment = None, loaded.experiment
         choice = None
@@ -35,7 +39,7 @@ def run(options: Options) -> dict[str, Any]:
             start = Path(session.model_to_start(loaded))
         elif card is not None:
             loaded, choice = session.with_model(loaded, card)
-        with session.stage(loaded, "describe", keys.describe(loaded, card, start), options) as run:
+        with session.stage(loaded, "describe", keys.describe(loaded, card, start, asked), options) as run:
             if not run.fresh:
                 why = choice.why if choice else ""
                 described = (
@@ -45,13 +49,51 @@ def run(options: Options) -> dict[str, Any]:
                 )
                 before = [store.lineage(card, run.root / "prepare")] if card else []
                 before += [checkpoints.lineage(start)] if start else []
-                _describe(run, described, before)
-            console.show(stage.show(files.read_json(run.directory / "describe.json")))
-    return run.result
+                cost = _bill(loaded, described, devices, options, card)
+                _describe(run, described, before, cost)
+            last = spent.last(run.root)  # of trainings that came after: no part of what describe writes
+            _show_description(files.read_json(run.directory / "describe.json"), last)
+            if "all" in options.on:
+                bill.table(devices)
+    return run.result | {"last": last}
 
 
-def _describe(run: Run, what: Subject, before: list[Chain]) -> None:
-    description = stage.describe(what)
+def _asked(options: Options, loaded: Loaded) -> tuple[list[Device], dict[str, Any]]:
+    """The devices that are known, and what the prediction is asked for and compared with."""
+    devices = hardware.read(options.devices) if options.devices else hardware.TABLE
+    hardware.find(list(options.on), devices)
+    asked: dict[str, Any] = {}
+    if options.on or options.devices:
+        asked = {
+            "on": options.on,
+            "devices": files.hash_file(Path(options.devices)) if options.devices else None,
+        }
+    return devices, asked
+
+
+def _bill(
+    loaded: Loaded, what: Subject, devices: list[Device], options: Options, card: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    experiment = loaded.experiment
+    wanted = list(options.on)
+    if not wanted and options.devices:  # a user's own file: its devices
+        wanted = [each.name for each in devices if each not in hardware.TABLE and each.name != hardware.HERE]
+    if card is not None and experiment.train is None:
+        what = replace(what, card=card)  # what is learned from, not what the start learned from
+    fit = experiment.train or experiment.finetune
+    return bill.bill(what, fit, experiment.device, experiment.precision, devices, wanted, experiment.seed)
+
+
+def _show_description(description: dict[str, Any], last: dict[str, dict[str, Any]]) -> None:
+    console.show(stage.show(description))
+    if cost := description.get("cost"):
+        console.show(bill.show(cost))
+    for line in bill.last_lines(last):
+        console.say(line)
+
+
+def _describe(run: Run, what: Subject, before: list[Chain], cost: dict[str, Any] | None) -> None:
+    description = stage.describe(what) | {"cost": cost}
     files.write_json(run.directory / "describe.json", description)
     files.write_text(run.directory / "model_card.md", model_card(description))
     model = {key: description[key] for key in ("family", "config", "parameters")}
@@ -59,6 +101,7 @@ def _describe(run: Run, what: Subject, before: list[Chain]) -> None:
     run.finish(
         parameters=description["parameters"],
         memory=description["memory"],
+        cost=cost,
         lineage=lineage.document(lineage.extend("model", str(run.directory), content, *before)),
     )
 
@@ -74,6 +117,8 @@ def _directories(options: Options) -> dict[str, Any]:
         if not Path(path).is_dir():
             what = "is a file" if Path(path).is_file() else "no such directory"
             raise ConfigError(f"{path}: {what}; describe takes one CONFIG.YAML, or one or two runs")
+    if options.on or options.devices:
+        raise ConfigError("--on and --devices are for a CONFIG.YAML, which says how the model is trained")
     if options.overrides:
         raise ConfigError("--set changes a configuration file; a directory is described as it is")
     if options.force:

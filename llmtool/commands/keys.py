@@ -28,6 +28,10 @@ READS = {
     "finetune": (*COMPUTE, "task", "finetune"),
     "evaluate": (*COMPUTE, "evaluate"),
 }
+COSTS = (  # what a prediction reads of `train` or `finetune`
+    "micro_batch", "batch", "optimizer.name", "budget", "ema", "compile", "validate_every",
+    "checkpoint_every", "activation_checkpointing",
+)  # fmt: skip
 
 Key = dict[str, Any]
 
@@ -54,21 +58,31 @@ def prepare(loaded: Loaded, hash_file: HashFile) -> Key:
     return _key(loaded.slice(*READS["prepare"]), data_hashes(data, hash_file))
 
 
-def describe(loaded: Loaded, card: dict[str, Any] | None, start: Path | None) -> Key:
+def describe(
+    loaded: Loaded,
+    card: dict[str, Any] | None,
+    start: Path | None,
+    asked: dict[str, Any] | None = None,
+) -> Key:
     """The key of `describe`. card: of the prepared dataset; None: not there yet, and what will go in is
     guessed from the encoding. start: the checkpoint that is described, in a file without `model:`.
 
-    Of training it reads how many rows go through the model at once, and the optimizer's name.
+    Of training it reads what its memory and time follow from. asked: for which
+    devices that is predicted, as plain data.
     """
     experiment = loaded.experiment
+    said = {} if not asked else {"asked": asked}
     if start is not None:
-        config = loaded.slice("finetune.start", "finetune.through") | _machine("auto", "auto")
-        return _key(config, {"start": fingerprint(start)})
+        reads = ["finetune.start", "finetune.through", *(f"finetune.{name}" for name in ("method", *COSTS))]
+        machine = _machine(experiment.device, experiment.precision)
+        inputs = {"start": fingerprint(start)}
+        if card is not None:
+            inputs["dataset"] = card["fingerprint"]
+        return _without_sessions(_key(loaded.slice(*reads) | machine | said, inputs), "finetune")
     reads = ["run", "model", "task.kind"]
     section = "train" if experiment.train else "finetune"
-    if experiment.train or experiment.finetune:
-        names = ("micro_batch", "batch", "optimizer.name", "ema", "activation_checkpointing")
-        reads += [f"{section}.{name}" for name in names]
+    if (experiment.train or experiment.finetune) is not None:
+        reads += [f"{section}.{name}" for name in COSTS]
         if section == "finetune":
             reads.append("finetune.method")
     inputs = {}
@@ -81,7 +95,7 @@ def describe(loaded: Loaded, card: dict[str, Any] | None, start: Path | None) ->
         ]
         inputs = {str(path): files.hash_file(path) for path in experiment.data.encode.files()}
     machine = _machine(experiment.device, experiment.precision)
-    return _key(loaded.slice(*reads) | machine, inputs)
+    return _without_sessions(_key(loaded.slice(*reads) | machine | said, inputs), section)
 
 
 def fit(loaded: Loaded, section: str, inputs: dict[str, str]) -> Key:
@@ -89,11 +103,15 @@ def fit(loaded: Loaded, section: str, inputs: dict[str, str]) -> Key:
 
     The suites that finetune asks before and after are not in it: nothing is trained again for a new question.
     """
-    result = _key(loaded.slice(*READS[section]), inputs)
-    budget = (result["config"][section] or {}).get("budget", {})
+    return _without_sessions(_key(loaded.slice(*READS[section]), inputs), section)
+
+
+def _without_sessions(key: Key, section: str) -> Key:
+    """The key without the wall time of a session: how often training paused changes nothing."""
+    budget = (key["config"].get(section) or {}).get("budget") or {}
     if any(budget.get(unit) is not None for unit in ("steps", "epochs", "tokens")):
-        budget["time"] = None  # of one session: how often training paused changes nothing
-    return result
+        budget["time"] = None
+    return key
 
 
 def evaluate(

@@ -32,7 +32,7 @@ from llmtool.models import adapters
 from llmtool.models.accounting import account
 from llmtool.models.choice import Choice
 from llmtool.models.forms import huggingface
-from llmtool.stages import advise, assemble, checkpoints, suites
+from llmtool.stages import advise, assemble, checkpoints, spent, suites
 from llmtool.stages import lineage as made
 from llmtool.stages import prepare as stages
 from llmtool.stages.assemble import Assembled
@@ -407,36 +407,34 @@ def asked(
 
 def fit(run: Run, loaded: Loaded, assembled: Assembled, config: TrainConfig, options: Options) -> FitResult:
     """Train into the stage's directory, going on from a checkpoint that is there."""
-    experiment = loaded.experiment
     section = "finetune" if isinstance(config, FinetuneConfig) else "train"
-
-    def as_yaml(resolved: TrainConfig) -> str:
-        return experiment_yaml(experiment.model_copy(update={section: resolved}))
-
     rows, flops = assembled.batches("train"), flops_of(assembled)
-    peak, _ = peak_flops(assembled.device, assembled.precision)
-    batch = rows.rows if config.batch == "auto" else config.batch
-    total = config.budget.total_steps(rows.rows, min(batch, rows.rows), rows.tokens_per_row)
+    batch = rows.rows if config.batch == "auto" else min(config.batch, rows.rows)
+    total = config.budget.total_steps(rows.rows, batch, rows.tokens_per_row)
     metric = config.select.metric if config.select else assembled.task.metric
     profile = Profile(run.directory, assembled.device) if options.profile else None
-    with console.progress(total if config.batch != "auto" else None, "step") as display, profile or NOTHING:
-        return stage_fit(
+    shown = console.progress(total if config.batch != "auto" else None, "step")
+    with spent.watched(assembled.model, assembled.device) as most, shown as display, profile or NOTHING:
+        result = stage_fit(
             assembled,
             config,
             run.directory,
             progress=Watch(display, metric, options.scratch.kill_at if options.scratch else None),
             resume=run.state == "unfinished" or options.resume,
-            as_yaml=as_yaml,
+            as_yaml=lambda now: experiment_yaml(loaded.experiment.model_copy(update={section: now})),
             flops_per_row=flops,
-            peak=peak,
+            peak=peak_flops(assembled.device, assembled.precision)[0],
             command=None if options.scratch else _as_given(section, options),
             profile=profile,
         )
+    if not options.scratch:  # a rehearsal of some steps says nothing of the real run
+        run.finish(cost=spent.result(assembled, result.config, most, result.throughput, result.seconds))
+    return result
 
 
 def _as_given(command: str, options: Options) -> str:
     """The command line of this training, for a shell."""
-    sets = [word for override in options.overrides for word in ("--set", override)]
+    sets = (word for override in options.overrides for word in ("--set", override))
     return shlex.join(["llmtool", command, options.config, *sets])
 
 

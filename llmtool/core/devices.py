@@ -7,16 +7,17 @@ import ctypes
 import functools
 import gc
 import os
-import re
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from llmtool.core import hardware
 from llmtool.core.errors import ConfigError
 
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -138,27 +139,6 @@ def _cpu_computes_in(dtype: torch.dtype) -> bool:
 
 # --- what the device can do ---------------------------------------------------------------------------------
 
-# Dense peaks (without sparsity) in TFLOP/s at boost clock, from NVIDIA's documents: data sheets of H200, H100
-# (SXM, PCIe, NVL), A100, L4, L40S, T4 and V100; architecture white papers of Ada (RTX 4090) and GA102 (RTX
-# 3090), where fp8, fp16 and bf16 accumulate in fp32, as PyTorch's products do. Names in full, as torch.cuda
-# (get_device_name) gives them: a MIG slice, a laptop or an export variant is another device and is measured.
-PEAKS: list[tuple[str, dict[str, float]]] = [
-    (
-        r"NVIDIA (H200|H100 80GB HBM3)",
-        {"fp32": 66.9, "tf32": 494.7, "bf16": 989.4, "fp16": 989.4, "fp8": 1978.9},
-    ),
-    (r"NVIDIA H100 NVL", {"fp32": 60.0, "tf32": 417.5, "bf16": 835.5, "fp16": 835.5, "fp8": 1670.5}),
-    (r"NVIDIA H100 PCIe", {"fp32": 51.2, "tf32": 378.0, "bf16": 756.5, "fp16": 756.5, "fp8": 1513.0}),
-    (r"(NVIDIA )?A100[- ].*", {"fp32": 19.5, "tf32": 156.0, "bf16": 312.0, "fp16": 312.0}),
-    (r"NVIDIA L40S", {"fp32": 91.6, "tf32": 183.0, "bf16": 362.0, "fp16": 362.0, "fp8": 733.0}),
-    (r"NVIDIA L4", {"fp32": 30.3, "tf32": 60.0, "bf16": 121.0, "fp16": 121.0, "fp8": 242.5}),
-    (r"NVIDIA GeForce RTX 4090", {"fp32": 82.6, "tf32": 82.6, "bf16": 165.2, "fp16": 165.2, "fp8": 330.3}),
-    (r"NVIDIA GeForce RTX 3090", {"fp32": 35.6, "tf32": 35.6, "bf16": 71.2, "fp16": 71.2}),
-    (r"Tesla T4", {"fp32": 8.1, "fp16": 65.0}),
-    (r"Tesla V100-SXM2.*", {"fp32": 15.7, "fp16": 125.0}),
-    (r"Tesla V100-PCIE.*", {"fp32": 14.0, "fp16": 112.0}),
-]
-
 
 def peak_flops(device: torch.device, precision: Precision) -> tuple[float, str]:
     """The most floating-point operations a second this device does in this precision, and where the figure is
@@ -176,28 +156,68 @@ def peak_flops(device: torch.device, precision: Precision) -> tuple[float, str]:
 
 def published_peak(name: str, precision: str) -> float | None:
     """FLOP/s from the table for a GPU name; None when it is not there."""
-    for pattern, peaks in PEAKS:
-        if re.fullmatch(pattern, name) and "MIG" not in name:
-            return peaks[precision] * 1e12 if precision in peaks else None
-    return None
+    found = hardware.published(name)
+    return found.flops.get(precision) if found else None
 
 
 @functools.cache
-def _measured_peak(device: torch.device, precision: Precision) -> float:
+def _measured_peak(device: torch.device, precision: Precision, threads: int = 0) -> float:
     size = 4096 if device.type == "cuda" else 512
     dtype = precision.dtype or torch.float32
     a = torch.full((size, size), 0.5, device=device, dtype=dtype)  # no random stream is touched
     b = a.clone()
-    torch.mm(a, b)
+    return 2 * size**3 / _best(device, lambda: torch.mm(a, b))
+
+
+def _best(device: torch.device, work: Callable[[], object]) -> float:
+    """Seconds of the fastest of some runs."""
+    work()
     synchronize(device)
     best = float("inf")
     end = time.perf_counter() + MEASURING_SECONDS
     while best == float("inf") or time.perf_counter() < end:
         begin = time.perf_counter()
-        torch.mm(a, b)
+        work()
         synchronize(device)
         best = min(best, time.perf_counter() - begin)
-    return 2 * size**3 / best
+    return best
+
+
+def figures(device: torch.device, precision: Precision) -> hardware.Device:
+    """This device in figures: a GPU of the table as published, all else measured for a fifth of a second.
+
+    Of a CPU they hold for as many threads as torch has now.
+    """
+    memory = float(memory_bytes(device))
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        if (known := hardware.published(name)) is not None:
+            return replace(known, memory=memory)
+    return replace(_measured(device, precision, torch.get_num_threads()), memory=memory)
+
+
+@functools.cache
+def _measured(device: torch.device, precision: Precision, threads: int) -> hardware.Device:
+    flops = {precision.name: _measured_peak(device, precision, threads)}
+    for name in ("fp32", "bf16"):  # Muon computes in bf16 where there are units for it
+        flops.setdefault(name, _measured_peak(device, PRECISIONS[name], threads))
+    x = torch.full((16 * 2**20,), 0.5, device=device)  # 64 MB: more than most caches hold
+    y = torch.empty_like(x)
+    bandwidth = 2 * x.nbytes / _best(device, lambda: y.copy_(x))
+    curves = call = None
+    if device.type == "cpu":
+        curves = x.numel() / _best(device, lambda: torch.exp(x, out=y))
+        one = torch.ones(4)
+        call = _best(device, lambda: [one + one for _ in range(100)]) / 100
+    return hardware.Device(
+        hardware.HERE,
+        kind=device.type,
+        bandwidth=bandwidth,
+        flops=flops,
+        curves=curves,
+        call=call,
+        source=f"measured here, {describe(device)}",
+    )
 
 
 def memory_bytes(device: torch.device) -> int:

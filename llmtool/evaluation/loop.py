@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from llmtool.core.contracts import Batch, Tally, Task
+from llmtool.core.devices import release_memory
 from llmtool.core.errors import DataError
 
 
@@ -25,6 +26,7 @@ def evaluate(
     The device is not waited for: the tally's figures do that once. Raises DataError when there is no batch.
     """
     tally: Tally | None = None
+    release_memory()  # pieces that training has left are of no use to larger batches
     with eval_mode(model), torch.no_grad(), autocast():
         for batch in batches:
             measured = task.measure(model, batch.to(device))

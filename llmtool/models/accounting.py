@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,12 +21,15 @@ from llmtool.models.gpt2 import GPT2Attention
 from llmtool.models.huggingface import Through
 from llmtool.models.layers import DropPath, hidden_matrices
 from llmtool.models.recompute import recompute
+from llmtool.models.tracing import Trace, Update, trace
 from llmtool.models.vit import Attention as PatchAttention
 
 OptimizerName = Literal["adamw", "sgd", "muon"]
 FLOAT = (
     4  # bytes: weights, gradients and optimizer state are float32; autocast makes smaller copies as it goes
 )
+
+LOWER = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp16": torch.float16}
 
 NAMES = {  # what a part does, by its name in the model; otherwise its class says it
     "table": "looks up a vector for each n-gram",
@@ -320,13 +324,11 @@ def saved(
     Counted on fake tensors, which choose the kernels that a CPU would. A CUDA device's attention keeps no T
     x T square even with dropout, so attention's dropout is left out there.
     """
-    lower = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    lower = LOWER.get(precision)
     with FakeTensorMode():
         model = copy_on(model, "cpu")
         if device.startswith("cuda"):
-            for module in model.modules():
-                if isinstance(module, GPT2Attention | Attention | ModernAttention | PatchAttention):
-                    module.dropout = 0.0
+            _without_attention_dropout(model)
         spec: Any = model
         inputs = _inputs(spec.inputs, rows, tokens, "cpu")
         beside = _beside(spec.inputs, rows, "cpu")
@@ -334,6 +336,50 @@ def saved(
         segments = torch.ones(rows, tokens, dtype=torch.int32) if masked else None
         with torch.autocast("cpu", dtype=lower or torch.bfloat16, enabled=lower is not None):
             return count_saved(model, lambda: _loss(spec.outputs, model(inputs, segments, *beside)))
+
+
+def step(
+    model: nn.Module,
+    rows: int,
+    tokens: int = 1,
+    precision: str = "fp32",
+    device: str = "cpu",
+    packed: bool = False,
+    update: Update | None = None,
+    accumulate: bool = False,
+    scored: bool = False,
+    recomputed: int = 0,
+) -> Trace:
+    """One training step on tensors without data, operation by operation; scored: only a forward pass.
+
+    update, accumulate: as models.tracing. recomputed: how many blocks are. Where numbers of two precisions
+    meet, tensors are fake ones of a CPU, which know what autocast does; else meta tensors, which are quick.
+    """
+    lower = LOWER.get(precision)
+    fake = lower is not None or isinstance(model, Through)
+    with FakeTensorMode() if fake else nullcontext():
+        place = "cpu" if fake else "meta"
+        copied = copy_on(model, place, recomputed)
+        if device.startswith("cuda") and fake:
+            _without_attention_dropout(copied)
+        masked = packed and not isinstance(model, Through)
+
+        def loss(model: nn.Module) -> Tensor:
+            spec: Any = model
+            inputs, beside = _inputs(spec.inputs, rows, tokens, place), _beside(spec.inputs, rows, place)
+            segments = torch.ones(rows, tokens, dtype=torch.int32, device=place) if masked else None
+            with torch.autocast("cpu", dtype=lower or torch.bfloat16, enabled=lower is not None):
+                return _loss(spec.outputs, model(inputs, segments, *beside))
+
+        with torch.set_grad_enabled(not scored):
+            return trace(copied, loss, update, accumulate, device)
+
+
+def _without_attention_dropout(model: nn.Module) -> None:
+    """A CUDA device's attention keeps no T x T square even with dropout; that of a CPU would."""
+    for module in model.modules():
+        if isinstance(module, GPT2Attention | Attention | ModernAttention | PatchAttention):
+            module.dropout = 0.0
 
 
 # --- the tree ------------------------------------------------------------------------------------------

@@ -16,13 +16,11 @@ from llmtool.core.console import bytes_
 from llmtool.core.errors import LlmtoolError, MemoryLimitError
 from llmtool.data.packing import is_packed
 from llmtool.models.accounting import Memory
+from llmtool.models.timing import SHARE
 from llmtool.stages.fitting import Proposal, says
 from llmtool.stages.settings import resolve
 from llmtool.training import TrainConfig
 
-REACHED = 0.5  # share of a device's measured peak that a training step reaches, about
-BYTES = 16  # an optimizer step moves so many for each weight: weight, gradient, two moments, to and fro
-BANDWIDTH = 5e9  # bytes a second that a CPU core moves, about
 STEP = 3.0  # seconds that a rehearsed step may take; a longer one is rehearsed with fewer rows
 SCORING = 1.5  # seconds that scoring a split may take
 HEAVY = 3e9  # bytes of weights and optimizer state beyond which writing checkpoints alone takes a minute
@@ -52,7 +50,7 @@ class Fitting:
     tokens_per_row: int
     steps: int | None
     rehearsed: int
-    expected: float  # seconds of a whole step, by its FLOPs
+    expected: float  # seconds of a whole step, as predicted
 
     @property
     def batch(self) -> int:
@@ -92,8 +90,7 @@ def fitting(
     room = DescribedRoom(description, *_method(config))
     resolved = resolve(config, Rows(rows, tokens, () if labelled else None), device, each, room)
     assert isinstance(resolved.batch, int)
-    update = BYTES * description["parameters"]["total"] / BANDWIDTH
-    row = max(each / (REACHED * rate), 1e-6)  # a bag of n-grams has no matrix products, and takes time too
+    row, update = row_seconds(description, rate)
     fits = max(1, int((STEP - update) / row)) if update < STEP else 1
     batch = min(resolved.batch, fits)
     if batch < resolved.batch and isinstance(resolved.micro_batch, int) and batch > resolved.micro_batch:
@@ -102,10 +99,26 @@ def fitting(
     return Fitting(resolved, rows, tokens, steps, batch, resolved.batch * row + update)
 
 
+def row_seconds(description: dict[str, Any], rate: float) -> tuple[float, float]:
+    """Seconds of a row of a step, and of the update after it, as `describe` predicts them (models.timing).
+
+    rate: FLOP/s of the device, for a model whose training is not described.
+    """
+    cost = (description.get("cost") or {}).get("here") or {}
+    if cost.get("step_seconds"):
+        return cost["micro_batch_seconds"] / cost["micro_batch"], cost["update_seconds"]
+    flops = description["flops"]
+    each = float(flops["row_forward"] + flops["row_backward"])
+    return max(each / (SHARE["cpu"] * rate), 1e-6), 0.0
+
+
 def affordable_rows(description: dict[str, Any], rate: float) -> int:
     """Rows (of text without targets: tokens) that are scored in a second or two."""
     tokens = description["flops"]["tokens_per_row"]
-    most = int(SCORING * REACHED * rate / max(description["flops"]["forward"], 1))
+    flops = description["flops"]
+    whole = max(1, flops["row_forward"] + flops["row_backward"])
+    scored = row_seconds(description, rate)[0] * flops["row_forward"] / whole / tokens
+    most = int(SCORING / max(scored, 1e-9))
     if (description["data"] or {}).get("encoding") == "text":
         return max(64, most // tokens)
     return max(256 if tokens == 1 else 4 * tokens, most)
@@ -113,11 +126,11 @@ def affordable_rows(description: dict[str, Any], rate: float) -> int:
 
 def too_heavy(description: dict[str, Any], rate: float) -> str:
     """Why the model cannot be rehearsed in a minute on this machine; empty where it can."""
-    memory, flops = description["memory"], description["flops"]
+    memory = description["memory"]
     state = memory["weights"] + memory["optimizer"]
     if state > HEAVY:
         return f"each checkpoint has {bytes_(state)}, more than can be written and read again in a minute"
-    row = (flops["row_forward"] + flops["row_backward"]) / (REACHED * rate)
+    row, _ = row_seconds(description, rate)
     if row > 2 * STEP:
         return f"a step of a single row takes about {row:.0f} s here"
     return ""

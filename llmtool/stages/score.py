@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from llmtool.core import seeds
-from llmtool.core.contracts import Images, NextToken, Tally, Tokens
+from llmtool.core.contracts import Images, InputSpec, NextToken, Tally, Tokens
 from llmtool.core.devices import is_out_of_memory, recover_memory
 from llmtool.core.environment import code_version
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
@@ -133,8 +133,12 @@ def in_parts(scored: Callable[[int], T], rows: int, what: str, least: int = 1) -
 def auto_batch(assembled: Assembled, tokens_per_row: int) -> int:
     """Rows scored at once: as many as keep a text's logits and layers or a picture's
     layers small, a fixed number of a table's."""
-    inputs = assembled.dataset.inputs
     device = "cuda" if assembled.device.type == "cuda" else "cpu"
+    return rows_at_once(assembled.dataset.inputs, device, tokens_per_row)
+
+
+def rows_at_once(inputs: InputSpec, device: str, tokens_per_row: int) -> int:
+    """The same for these inputs on a device of that kind."""
     if isinstance(inputs, Images):
         return max(1, min(FEATURE_ROWS, PIXELS[device] // (inputs.height * inputs.width)))
     if not isinstance(inputs, Tokens):

@@ -46,12 +46,16 @@ READERS: dict[str, set[str]] = {
     "task": {"train", "finetune"},
     "task.kind": {"describe", "train", "finetune"},
     "train": {"train"},
+    "train.budget": {"train", "describe"},
     "train.budget.time": set(),  # beside another budget: of one session
     "train.batch": {"train", "describe"},
     "train.micro_batch": {"train", "describe"},
     "train.ema": {"train", "describe"},
     "train.activation_checkpointing": {"train", "describe"},
     "train.optimizer.name": {"train", "describe"},
+    "train.compile": {"train", "describe"},
+    "train.validate_every": {"train", "describe"},
+    "train.checkpoint_every": {"train", "describe"},
     "finetune": {"finetune"},
     "finetune.budget.time": set(),
     "evaluate": {"evaluate"},
@@ -402,7 +406,7 @@ def readers(path: Path_, document: dict[str, Any]) -> set[str]:
     if "describe" in found or name.startswith(GUESSED):
         found.add("describe before")
     if path[1:] == ("budget", "time") and not {"steps", "epochs"} & at(document, path[:-1]).keys():
-        found.add(str(path[0]))
+        found |= {str(path[0])} | ({"describe", "describe before"} if path[0] == "train" else set())
     return found
 
 
@@ -468,20 +472,6 @@ def test_sections_that_come_and_go_are_changes_too() -> None:
         assert made is not None
         now = stage_keys(made)
         assert {stage for stage in now if compare(before[stage], now[stage])} == expected, path
-
-
-@pytest.mark.usefixtures("place")
-def test_what_describe_reads_of_the_batch_is_what_goes_through_at_once() -> None:
-    document = with_value(TABLE_FILE, ("train", "micro_batch"), 8)
-    base, more = load(document), load(with_value(document, ("train", "batch"), 32))
-    assert base is not None
-    assert more is not None
-    assert compare(stage_keys(base)["describe"], stage_keys(more)["describe"])  # whose parts it may propose
-    tuned = {key: value for key, value in TABLE_FILE.items() if key != "train"}
-    base, more = load(tuned), load(with_value(tuned, ("finetune", "batch"), 32))
-    assert base is not None
-    assert more is not None
-    assert compare(stage_keys(base)["describe"], stage_keys(more)["describe"]) == ["finetune.batch: 16 -> 32"]
 
 
 # --- what a stage does not read changes nothing that it writes --------------------------------------------

@@ -1,0 +1,315 @@
+"""What a training will take on a device: memory, time, energy and money, before it runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmtool.core.contracts import InputSpec
+from llmtool.core.devices import PRECISIONS, figures
+from llmtool.core.hardware import Device
+from llmtool.models import accounting, timing
+from llmtool.models.activations import Activations
+from llmtool.models.recompute import learning_blocks
+from llmtool.models.tracing import Trace
+from llmtool.stages.assemble import Assembled
+from llmtool.stages.describe import Subject
+from llmtool.stages.forecast import Rows, rows_of
+from llmtool.stages.room import BYTES_PER_FLOP, packed, tokens_of
+from llmtool.stages.score import rows_at_once
+from llmtool.stages.settings import few_threads, resolve, threads
+from llmtool.training import TrainConfig
+from llmtool.training.average import Average, moving
+from llmtool.training.optimizers import NO_RATES, Rates
+
+HEAP = 1.37  # a CPU process holds so much of what lives at once: freed pieces that nothing new fits into
+WORKSPACE = 64 * 2**20  # bytes that cuBLAS takes for itself in both threads of a step, on Hopper
+SAVED = 0.25e9  # bytes of a checkpoint written, hashed and synced in a second, about
+COPIES = {"cpu": 3, "cuda": 1}  # of the optimizer's state, while a checkpoint is written: clone, bytes, file
+UNKNOWN = ("memory", "peak_bytes", "fits", "step_seconds", "steps", "seconds", "kwh", "price")
+UNKNOWN_ROWS = 2**40  # of data that is not prepared yet: enough for any batch
+LOOP = 1.5e-4  # seconds of a step beside the model's own work: rows, random streams, guards
+
+
+@dataclass
+class Work:
+    """A training, as far as its cost goes.
+
+    config: every `auto` resolved. inputs: of the model. rows, validation_rows: of the whole data; 0 rows: not
+    known. tokens, mean: of the longest row and of a mean one. packed: documents kept apart by a mask.
+    """
+
+    model: nn.Module
+    config: TrainConfig
+    inputs: InputSpec
+    rows: int
+    tokens: int = 1
+    mean: float = 1.0
+    validation_rows: int = 0
+    precision: str = "fp32"
+    packed: bool = False
+    rates: Rates = field(default_factory=lambda: NO_RATES)
+
+    @property
+    def batch(self) -> int:
+        """Rows of an optimizer step."""
+        assert isinstance(self.config.batch, int)
+        return self.config.batch
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows at once."""
+        assert isinstance(self.config.micro_batch, int)
+        return self.config.micro_batch
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps of the whole run; None where wall time is the budget, or the rows are not known."""
+        budget = self.config.budget
+        if not self.rows and budget.epochs is not None:
+            return None
+        return budget.total_steps(self.rows, self.batch, self.tokens)
+
+
+def of_assembled(assembled: Assembled, config: TrainConfig) -> Work:
+    """The training that was assembled. config: with every `auto` resolved."""
+    train, card = assembled.batches("train"), assembled.dataset.card
+    model: Any = assembled.model
+    tokens = min(train.tokens_per_row, getattr(model, "context", train.tokens_per_row))
+    validation = assembled.batches("validation").rows if "validation" in assembled.dataset.splits else 0
+    return Work(
+        model,
+        config,
+        assembled.dataset.inputs,
+        train.rows,
+        tokens,
+        _mean(card, tokens),
+        validation,
+        assembled.precision.name,
+        packed(card, tokens),
+        assembled.rates,
+    )
+
+
+def of_file(
+    subject: Subject, config: TrainConfig, device: Device, precision: str, rates: Rates = NO_RATES
+) -> Work:
+    """The training that a file asks for, on a device, in that precision, nothing assembled."""
+    model: Any = subject.model
+    card, tokens = subject.card, tokens_of(model)
+    known = card is not None and bool(card["splits"].get("train"))
+    rows, validation = (
+        rows_of(card, split, 1.0, tokens) if known and card is not None else 0
+        for split in ("train", "validation")
+    )
+    ragged = known and card is not None and card.get("encoding") == "text"
+    amount = Rows(rows or UNKNOWN_ROWS, tokens, () if ragged else None)
+    flops = float(model.flops(tokens)) if hasattr(model, "flops") else None
+    room = _Room(model, config.optimizer.name, device, precision, packed(card, tokens), flops)
+    resolved = resolve(config, amount, torch.device(device.kind), flops, room)
+    mean = _mean(card, tokens) if card is not None and known else float(tokens)
+    return Work(
+        model, resolved, model.inputs, rows, tokens, mean, validation, precision, packed(card, tokens), rates
+    )
+
+
+class _Room:
+    """What a step needs on a device (stages.room), counted only where it is near to what that has."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: accounting.OptimizerName,
+        device: Device,
+        precision: str,
+        packed: bool,
+        flops_per_row: float | None,
+    ) -> None:
+        self.model, self.optimizer, self.flops = model, optimizer, flops_per_row or 0.0
+        self.how = (precision, device.kind, packed)
+        self.blocks = len(learning_blocks(model))
+        self.device_bytes = None if device.memory is None else int(device.memory)
+        self._kept: dict[int, Activations] = {}
+
+    def needs(self, rows: int, recomputed: int) -> accounting.Memory:
+        """Of a step with so many rows at once, with so many blocks recomputed."""
+        if rows not in self._kept:
+            most = accounting.memory(self.model, self.optimizer, int(BYTES_PER_FLOP * self.flops * rows))
+            if self.flops and most.fits(self.device_bytes or 0):
+                return most
+            self._kept[rows] = accounting.saved(self.model, rows, tokens_of(self.model), *self.how)
+        return accounting.memory(self.model, self.optimizer, self._kept[rows].bytes(recomputed))
+
+
+def _mean(card: dict[str, Any], tokens: int) -> float:
+    """Tokens of a row of training: of texts that have a target the mean, else all are as long."""
+    train = card["splits"]["train"]
+    if card.get("encoding") != "text" or not train.get("rows"):
+        return float(tokens)
+    return min(float(tokens), max(1.0, train.get("tokens", tokens) / train["rows"]))
+
+
+# --- before -----------------------------------------------------------------------------------------------
+
+
+def predict(work: Work, device: Device) -> dict[str, Any]:
+    """Peak memory, seconds of a step and of the run, energy and money of `work` on a device.
+
+    What the device's figures do not say is None, and `missing` says why.
+    """
+    found: dict[str, Any] = {
+        "device": device.name,
+        "precision": work.precision,
+        "batch": work.batch,
+        "micro_batch": work.micro_batch,
+        "device_bytes": device.memory,
+        "currency": device.currency,
+        "figures": device.source,
+        **dict.fromkeys(UNKNOWN),
+    }
+    try:
+        step, scored = _traces(work, device.kind)
+    except Exception as error:  # whatever a model does that tensors without data cannot; training goes on
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return found | {
+            "missing": [f"memory and time: a step could not be followed without data ({said[:200]})"]
+        }
+    found["memory"] = memory(work, step, scored, device.kind)
+    found["peak_bytes"] = found["memory"]["total"]
+    if device.memory is not None:
+        found["fits"] = found["peak_bytes"] <= 0.95 * device.memory
+    missing = []
+    parts_of_step = _seconds(work, step, scored, device)
+    if parts_of_step is None:
+        missing.append(f"time: no matrix rate for {work.precision} is known of {device.name}")
+    else:
+        found |= parts_of_step
+        found |= _run(work, step, found)
+        if found["seconds"] is None:
+            missing.append("total: how many steps it will be is known after `llmtool prepare`")
+    if found["seconds"] is not None:
+        found["kwh"] = timing.kilowatt_hours(found["seconds"], device)
+        found["price"] = timing.price(found["seconds"], device)
+    if device.watts is None:
+        missing.append(f"energy: the power of {device.name} is not published; `watts` in --devices says it")
+    if device.price_per_hour is None:
+        missing.append("price: `price_per_hour` in --devices says it")
+    return found | {"missing": missing}
+
+
+def memory(work: Work, step: Trace, scored: Trace, kind: str) -> dict[str, int]:
+    """Bytes at the fullest moment, which is in a step, in scoring or in saving; `total` is their sum."""
+    model, average = work.model, 0
+    weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    if work.config.ema is not None:
+        average = sum(t.numel() * t.element_size() for t in moving(model).values())
+    optimizer = step.state - average
+    moment = max(step.peak, scored.forward, COPIES[kind] * optimizer)
+    live = weights + step.state + moment
+    held = round(live * (HEAP - 1)) if kind == "cpu" else WORKSPACE
+    return {
+        "weights": weights,
+        "optimizer": optimizer,
+        "average": average,
+        "step": step.peak,
+        "scoring": scored.forward,
+        "saving": COPIES[kind] * optimizer,
+        "allocator": held,
+        "total": live + held,
+    }
+
+
+def _seconds(work: Work, step: Trace, scored: Trace, device: Device) -> dict[str, float] | None:
+    """Seconds of a step, of its parts, and of scoring a row; None where the device's figures do not say."""
+    compiled, micros = work.config.compile, math.ceil(work.batch / work.micro_batch)
+    whole, one = (timing.step_seconds(step, device, work.precision, n, compiled) for n in (micros, 1))
+    none = timing.step_seconds(step, device, work.precision, 0, compiled)
+    if whole is None or one is None or none is None:
+        return None
+    share = work.mean / work.tokens  # rows that are shorter than the longest
+    scoring = timing.forward_seconds(scored, device, work.precision) * share
+    rows = _scored_rows(work, device.kind)
+    return {
+        "step_seconds": share * (whole - none) + none + LOOP,
+        "micro_batch_seconds": share * (one - none),
+        "update_seconds": none + LOOP,
+        "scored_row_seconds": scoring / rows,
+    }
+
+
+def _run(work: Work, step: Trace, found: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of the whole run: steps, validations, checkpoints."""
+    config, steps = work.config, work.steps
+    if steps is None:
+        return {"steps": None, "seconds": config.budget.seconds}
+    validations, checkpoints = (
+        math.ceil(steps / every) if isinstance(every, int) else 10
+        for every in (config.validate_every, config.checkpoint_every)
+    )
+    scoring = validations * work.validation_rows * found["scored_row_seconds"]
+    size = found["memory"]["weights"] + step.state
+    saving = checkpoints * size / SAVED
+    return {
+        "steps": steps,
+        "seconds": steps * found["step_seconds"] + scoring + saving,
+        "scoring_seconds": scoring,
+        "saving_seconds": saving,
+    }
+
+
+def here(work: Work, device: torch.device) -> Device:
+    """This machine's figures for `work`: of a CPU with the threads that the training will have."""
+    model: Any = work.model
+    flops = float(model.flops(work.tokens)) if hasattr(model, "flops") else None
+    with threads(few_threads(work.config, flops, device)):
+        return figures(device, PRECISIONS[work.precision])
+
+
+def _traces(work: Work, kind: str) -> tuple[Trace, Trace]:
+    """A step, and the forward pass of scoring, on a device of that kind."""
+    model, tokens, accumulate = work.model, work.tokens, work.batch > work.micro_batch
+    how = (work.precision, kind, work.packed)
+    recomputed = work.config.activation_checkpointing
+    assert isinstance(recomputed, int)
+    step = accounting.step(
+        model,
+        work.micro_batch,
+        tokens,
+        *how,
+        update=_update(work, kind),
+        accumulate=accumulate,
+        recomputed=recomputed,
+    )
+    return step, accounting.step(model, _scored_rows(work, kind), tokens, *how, scored=True)
+
+
+def _scored_rows(work: Work, kind: str) -> int:
+    """Rows that are scored at once."""
+    return min(rows_at_once(work.inputs, kind, work.tokens), work.validation_rows or UNKNOWN_ROWS)
+
+
+def _update(work: Work, kind: str) -> Callable[[nn.Module], Callable[[], None]]:
+    """The end of a step as the loop makes it: norm, optimizer, average."""
+
+    def build(model: nn.Module) -> Callable[[], None]:
+        optimizers = work.config.optimizer.build(model, work.rates)
+        average = Average(model, work.config.ema) if work.config.ema else None
+        place = next(model.parameters()).device
+        skip: Tensor | None = None
+        if kind == "cuda":  # the guard's flag stays on the device
+            skip = torch.zeros((), dtype=torch.bool, device=place)
+
+        def update() -> None:
+            torch.stack(torch._foreach_norm(optimizers.gradients()))
+            optimizers.step(torch.ones((), device=place), skip)
+            if average is not None:
+                average.update(0, skip)
+
+        return update
+
+    return build
