@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from llmtool.stages.room import BYTES_PER_FLOP, packed, tokens_of
 from llmtool.stages.score import rows_at_once
 from llmtool.stages.settings import few_threads, resolve, threads
 from llmtool.training import TrainConfig
-from llmtool.training.average import Average, moving
+from llmtool.training.average import Average, moving, statistics
 from llmtool.training.optimizers import NO_RATES, Rates
 
 HEAP = 1.37  # a CPU process holds so much of what lives at once: freed pieces that nothing new fits into
@@ -110,7 +110,7 @@ def of_file(
     ragged = known and card is not None and card.get("encoding") == "text"
     amount = Rows(rows or UNKNOWN_ROWS, tokens, () if ragged else None)
     flops = float(model.flops(tokens)) if hasattr(model, "flops") else None
-    room = _Room(model, config.optimizer.name, device, precision, packed(card, tokens), flops)
+    room = _Room(model, config, device, precision, packed(card, tokens), flops)
     resolved = resolve(config, amount, torch.device(device.kind), flops, room)
     mean = _mean(card, tokens) if card is not None and known else float(tokens)
     return Work(
@@ -124,26 +124,32 @@ class _Room:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: accounting.OptimizerName,
+        config: TrainConfig,
         device: Device,
         precision: str,
         packed: bool,
         flops_per_row: float | None,
     ) -> None:
-        self.model, self.optimizer, self.flops = model, optimizer, flops_per_row or 0.0
+        self.model, self.optimizer, self.flops = model, config.optimizer.name, flops_per_row or 0.0
+        self.average = sum(each.nbytes for each in moving(model).values()) if config.ema else 0
         self.how = (precision, device.kind, packed)
         self.blocks = len(learning_blocks(model))
+        self.norms = bool(statistics(model))
         self.device_bytes = None if device.memory is None else int(device.memory)
         self._kept: dict[int, Activations] = {}
 
     def needs(self, rows: int, recomputed: int) -> accounting.Memory:
         """Of a step with so many rows at once, with so many blocks recomputed."""
         if rows not in self._kept:
-            most = accounting.memory(self.model, self.optimizer, int(BYTES_PER_FLOP * self.flops * rows))
+            most = self._with(int(BYTES_PER_FLOP * self.flops * rows))
             if self.flops and most.fits(self.device_bytes or 0):
                 return most
             self._kept[rows] = accounting.saved(self.model, rows, tokens_of(self.model), *self.how)
-        return accounting.memory(self.model, self.optimizer, self._kept[rows].bytes(recomputed))
+        return self._with(self._kept[rows].bytes(recomputed))
+
+    def _with(self, activations: int) -> accounting.Memory:
+        found = accounting.memory(self.model, self.optimizer, activations)
+        return replace(found, optimizer=found.optimizer + self.average)
 
 
 def _mean(card: dict[str, Any], tokens: int) -> float:
