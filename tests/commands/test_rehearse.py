@@ -78,9 +78,9 @@ CAUGHT: dict[str, Fault] = {
                                ["device=cpu", "precision=tf32"]),
     "regression on classes": Fault(2, "describe", r"task\.kind: regression", ["task={kind: regression}"]),
     "too large a batch": Fault(6, "train: plan", r"train: 200 rows at once, with .* does not fit in 20\.0 MB "
-                               r"\(needs .*; smallest change that does: micro-batch \d+ .*: --set "
-                               r"train\.micro_batch=\d+", ["model.hidden=[8192]", "train.batch=200",
-                                                         "train.micro_batch=200"]),
+                               r"\(needs .*; smallest change that does: .* \(needs .*: --set train\.\w+=\w+$",
+                               ["model.hidden=[8192]", "train.batch=200", "train.micro_batch=200",
+                                "train.activation_checkpointing=none"]),
     "text too short for the context": Fault(4, "train: plan", r"too short: the model's context needs 90001",
                                             ["model.context=90000"], project="text"),
     "budget in tokens of a table": Fault(2, "train: plan", r"budget\.tokens counts tokens",
