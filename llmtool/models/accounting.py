@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llmtool.core.contracts import Features, Images, InputSpec, Labels, NextToken, OutputSpec, Tokens, Values
 from llmtool.models.activations import Activations, count_saved
+from llmtool.models.chunked import output_of
 from llmtool.models.encoder import Attention, ModernAttention
 from llmtool.models.gpt2 import GPT2Attention
 from llmtool.models.huggingface import Through
@@ -334,8 +335,18 @@ def saved(
         beside = _beside(spec.inputs, rows, "cpu")
         masked = packed and not isinstance(model, Through)  # which lays documents out by their numbers
         segments = torch.ones(rows, tokens, dtype=torch.int32) if masked else None
+        output = output_of(model, rows * tokens, "cuda" if device.startswith("cuda") else "cpu")
+
+        def loss() -> Tensor:
+            if output is None:
+                return _loss(spec.outputs, model(inputs, segments, *beside))
+            targets = torch.zeros(rows * tokens, dtype=torch.int64)
+            return output.cross_entropy(spec.hidden(inputs, segments).flatten(0, 1), targets)
+
         with torch.autocast("cpu", dtype=lower or torch.bfloat16, enabled=lower is not None):
-            return count_saved(model, lambda: _loss(spec.outputs, model(inputs, segments, *beside)))
+            kept = count_saved(model, loss)
+        kept.chunk = 0 if output is None else output.chunk_bytes(lower is not None)
+        return kept
 
 
 def step(

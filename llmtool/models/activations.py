@@ -24,6 +24,7 @@ class Activations:
     after: dict[int, int] = field(default_factory=dict)
     blocks: list[dict[int, int]] = field(default_factory=list)
     inputs: list[dict[int, int]] = field(default_factory=list)
+    chunk: int = 0  # bytes that live for a moment at the end of the forward pass, of logits in chunks
 
     def bytes(self, recomputed: int = 0) -> int:
         """The most that is held at once where so many blocks, from the first on, are recomputed.
@@ -33,7 +34,7 @@ class Activations:
         """
         recomputed = min(recomputed, len(self.blocks))
         entered, kept = self.inputs[:recomputed], self.blocks[recomputed:]
-        most = _union(self.before, *entered, *kept, self.after)
+        most = _union(self.before, *entered, *kept, self.after) + self.chunk
         if recomputed:
             most = max(most, _union(self.before, *entered, self.blocks[recomputed - 1]))
         return most

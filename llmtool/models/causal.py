@@ -87,6 +87,11 @@ class Transformer(nn.Module):
         """(..., D) -> (..., V): the scores of every token as the next one."""
         return self.lm_head(hidden)
 
+    @property
+    def output(self) -> tuple[nn.Module | None, float | None]:
+        """The layer whose outputs `logits` is, and what they are kept below; no layer where it is not so."""
+        return self.lm_head, None
+
     def flops(self, tokens: int) -> int:
         """FLOPs of one row of `tokens` tokens, forward and backward."""
         c = self.config

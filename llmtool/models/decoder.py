@@ -196,6 +196,11 @@ class Decoder(Transformer):
         """(B, T) ids -> (B, T, D): everything before the output layer."""
         return self.model(inputs, sight, cache)
 
+    @property
+    def output(self) -> tuple[nn.Module | None, float | None]:
+        """The output layer, and what its scores are kept below."""
+        return self.lm_head, self.config.logit_soft_cap
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V): the score of every token as the next one, below a cap where there is one."""
         scores, cap = self.lm_head(hidden), self.config.logit_soft_cap

@@ -101,6 +101,11 @@ class Through(Transformer):
         """(..., D) -> (..., V): the scores of every token as the next one."""
         return self.theirs.get_output_embeddings()(hidden) if self.plain else hidden
 
+    @property
+    def output(self) -> tuple[nn.Module | None, float | None]:
+        """Their output layer, where it makes the scores and nothing follows it."""
+        return (self.theirs.get_output_embeddings() if self.plain else None), None
+
     def flops(self, tokens: int) -> int:
         """An estimate of the FLOPs of one row, forward and backward: 6 for each parameter and token,
         https://arxiv.org/abs/2001.08361, and attention's."""

@@ -16,6 +16,8 @@ from llmtool.core.errors import ConfigError
 from llmtool.data.games.legality import Legality
 from llmtool.metrics.games import GamesTally
 from llmtool.metrics.language import LanguageTally
+from llmtool.models.causal import Transformer
+from llmtool.models.chunked import output_of
 
 
 class LanguageConfig(Section):
@@ -49,15 +51,24 @@ class LanguageTask:
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Sum of the scored positions' cross entropies (nats); the count is how many they are."""
-        logits, targets = self._flat(model, batch)
-        total = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+        targets = batch.targets.flatten()
+        if (output := output_of(model, len(targets))) is not None:
+            total = output.cross_entropy(_hidden(model, batch), targets)
+        else:
+            logits, targets = self._flat(model, batch)
+            total = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
         return Loss(total, (targets != IGNORE).sum())
 
     def measure(self, model: nn.Module, batch: Batch) -> LanguageTally:
         """Nats, tokens and hits of the scored positions, summed in float64 over each segment of each row."""
-        logits, targets = self._flat(model, batch)
-        nats = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none").double()
-        found = torch.stack([nats, (targets != IGNORE).double(), (logits.argmax(dim=-1) == targets).double()])
+        targets = batch.targets.flatten()
+        if (output := output_of(model, len(targets))) is not None:
+            nats, first = output.judged(_hidden(model, batch), targets)
+        else:
+            logits, targets = self._flat(model, batch)
+            nats = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
+            first = logits.argmax(dim=-1)
+        found = torch.stack([nats.double(), (targets != IGNORE).double(), (first == targets).double()])
         found = found.view(3, *batch.targets.shape)  # (3, B, T)
         if batch.segments is None or batch.units is None:
             sums = found.sum(dim=2, keepdim=True)
@@ -72,6 +83,12 @@ class LanguageTask:
     def _flat(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = model(batch.inputs, batch.segments)  # (B, T, V), in the precision of the model
         return logits.flatten(0, 1).float(), batch.targets.flatten()  # (B * T, V), (B * T,)
+
+
+def _hidden(model: nn.Module, batch: Batch) -> Tensor:
+    """(B * T, D), what the output layer reads."""
+    assert isinstance(model, Transformer)
+    return model.hidden(batch.inputs, batch.segments).flatten(0, 1)
 
 
 class GamesTask(LanguageTask):

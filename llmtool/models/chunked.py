@@ -1,0 +1,189 @@
+"""Output layer and cross entropy in chunks of rows: the logits of a large vocabulary are never all there."""
+
+# Gradients are made beside the loss, as in https://arxiv.org/abs/2410.10989, section 3.2; the operation is
+# opaque to torch.compile, which would otherwise move them behind the forward pass and keep all logits for it.
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmtool.core.contracts import IGNORE
+from llmtool.models.causal import Transformer
+
+LARGE_VOCABULARY = 4096  # smaller ones go through as a whole
+LARGE = 2**26  # logits from which chunks pay: of so many the whole path holds about a gigabyte
+CHUNK = 2**25  # logits of a chunk
+# rows of a chunk at least: each adds to the whole gradient of the weight, V x D numbers to and fro. By the
+# rates of a GPU (4 TB/s, 600 TFLOP/s) that is a fifth of the time of its three products at a thousand rows
+FEWEST = {"cuda": 1024, "cpu": 128}
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output layer: logits are `weight` (V, D) times a vector plus `bias`, kept below `cap`."""
+
+    weight: Tensor
+    bias: Tensor | None
+    cap: float | None
+    rows: int  # of a chunk
+
+    def chunk_bytes(self, low: bool) -> int:
+        """What lives beside the results while a chunk is worked on. low: of products in 16 bits."""
+        return self.rows * self.weight.shape[0] * (12 if low else 8) + (2 * self.weight.numel() if low else 0)
+
+    def cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """(N, D), (N,) -> the sum of the cross entropies of the rows whose target is not IGNORE."""
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        grad = torch.is_grad_enabled()
+        wanted = [
+            grad and each is not None and each.requires_grad for each in (hidden, self.weight, self.bias)
+        ]
+        given = (hidden, self.weight, self.bias, targets, self.cap, self.rows, dtype, *wanted)
+        return torch.ops.llmtool.linear_cross_entropy(*given)[0]
+
+    def judged(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D), (N,) -> the cross entropy of each row, 0 where it is ignored, and its likeliest token."""
+        nats, first = [], []
+        for start in range(0, len(hidden), self.rows):
+            scores = F.linear(hidden[start : start + self.rows], self.weight, self.bias)
+            logits = _capped(scores, self.cap).float()
+            those = targets[start : start + self.rows]
+            nats.append(F.cross_entropy(logits, those, ignore_index=IGNORE, reduction="none"))
+            first.append(logits.argmax(dim=-1))
+        return torch.cat(nats), torch.cat(first)
+
+
+def output_of(model: nn.Module, positions: int, device: str = "") -> Output | None:
+    """The output layer of a model whose logits of so many positions are to be made in chunks; else None.
+
+    device: "cuda" or "cpu", where it is not that of the weights.
+    """
+    if not isinstance(model, Transformer) or not model.writes:
+        return None
+    head, cap = model.output
+    if type(head) is not nn.Linear:
+        return None
+    vocabulary = head.out_features
+    if vocabulary < LARGE_VOCABULARY or positions * vocabulary < LARGE:
+        return None
+    fewest = FEWEST.get(device or head.weight.device.type, FEWEST["cpu"])
+    return Output(head.weight, head.bias, cap, max(fewest, CHUNK // vocabulary))
+
+
+def _capped(scores: Tensor, cap: float | None) -> Tensor:
+    return scores if cap is None else cap * torch.tanh(scores / cap)
+
+
+@torch.library.custom_op("llmtool::linear_cross_entropy", mutates_args=())
+def _operation(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    cap: float | None,
+    rows: int,
+    dtype: torch.dtype,
+    of_hidden: bool,
+    of_weight: bool,
+    of_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The summed loss, and its gradients: (N, D), (V, D), (V,), each empty where it is not wanted.
+
+    dtype: of the products. The gradients' products in float16 would lose what a scaled loss keeps: they are
+    in float32.
+    """
+    found = _empty(hidden, weight, dtype, of_hidden, of_weight, of_bias)
+    total, to_hidden, to_weight, to_bias = found
+    for gradient in (total, to_weight, to_bias):
+        gradient.zero_()
+    back = torch.float32 if dtype == torch.float16 else dtype
+    low = weight.to(dtype)
+    of_products = low if back == dtype else weight.to(back)
+    offset = None if bias is None else bias.to(dtype)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for start, those, there in _chunks(targets, rows):
+            part = hidden[start : start + rows].to(dtype)
+            scores = F.linear(part, low, offset)  # (R, V)
+            slope = None if cap is None else 1 - torch.tanh(scores / cap).float().square()
+            logits = _capped(scores, cap).float()
+            del scores
+            norm = logits.logsumexp(dim=1, keepdim=True)  # (R, 1)
+            total += (norm - logits.gather(1, those))[there].sum()
+            if not (of_hidden or of_weight or of_bias):
+                continue
+            change = logits.sub_(norm).exp_()  # where the products are in float32, these are the scores
+            change.scatter_add_(1, those, torch.full_like(norm, -1.0)).masked_fill_(~there, 0.0)
+            if slope is not None:
+                change.mul_(slope)
+            if of_bias:
+                to_bias += change.sum(dim=0)
+            change = change.to(back)
+            if of_hidden:
+                to_hidden[start : start + rows] = change @ of_products
+            if of_weight and back == torch.float32:
+                to_weight.addmm_(change.T, part.float())
+            elif of_weight:
+                to_weight += change.T @ part
+    return found
+
+
+def _chunks(targets: Tensor, rows: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Where each chunk starts, its targets (R, 1), 0 for IGNORE, and which are none (R, 1)."""
+    for start in range(0, len(targets), rows):
+        those = targets[start : start + rows, None]
+        there = those != IGNORE
+        yield start, those.masked_fill(~there, 0), there
+
+
+@_operation.register_fake
+def _empty_ones(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    cap: float | None,
+    rows: int,
+    dtype: torch.dtype,
+    of_hidden: bool,
+    of_weight: bool,
+    of_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _empty(hidden, weight, dtype, of_hidden, of_weight, of_bias)
+
+
+def _empty(
+    hidden: Tensor, weight: Tensor, dtype: torch.dtype, of_hidden: bool, of_weight: bool, of_bias: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    back = torch.float32 if dtype == torch.float16 else dtype
+    vocabulary, width = weight.shape
+    return (
+        hidden.new_empty((), dtype=torch.float32),
+        hidden.new_empty((hidden.shape[0] if of_hidden else 0, width), dtype=back),
+        hidden.new_empty((vocabulary if of_weight else 0, width), dtype=torch.float32),
+        hidden.new_empty((vocabulary if of_bias else 0,), dtype=torch.float32),
+    )
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[1:])
+    ctx.wanted, ctx.dtypes = inputs[7:], (inputs[0].dtype, inputs[1].dtype, torch.float32)
+
+
+def _backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    """What was found beside the loss, times the loss's own gradient (of fp16: its scale)."""
+    found = [
+        (each * gradient).to(dtype) if wanted and gradient is not None else None
+        for each, wanted, dtype in zip(ctx.saved_tensors, ctx.wanted, ctx.dtypes, strict=True)
+    ]
+    return *found, None, None, None, None, None, None, None
+
+
+_operation.register_autograd(_backward, setup_context=_keep)
