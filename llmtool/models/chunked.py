@@ -35,7 +35,8 @@ class Output:
 
     def chunk_bytes(self, low: bool) -> int:
         """What lives beside the results while a chunk is worked on. low: of products in 16 bits."""
-        return self.rows * self.weight.shape[0] * (12 if low else 8) + (2 * self.weight.numel() if low else 0)
+        each = (6 if low else 4) + (4 if self.cap is not None else 0)
+        return self.rows * self.weight.shape[0] * each + (4 * self.weight.numel() if low else 0)
 
     def cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """(N, D), (N,) -> the sum of the cross entropies of the rows whose target is not IGNORE."""
@@ -81,7 +82,13 @@ def _capped(scores: Tensor, cap: float | None) -> Tensor:
     return scores if cap is None else cap * torch.tanh(scores / cap)
 
 
-@torch.library.custom_op("llmtool::linear_cross_entropy", mutates_args=())
+SCHEMA = (
+    "(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, float? cap, SymInt rows, ScalarType dtype, "
+    "bool of_hidden, bool of_weight, bool of_bias) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.custom_op("llmtool::linear_cross_entropy", mutates_args=(), schema=SCHEMA)
 def _operation(
     hidden: Tensor,
     weight: Tensor,
@@ -114,11 +121,13 @@ def _operation(
             slope = None if cap is None else 1 - torch.tanh(scores / cap).float().square()
             logits = _capped(scores, cap).float()
             del scores
-            norm = logits.logsumexp(dim=1, keepdim=True)  # (R, 1)
-            total += (norm - logits.gather(1, those))[there].sum()
+            most, target = logits.amax(dim=1, keepdim=True), logits.gather(1, those)  # (R, 1)
+            share = logits.sub_(most).exp_()  # in place: where products are in float32, these are the scores
+            norm = share.sum(dim=1, keepdim=True)
+            total += torch.where(there, most + norm.log() - target, 0.0).sum()
             if not (of_hidden or of_weight or of_bias):
                 continue
-            change = logits.sub_(norm).exp_()  # where the products are in float32, these are the scores
+            change = share.div_(norm)
             change.scatter_add_(1, those, torch.full_like(norm, -1.0)).masked_fill_(~there, 0.0)
             if slope is not None:
                 change.mul_(slope)
@@ -131,6 +140,7 @@ def _operation(
                 to_weight.addmm_(change.T, part.float())
             elif of_weight:
                 to_weight += change.T @ part
+            del logits, share, change, slope  # before the next chunk is made
     return found
 
 

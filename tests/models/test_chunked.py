@@ -172,7 +172,8 @@ def test_small_vocabularies_and_few_positions_go_through_as_a_whole(monkeypatch)
 
 
 CHILD = """
-import resource, sys, torch
+import sys, torch
+import torch._dynamo  # which the first use of an operation of ours imports
 from llmtool.core.contracts import Batch, NextToken, Tokens
 from llmtool.models import chunked
 from llmtool.models.transformer import TransformerConfig
@@ -181,9 +182,11 @@ if sys.argv[1] == "whole":
     chunked.LARGE = 10**12
 model = TransformerConfig(depth=1, heads=4, width=32).build(Tokens(50_257), NextToken(50_257))
 tokens = torch.randint(50_257, (16, 128))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # of this program; getrusage's is that of its parent too
+    return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+before = peak()
 LanguageTask().loss(model, Batch(tokens, tokens)).total.backward()
-print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+print(peak() - before)
 """
 
 
@@ -196,10 +199,10 @@ def test_a_process_peaks_where_the_account_says(monkeypatch):
     )
     logits = 4 * 2048 * 50_257
     assert whole > 2.5 * logits
-    assert chunks < 1.2 * logits
+    assert chunks < 1.2 * logits  # with the gradients
     model = TransformerConfig(depth=1, heads=4, width=32).build(Tokens(50_257), NextToken(50_257))
     counted = saved_bytes(model, 16, 128)
-    assert chunks == pytest.approx(counted + 4 * sum(p.numel() for p in model.parameters()), rel=0.25)
+    assert chunks == pytest.approx(counted + 4 * sum(p.numel() for p in model.parameters()), rel=0.3)
 
 
 @pytest.mark.cuda
