@@ -207,7 +207,6 @@ class Loop:
             state.scale, state.good, state.in_a_row, state.skipped = before
             moved = self.optimizers.moved
             self.optimizers.zero_grad()
-            self.compiled = None  # a recorded graph holds memory
             self.feed.stop()  # what lies ready is for as many rows as before
             self.compiled = None  # recorded graphs hold memory
             recover_memory()
@@ -314,7 +313,8 @@ class Loop:
     def _step(self, step: int, divisor: Number, skip: Tensor | None = None) -> None:
         started = time.perf_counter()
         with self.meter.part("optimizer"):
-            self.optimizers.step(torch.as_tensor(divisor, dtype=torch.float32), skip)
+            divisor = torch.as_tensor(divisor, dtype=torch.float32, device=self.device)
+            self.optimizers.step(divisor, skip)
             if self.average is not None:
                 self.average.update(step, skip)
         self.work += time.perf_counter() - started

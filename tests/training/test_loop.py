@@ -469,6 +469,26 @@ def test_time_as_the_budget_is_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- a trial before the first step ---
 
 
+def test_a_divisor_goes_to_where_the_weights_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's fused optimizers take no tensor of the host; a trial's divisor is a plain number."""
+    loop, seen = make(ToyMLP(), table(), Notes()), []
+    monkeypatch.setattr(loop.optimizers, "step", lambda divisor, skip: seen.append(divisor.device.type))
+    loop.device = torch.device("meta")
+    loop._step(0, 1.0)
+    assert seen == ["meta"]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o.name)
+def test_a_trial_on_cuda_changes_no_bit(optimizer: Any) -> None:
+    model = ToyMLP().to("cuda")
+    loop = make(model, table(), Notes(), optimizer, device=torch.device("cuda"))
+    before, state = weights(model), loop.optimizers.state()
+    loop.trial(State())
+    assert all(torch.equal(p, before[n]) for n, p in weights(model).items())
+    assert all(torch.equal(t, state[n]) for n, t in loop.optimizers.state().items())
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o.name)
 def test_a_trial_changes_no_bit_and_lowers_what_does_not_fit(optimizer: Any) -> None:
     torch.manual_seed(0)
