@@ -118,6 +118,8 @@ class _Worker:
         self.ready: queue.Queue[_Made] = queue.Queue(AHEAD)
         self.over = threading.Event()
         self.expected = feed.order(start)
+        # made here, where an error is the caller's: a thread that ends by one leaves it waiting for ever
+        self.stream = torch.cuda.Stream(feed.device) if feed.device.type == "cuda" else None
         self.thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self.thread.start()
 
@@ -134,21 +136,20 @@ class _Worker:
         self.thread.join()
 
     def _run(self) -> None:
-        stream = torch.cuda.Stream(self.feed.device) if self.feed.device.type == "cuda" else None
         for rows in self.requests:
             try:
-                made = self._make(rows, stream)
+                made = self._make(rows)
             except BaseException as error:  # whatever it is, it is the caller's, when it asks for these rows
                 made = _Made(rows, None, error)
             if not self._put(made) or made.error is not None:
                 return
 
-    def _make(self, rows: Rows, stream: torch.cuda.Stream | None) -> _Made:
-        if stream is None:
+    def _make(self, rows: Rows) -> _Made:
+        if self.stream is None:
             return _Made(rows, self.feed._moved(*rows))
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(self.stream):
             batch = self.feed._moved(*rows)
-            return _Made(rows, batch, copied=stream.record_event())
+            return _Made(rows, batch, copied=self.stream.record_event())
 
     def _put(self, made: _Made) -> bool:
         """Whether it was taken over; False where the thread is to end."""
