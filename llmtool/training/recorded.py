@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import nn
@@ -71,10 +72,23 @@ def warm_up(run: Callable[[], Loss], times: int) -> None:
 
 
 def capture(run: Callable[[], Loss]) -> tuple[Callable[[], None], Loss]:
-    """What runs the same kernels again, and where they leave the loss."""
+    """What runs the same kernels again, and where they leave the loss.
+
+    Where that fails, stream, random numbers and allocator are as before: torch leaves them as they are in a
+    recording (https://github.com/ace-step/ACE-Step-1.5/issues/587), and the next dropout would raise.
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = run()
+    device = torch.cuda.current_device()
+    generator = torch.cuda.default_generators[device]
+    state = generator.clone_state()
+    try:
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
+            loss = run()
+    except BaseException:
+        generator.graphsafe_set_state(state)
+        with suppress(RuntimeError):  # it was left, or never entered
+            torch._C._cuda_endAllocateToPool(device, graph.pool())
+        raise
     return graph.replay, loss
 
 

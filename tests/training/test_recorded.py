@@ -109,3 +109,32 @@ def test_on_cuda(micro: int, compiled: bool) -> None:
     assert ways[0][1] == pytest.approx(ways[1][1], rel=1e-5)
     for name, tensor in ways[0][0].items():
         torch.testing.assert_close(tensor, ways[1][0][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.cuda
+def test_what_cannot_be_recorded_leaves_nothing_behind() -> None:
+    """Neither a stream nor random numbers nor an allocator that take themselves to be in a recording."""
+    stream, ones = torch.cuda.current_stream(), torch.ones(64, device="cuda")
+
+    def waits() -> Loss:
+        dropped = torch.nn.functional.dropout(ones)
+        return Loss(dropped * dropped.sum().item(), dropped)
+
+    with pytest.raises(RuntimeError):
+        recorded.capture(waits)
+    assert torch.cuda.current_stream() == stream
+    torch.cuda.manual_seed(1)
+    first = torch.nn.functional.dropout(ones)
+    torch.cuda.manual_seed(1)
+    assert torch.equal(first, torch.nn.functional.dropout(ones))
+    replay, loss = recorded.capture(lambda: Loss(2 * ones, ones))
+    replay()
+    assert loss.total.sum() == 128
+    held = torch.cuda.memory_allocated()
+    aside = torch.cuda.Stream()
+    batch = torch.ones(2**20, device="cuda")
+    batch.record_stream(aside)  # as rows that were copied beside
+    del batch
+    torch.cuda.synchronize()
+    torch.ones(1, device="cuda")
+    assert torch.cuda.memory_allocated() <= held + 512
