@@ -187,8 +187,9 @@ class MovesEncoder:
     @classmethod
     def from_state(cls, state: dict[str, Any], directory: Path) -> MovesEncoder:
         """As it was. DataError where the game or its vocabulary are other ones here."""
+        packing = state.get("packing", False)  # data from before there was the key
         try:
-            encoder = cls(MovesEncode(game=state["game"], moves=state["moves"], packing=state["packing"]))
+            encoder = cls(MovesEncode(game=state["game"], moves=state["moves"], packing=packing))
             known = state["tokenizer"]["hash"]
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(

@@ -158,6 +158,8 @@ def test_the_encoder_is_restored_and_refuses_another_vocabulary(tmp_path: Path) 
     run(texts(), tmp_path)
     state = Dataset.open(tmp_path / "prepare").card["encoder"]
     assert MovesEncoder.from_state(state, tmp_path).state() == state
+    older = {name: value for name, value in state.items() if name != "packing"}
+    assert MovesEncoder.from_state(older, tmp_path).config.packing is False
     broken = {**state, "tokenizer": {**state["tokenizer"], "hash": "x"}}
     with pytest.raises(DataError, match="another vocabulary of moves"):
         MovesEncoder.from_state(broken, tmp_path)
