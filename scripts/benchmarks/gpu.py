@@ -11,8 +11,9 @@ graphs       6 layers x 384, context 256: kernels launched one by one, and recor
 shakespeare  tiny Shakespeare's characters: seconds until the validation loss is 1.4697 (nanoGPT: 3 minutes on
              an A100)
 
-Each is `llmtool train` on made-up text of as many different characters as the model's vocabulary, in which
-one character mostly follows from the one before it: nothing is downloaded, and there is something to learn.
+Each is `llmtool train` on made-up text of as many different characters as fill the model's vocabulary (a
+multiple of 64, as matrix units want it), in which one character mostly follows from the one before it:
+nothing is downloaded, and there is something to learn.
 A part that does not end in its time is stopped, and what it had written counts. Speeds are medians of the
 lines of metrics.jsonl, but for the first third. Floating-point operations of a token: 6 for each number in a
 matrix, and attention's, of which half is masked.
@@ -73,18 +74,19 @@ SMALL = {
 }
 ADAMW = {"name": "adamw", "lr": 6e-4, "betas": [0.9, 0.95], "weight_decay": 0.1}
 MUON = {"name": "muon", "lr": 0.02, "adamw_lr": 6e-3}
+SPECIAL = 2  # tokens that our characters have beside themselves: unknown, end
 # flex attention switched off, which no key of a file does: everything else is the same command
 DENSE = "from llmtool.models import flex; flex.off = 'a benchmark'; from llmtool.__main__ import main; main()"
 
 
 @dataclass
 class Story:
-    """A data set with a model in a folder of its own. text: characters in all, different ones, documents."""
+    """A data set with a model in a folder of its own. vocabulary: tokens of the model."""
 
     folder: Path
     model: dict[str, Any]
     characters: int = 4_000_000
-    vocabulary: int = 50_256
+    vocabulary: int = 50_304
     document: int | None = None  # characters of one, about; None: one text
     text: str | None = None  # in place of a made-up one
     share: float = 0.99
@@ -93,7 +95,7 @@ class Story:
         """The file for `llmtool`, and its text."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "text.txt").exists():
-            text = self.text or made_up(self.characters, self.vocabulary, self.document)
+            text = self.text or made_up(self.characters, self.vocabulary - SPECIAL, self.document)
             (self.folder / "text.txt").write_text(text, encoding="utf-8", newline="")
         path = self.folder / "gpu.yaml"
         filled = CONFIG.format(
@@ -119,10 +121,10 @@ class Story:
         return int(6 * (depth * block + self.vocabulary * width) + 6 * depth * m["context"] * width)
 
 
-def made_up(characters: int, vocabulary: int, document: int | None) -> str:
+def made_up(characters: int, different: int, document: int | None) -> str:
     """Text in which a character has one that usually follows it, of so many ones with line breaks."""
     codes = (code for code in range(0x100, 0x30000) if not 0xD800 <= code < 0xE000)
-    alphabet = [c for c in map(chr, codes) if c.isprintable() and not c.isspace()][: vocabulary - 1]
+    alphabet = [c for c in map(chr, codes) if c.isprintable() and not c.isspace()][: different - 1]
     chance = random.Random(0)
     follows = alphabet[:]
     chance.shuffle(follows)
@@ -162,7 +164,8 @@ def train(
 ) -> dict[str, Any]:
     """One training of at most so many seconds; its figures by its own metrics, whether or not it ended."""
     config = story.write(**keys)
-    command = common.llmtool("train", config, "--force", "--set", f"precision={precision}")
+    shutil.rmtree(story.folder / "run/train", ignore_errors=True)  # of one that fails, nothing else is read
+    command = common.llmtool("train", config, "--set", f"precision={precision}")
     if dense:
         command[1:3] = ["-c", DENSE]
     began = time.perf_counter()
@@ -274,7 +277,7 @@ def packed(folder: Path, clock: Clock, so_far: Figures, short: bool) -> Figures:
 
 def graphs(folder: Path, clock: Clock, so_far: Figures, short: bool) -> Figures:
     """A small model, launched one by one and recorded."""
-    story = Story(folder / "graphs", SMALL, vocabulary=65, characters=1_000_000)
+    story = Story(folder / "graphs", SMALL, vocabulary=64, characters=1_000_000)
     keys = _plan(60 if short else 300, 64, 64, ADAMW)
     ways = {"recorded": {"compile": "graphs"}, "launched": {"compile": True}}
     return _both(ways, story, clock, 40, so_far, keys)
@@ -283,7 +286,8 @@ def graphs(folder: Path, clock: Clock, so_far: Figures, short: bool) -> Figures:
 def shakespeare(folder: Path, clock: Clock, so_far: Figures, short: bool) -> Figures:
     """Seconds until the target, of training alone and of the whole command."""
     text = (common.ROOT / "configs/data/tinyshakespeare.txt").read_text(encoding="utf-8")
-    story = Story(folder / "shakespeare", SMALL | {"dropout": 0.2}, vocabulary=65, text=text, share=0.9)
+    model = SMALL | {"dropout": 0.2}
+    story = Story(folder / "shakespeare", model, vocabulary=65 + SPECIAL, text=text, share=0.9)
     steps = 100 if short else 1000
     keys = _plan(steps, 64, 64, MUON) | {"validate_every": max(10, steps // 20)}
     found = train(story, clock, 80, **keys)
