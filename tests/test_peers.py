@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import pickle
 import sys
@@ -91,3 +92,31 @@ def test_every_peer_is_scored_on_the_same_windows(
     found = modules[1].validation_loss(job(modules, tmp_path, monkeypatch), sure_of_the_next)
     assert found == pytest.approx(0.0, abs=1e-6)
     assert seen == [[0, 1, 2, 3], [4, 5, 6, 7]]  # what is left of a window is scored for none
+
+
+def test_a_peer_that_fails_leaves_the_others_measured(
+    modules: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.spec_from_file_location("peers_run", PEERS / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    run, program = importlib.util.module_from_spec(spec), modules[0].Program
+    spec.loader.exec_module(run)
+    asked: list[str] = []
+
+    def drive(program: Any, setting: dict[str, Any], data: Path) -> dict[str, float]:
+        asked.append(program.name)
+        if program.name == "transformers":
+            raise SystemExit("out of memory")
+        return dict.fromkeys((*run.KEPT, "seconds_to_first_step"), 2.0)
+
+    monkeypatch.setattr(run, "drive", drive)
+    monkeypatch.setattr(run, "write_text", lambda place, setting: setting)
+    used = [program(name, "drive.py", "python") for name in ("llmtool", "transformers", "litgpt")]
+    found = run.measured("cpu_small", used, 2, short=True)
+    assert asked == ["llmtool", "transformers", "litgpt", "llmtool", "litgpt"]
+    assert found["failed"] == {"transformers": "out of memory"}
+    assert found["ratios"].keys() == {"litgpt"}
+    run.show("cpu_small", found)
+    with pytest.raises(SystemExit, match="llmtool failed"):
+        run.measured("cpu_small", used[1:2], 1, short=True)

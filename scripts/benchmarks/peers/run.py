@@ -34,11 +34,19 @@ def measured(name: str, used: list[Any], rounds: int, short: bool) -> dict[str, 
     if wanted["architecture"] != "gpt2":
         used = [program for program in used if not program.name.startswith("nanogpt")]
     runs: dict[str, list[dict[str, Any]]] = {program.name: [] for program in used}
+    failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as place:
         setting = write_text(Path(place), wanted)
         for turn in range(rounds):
             for program in used:
-                found = drive(program, setting, Path(place))
+                if program.name in failed:
+                    continue
+                try:
+                    found = drive(program, setting, Path(place))
+                except SystemExit as error:  # out of memory, for one: the others are measured all the same
+                    failed[program.name] = str(error)
+                    print(f"{name} {turn + 1}/{rounds} {program.name} failed: {error}", flush=True)
+                    continue
                 runs[program.name].append(found)
                 speed, first = found["tokens_per_second"], found["seconds_to_first_step"]
                 print(
@@ -46,7 +54,10 @@ def measured(name: str, used: list[Any], rounds: int, short: bool) -> dict[str, 
                     f"after {first:.0f} s, loss {found['loss']:.3f}",
                     flush=True,
                 )
-    figures: dict[str, Any] = {"setting": setting, "programs": {}}
+    runs = {program: each for program, each in runs.items() if program not in failed}
+    if not any(program.startswith("llmtool") for program in runs):
+        raise SystemExit(f"{name}: llmtool failed, there is nothing to compare")
+    figures: dict[str, Any] = {"setting": setting, "failed": failed, "programs": {}}
     for program, each in runs.items():
         spreads = {key: common.spread([run[key] for run in each]) for key in KEPT}
         figures["programs"][program] = {**spreads, "each": each}
