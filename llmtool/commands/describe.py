@@ -50,6 +50,8 @@ def run(options: Options) -> dict[str, Any]:
                 before = [store.lineage(card, run.root / "prepare")] if card else []
                 before += [checkpoints.lineage(start)] if start else []
                 cost = _bill(loaded, described, devices, options, card)
+                if cost is not None and start is None:  # one and the same step in both accounts of memory
+                    described = replace(described, rows=cost["here"]["micro_batch"])
                 _describe(run, described, before, cost)
             last = spent.last(run.root)  # of trainings that came after: no part of what describe writes
             _show_description(files.read_json(run.directory / "describe.json"), last)

@@ -388,7 +388,9 @@ def _scaled(value: float, step: int, units: list[str]) -> str:
 
 
 def seconds(value: float) -> str:
-    """A duration: 12ms, 5.2s, 1m02s, 1h02m, 3d04h."""
+    """A duration: 0.35ms, 12ms, 5.2s, 1m02s, 1h02m, 3d04h."""
+    if 0 < value < 0.00995:
+        return f"{value * 1000:.2g}ms"
     if value < 0.9995:
         return f"{value * 1000:.0f}ms"
     if value < 59.95:

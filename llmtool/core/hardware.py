@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, replace
 
@@ -175,7 +176,7 @@ def _of_user(said: UserDevice, currency: str, place: str) -> Device:
     here = _plain(said.name) == HERE
     base = known[0] if known else Device(HERE if here else said.name, source="said by you")
     for precision, rate in (said.teraflops or {}).items():
-        if precision not in PRECISIONS or rate <= 0:
+        if precision not in PRECISIONS or not 0 < rate < math.inf:
             raise ConfigError(
                 f"{place}: teraflops: {precision}: {rate:g} (a number above 0 for {', '.join(PRECISIONS)})"
             )
@@ -206,11 +207,15 @@ def find(wanted: list[str], devices: list[Device]) -> list[Device]:
         some = some or [each for each in devices if _plain(each.name).startswith(_plain(name)) and name]
         if name == "all":
             some = list(devices)
+        if _plain(name) == HERE:  # predicted for anyway
+            continue
         some = [each for each in some if each.name != HERE]
         if not some:
-            names = ", ".join(each.name for each in devices if each.name != HERE)
+            names = [each.name for each in devices if each.name != HERE]
+            near = config.suggest(name, [*names, *(each.split()[0] for each in names)])
             raise ConfigError(
-                f"--on {name}: no such device (known: {names}); --devices FILE.yaml adds others: a list "
+                f"--on {name}: no such device{near} (known: {', '.join(names)}); "
+                "--devices FILE.yaml adds others: a list "
                 "`devices:` with name, memory_gb, bandwidth_gb, teraflops, watts, price_per_hour"
             )
         found += [each for each in some if each not in found]

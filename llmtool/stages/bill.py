@@ -91,7 +91,10 @@ def show(bill: dict[str, Any]) -> Group:
     moment = bill["here"]["memory"] or {}
     shown = ", ".join(f"{name} {bytes_(size)}" for name, size in moment.items() if size and name != "total")
     parts.append(
-        Text(f"memory of {bill['here']['device']}: {shown}; the largest of step, scoring and saving counts")
+        Text(
+            f"memory of {bill['here']['device']}, beside the program's own: {shown}; the largest of step, "
+            "scoring and saving counts"
+        )
     )
     missing = dict.fromkeys(line for each in lines for line in each["missing"])
     parts += [Text(f"not known: {line}") for line in missing]
@@ -113,10 +116,23 @@ def _spoken(each: dict[str, Any]) -> str:
         steps = "" if each["steps"] is None else f" for {each['steps']:,} steps"
         words.append(f"{seconds(each['seconds'])}{steps}")
     if each["kwh"] is not None:
-        words.append(f"{number(each['kwh'])} kWh")
+        words.append(energy(each["kwh"]))
     if each["price"] is not None:
-        words.append(f"{number(each['price'])} {each['currency']}".strip())
+        words.append(money(each["price"], each["currency"]))
     return ", ".join(words)
+
+
+def energy(kwh: float) -> str:
+    """In words: "1.234 kWh", "56.7 Wh"; what is next to nothing as less than something."""
+    if kwh >= 0.1:
+        return f"{number(kwh)} kWh"
+    return f"{1000 * kwh:.1f} Wh" if kwh >= 1e-4 else "less than 0.1 Wh"
+
+
+def money(price: float, currency: str) -> str:
+    """In words: "12.30 EUR"; the price of "12.30" where no currency is said."""
+    amount = f"{price:,.2f}" if price >= 0.01 or not price else "less than 0.01"
+    return f"{amount} {currency}" if currency else f"a price of {amount}"
 
 
 def last_lines(last: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -126,10 +142,16 @@ def last_lines(last: dict[str, dict[str, Any]]) -> Iterator[str]:
         for name, (what, how) in SHOWN.items():
             before, after = found["predicted"][name], found["actual"][name]
             if before and after is not None:
-                error = 100 * (after / before - 1)
-                words.append(f"{what}: predicted {how(before)}, took {how(after)} ({error:+.0f} %)")
+                words.append(f"{what}: predicted {how(before)}, took {how(after)} ({_off(after / before)})")
         if words:
             yield f"last {section}: " + "; ".join(words)
+
+
+def _off(ratio: float) -> str:
+    """How much more or less it was: "-17 %", "2.5 times", "13 times"."""
+    if ratio < 2:
+        return f"{100 * (ratio - 1):+.0f} %"
+    return f"{ratio:.1f} times" if ratio < 9.95 else f"{ratio:,.0f} times"
 
 
 def table(devices: list[Device]) -> None:

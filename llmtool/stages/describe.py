@@ -101,7 +101,7 @@ def describe(subject: Subject) -> dict[str, Any]:
     missing = []
     if model is None:
         missing.append(
-            "structure, sizes, FLOPs, memory: what goes in and out is known after `llmtool prepare`"
+            "structure, sizes, FLOPs, memory, time: what goes in and out is known after `llmtool prepare`"
         )
     if subject.card is None:
         missing.append("rows and tokens available: known after `llmtool prepare`")

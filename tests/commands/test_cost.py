@@ -35,6 +35,7 @@ def test_other_devices_and_what_they_cost(copy: Path, llmtool: Run) -> None:
     )
     assert asked.code == 0, asked.err
     found = asked.json["cost"]
+    assert asked.json["memory"]["training"]["rows"] == found["here"]["micro_batch"]
     names = [each["device"] for each in found["on"]]
     assert names == ["H100 SXM", "H100 NVL", "H100 PCIe", "L4"]
     assert found["on"][3]["price"] > 0

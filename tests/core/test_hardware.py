@@ -45,6 +45,11 @@ def test_all_finds_each_once_and_an_unknown_name_says_which_there_are():
         hardware.find(["Gaudi"], hardware.TABLE)
     with pytest.raises(ConfigError, match="no such device"):
         hardware.find([""], hardware.TABLE)
+    with pytest.raises(ConfigError, match='no such device; did you mean "RTX 4090"'):
+        hardware.find(["RTX 409O"], hardware.TABLE)
+    with pytest.raises(ConfigError, match='no such device; did you mean "H100"'):
+        hardware.find(["H1000"], hardware.TABLE)
+    assert hardware.find(["this machine"], hardware.TABLE) == [], "it is predicted for anyway"
 
 
 def test_a_file_adds_devices_and_changes_those_of_the_table(tmp_path):
@@ -77,6 +82,10 @@ def test_a_file_adds_devices_and_changes_those_of_the_table(tmp_path):
         (
             "devices:\n  - {name: L4, teraflops: {fp23: 1}}\n",
             r"devices.yaml:2:5: teraflops: fp23: 1 .*fp32, tf32",
+        ),
+        (
+            "devices:\n  - {name: L4, teraflops: {fp32: .nan}}\n",
+            r"2:5: teraflops: fp32: nan|2:\d+.*teraflops",
         ),
         ("devices: []\n", "devices"),
     ],

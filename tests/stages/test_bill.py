@@ -8,7 +8,7 @@ from llmtool.core.contracts import NextToken, Tokens
 from llmtool.core.hardware import HERE, TABLE, Device
 from llmtool.experiment import FinetuneConfig
 from llmtool.models.transformer import TransformerConfig
-from llmtool.stages.bill import bill, last_lines, show
+from llmtool.stages.bill import bill, energy, last_lines, money, show
 from llmtool.stages.describe import Subject
 from llmtool.training import TrainConfig
 
@@ -56,6 +56,24 @@ def test_an_adapter_needs_less_than_the_whole_model():
     assert all(parameter.requires_grad for parameter in plain.model.parameters()), "the model is as it was"
 
 
+def test_little_energy_and_money_are_said_in_figures_that_a_person_reads():
+    said = [energy(kwh) for kwh in (3.2e-7, 2e-4, 0.0567, 1.25, 1234.5)]
+    assert said == ["less than 0.1 Wh", "0.2 Wh", "56.7 Wh", "1.2500 kWh", "1,234 kWh"]
+    assert [money(price, "EUR") for price in (0.0, 1e-5, 0.5, 1234.5)] == [
+        "0.00 EUR",
+        "less than 0.01 EUR",
+        "0.50 EUR",
+        "1,234.50 EUR",
+    ]
+    assert money(2.0, "") == "a price of 2.00"
+
+
+def test_a_precision_that_a_device_may_not_have_is_named():
+    found = billed(wanted=["T4", "L4"], precision="bf16")
+    lines = [line for each in found["on"] for line in each["missing"] if "bf16" in line]
+    assert lines == ["bf16 on T4: it may not have it; figures are those of fp32"]
+
+
 def test_nothing_to_train_costs_nothing():
     assert bill(subject(), None, "cpu", "auto", TABLE, []) is None
 
@@ -67,3 +85,8 @@ def test_the_last_run_says_how_far_off_the_prediction_was():
     memory, time = "predicted 1.2 GB, took 1.0 GB (-17 %)", "predicted 1m30s, took 1m40s (+11 %)"
     assert lines == [f"last train: memory: {memory}; in all: {time}"]
     assert list(last_lines({})) == []
+    predicted = {"peak_bytes": 2e5, "step_seconds": 0.002, "seconds": None}
+    actual = {"peak_bytes": 5e5, "step_seconds": 1.0, "seconds": 15.0}
+    (line,) = last_lines({"train": {"predicted": predicted, "actual": actual}})
+    assert "took 500 kB (2.5 times)" in line.replace("500.0", "500")
+    assert "took 1.0s (500 times)" in line
