@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,17 +14,15 @@ from llmtool.core.contracts import InputSpec
 from llmtool.core.devices import PRECISIONS, figures
 from llmtool.core.hardware import Device
 from llmtool.models import accounting, timing
-from llmtool.models.activations import Activations
-from llmtool.models.recompute import learning_blocks
 from llmtool.models.tracing import Trace
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.describe import Subject
-from llmtool.stages.forecast import Rows, rows_of
-from llmtool.stages.room import BYTES_PER_FLOP, packed, tokens_of
+from llmtool.stages.forecast import Rows, occasions, rows_of
+from llmtool.stages.room import ModelRoom, average_bytes, packed, tokens_of
 from llmtool.stages.score import rows_at_once
 from llmtool.stages.settings import few_threads, resolve, threads
 from llmtool.training import TrainConfig
-from llmtool.training.average import Average, moving, statistics
+from llmtool.training.average import Average
 from llmtool.training.optimizers import NO_RATES, Rates
 
 HEAP = 1.37  # a CPU process holds so much of what lives at once: freed pieces that nothing new fits into
@@ -110,46 +108,14 @@ def of_file(
     ragged = known and card is not None and card.get("encoding") == "text"
     amount = Rows(rows or UNKNOWN_ROWS, tokens, () if ragged else None)
     flops = float(model.flops(tokens)) if hasattr(model, "flops") else None
-    room = _Room(model, config, device, precision, packed(card, tokens), flops)
+    there = None if device.memory is None else int(device.memory)
+    how = (precision, device.kind, packed(card, tokens))
+    room = ModelRoom(model, config.optimizer.name, config.ema is not None, how, flops, there)
     resolved = resolve(config, amount, torch.device(device.kind), flops, room)
     mean = _mean(card, tokens) if card is not None and known else float(tokens)
     return Work(
         model, resolved, model.inputs, rows, tokens, mean, validation, precision, packed(card, tokens), rates
     )
-
-
-class _Room:
-    """What a step needs on a device (stages.room), counted only where it is near to what that has."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        config: TrainConfig,
-        device: Device,
-        precision: str,
-        packed: bool,
-        flops_per_row: float | None,
-    ) -> None:
-        self.model, self.optimizer, self.flops = model, config.optimizer.name, flops_per_row or 0.0
-        self.average = sum(each.nbytes for each in moving(model).values()) if config.ema else 0
-        self.how = (precision, device.kind, packed)
-        self.blocks = len(learning_blocks(model))
-        self.norms = bool(statistics(model))
-        self.device_bytes = None if device.memory is None else int(device.memory)
-        self._kept: dict[int, Activations] = {}
-
-    def needs(self, rows: int, recomputed: int) -> accounting.Memory:
-        """Of a step with so many rows at once, with so many blocks recomputed."""
-        if rows not in self._kept:
-            most = self._with(int(BYTES_PER_FLOP * self.flops * rows))
-            if self.flops and most.fits(self.device_bytes or 0):
-                return most
-            self._kept[rows] = accounting.saved(self.model, rows, tokens_of(self.model), *self.how)
-        return self._with(self._kept[rows].bytes(recomputed))
-
-    def _with(self, activations: int) -> accounting.Memory:
-        found = accounting.memory(self.model, self.optimizer, activations)
-        return replace(found, optimizer=found.optimizer + self.average)
 
 
 def _mean(card: dict[str, Any], tokens: int) -> float:
@@ -192,7 +158,9 @@ def predict(work: Work, device: Device) -> dict[str, Any]:
     missing = []
     parts_of_step = _seconds(work, step, scored, device)
     if parts_of_step is None:
-        missing.append(f"time: no matrix rate for {work.precision} is known of {device.name}")
+        missing.append(
+            f"time: no matrix rate of {device.name} in fp32 is known; `teraflops` in --devices says it"
+        )
     else:
         found |= parts_of_step
         found |= _run(work, step, found)
@@ -201,8 +169,10 @@ def predict(work: Work, device: Device) -> dict[str, Any]:
     if found["seconds"] is not None:
         found["kwh"] = timing.kilowatt_hours(found["seconds"], device)
         found["price"] = timing.price(found["seconds"], device)
+    if device.kind == "cuda" and device.flops and work.precision not in device.flops:
+        missing.append(f"{work.precision} on {device.name}: it may not have it; figures are those of fp32")
     if device.watts is None:
-        missing.append(f"energy: the power of {device.name} is not published; `watts` in --devices says it")
+        missing.append(f"energy: the power of {device.name}; `watts` in --devices says it")
     if device.price_per_hour is None:
         missing.append("price: `price_per_hour` in --devices says it")
     return found | {"missing": missing}
@@ -210,10 +180,9 @@ def predict(work: Work, device: Device) -> dict[str, Any]:
 
 def memory(work: Work, step: Trace, scored: Trace, kind: str) -> dict[str, int]:
     """Bytes at the fullest moment, which is in a step, in scoring or in saving; `total` is their sum."""
-    model, average = work.model, 0
+    model = work.model
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-    if work.config.ema is not None:
-        average = sum(t.numel() * t.element_size() for t in moving(model).values())
+    average = 0 if work.config.ema is None else average_bytes(model)
     optimizer = step.state - average
     moment = max(step.peak, scored.forward, COPIES[kind] * optimizer)
     live = weights + step.state + moment
@@ -253,10 +222,7 @@ def _run(work: Work, step: Trace, found: dict[str, Any]) -> dict[str, Any]:
     config, steps = work.config, work.steps
     if steps is None:
         return {"steps": None, "seconds": config.budget.seconds}
-    validations, checkpoints = (
-        math.ceil(steps / every) if isinstance(every, int) else 10
-        for every in (config.validate_every, config.checkpoint_every)
-    )
+    validations, checkpoints = occasions(config, steps)
     scoring = validations * work.validation_rows * found["scored_row_seconds"]
     size = found["memory"]["weights"] + step.state
     saving = checkpoints * size / SAVED

@@ -27,9 +27,8 @@ from llmtool.models.choice import FAMILIES, RULES, TOKENS_PER_PARAMETER, guide
 from llmtool.stages import advise, fitting
 from llmtool.stages.fitting import Proposal
 from llmtool.stages.needs import ModelNeeds, adapted, proposals, setup_of
-from llmtool.stages.room import packed, tokens_of
+from llmtool.stages.room import average_bytes, packed, tokens_of
 from llmtool.training import TrainConfig
-from llmtool.training.average import moving
 
 CHARACTERS = 100  # letters, digits and signs of an English text; the estimate before the text has been read
 CHINCHILLA = (
@@ -138,8 +137,7 @@ def _account(subject: Subject, model: nn.Module) -> tuple[Accounting, int]:
         length, how = tokens_of(model), (subject.precision, subject.optimizer, subject.device)
         made = account(model, subject.rows, length, *how, packed(subject.card, length), recomputed)
         if subject.fit is not None and subject.fit.ema:
-            average = sum(each.nbytes for each in moving(model).values())
-            made.memory = replace(made.memory, optimizer=made.memory.optimizer + average)
+            made.memory = replace(made.memory, optimizer=made.memory.optimizer + average_bytes(model))
         return made
 
     def fits(recomputed: int) -> bool:

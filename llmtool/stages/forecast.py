@@ -210,6 +210,15 @@ def clock(rows: list[dict[str, Any]], saved_at: int) -> tuple[float, float]:
     return step, max(0.0, seconds[saved_at + 1] - seconds[saved_at] - step)
 
 
+def occasions(config: TrainConfig, steps: int) -> tuple[int, int]:
+    """How often a run of so many steps is validated and saved."""
+    validations, checkpoints = (
+        math.ceil(steps / every) if isinstance(every, int) else 10
+        for every in (config.validate_every, config.checkpoint_every)
+    )
+    return validations, checkpoints
+
+
 def time_of(
     fit: Fitting, measured: tuple[float, float], description: dict[str, Any], validation_rows: int
 ) -> dict[str, Any]:
@@ -219,10 +228,7 @@ def time_of(
         return {"steps": None, "step_seconds": step, "seconds": fit.config.budget.seconds, "checkpoints": 10}
     flops = description["flops"]
     forward = flops["row_forward"] / max(1, flops["row_forward"] + flops["row_backward"])
-    validations, checkpoints = (
-        math.ceil(fit.steps / every) if isinstance(every, int) else 10
-        for every in (fit.config.validate_every, fit.config.checkpoint_every)
-    )
+    validations, checkpoints = occasions(fit.config, fit.steps)
     scoring = step / fit.batch * forward * validation_rows
     if not validation_rows:
         validations = 0

@@ -16,10 +16,10 @@ from llmtool.models.activations import Activations
 from llmtool.models.adapters import AdapterMethod, FullConfig, LoRAConfig
 from llmtool.models.recompute import learning_blocks
 from llmtool.stages.fitting import Choices, Proposal, Setup, Work, propose
-from llmtool.stages.room import packed, tokens_of
+from llmtool.stages.room import average_bytes, packed, tokens_of
 from llmtool.stages.settings import CPU_RATE
 from llmtool.training import TrainConfig
-from llmtool.training.average import moving, statistics
+from llmtool.training.average import statistics
 
 REACHED = 0.5  # share of a published peak that a step reaches, about
 PART = 1e-3  # seconds that a part of a batch takes beside its FLOPs: some hundred calls of kernels, about
@@ -59,7 +59,7 @@ class ModelNeeds:
             self._kept[here] = saved(model, setup.rows, tokens, setup.precision, self.device, mixed)
         optimizer: Any = setup.optimizer
         found = memory(model, optimizer, self._kept[here].bytes(setup.recomputed))
-        average = sum(each.nbytes for each in moving(model).values()) if setup.ema else 0
+        average = average_bytes(model) if setup.ema else 0
         return replace(found, weights=found.weights - self.less, optimizer=found.optimizer + average)
 
     def _made(self, setup: Setup) -> nn.Module:

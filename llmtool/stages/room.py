@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Protocol
 
+from torch import nn
+
 from llmtool.core.console import bytes_
 from llmtool.core.devices import memory_bytes
 from llmtool.core.errors import MemoryLimitError
 from llmtool.data.packing import is_packed
-from llmtool.models.accounting import Memory, memory, saved
+from llmtool.models.accounting import Memory, OptimizerName, memory, saved
 from llmtool.models.activations import Activations
 from llmtool.models.recompute import learning_blocks
 from llmtool.stages.assemble import Assembled
@@ -40,33 +42,52 @@ def fewest_recomputed(room: Room, rows: int) -> int:
 
 
 class ModelRoom:
-    """What a step of an assembled model needs; counted once for a number of rows, and only where it is near
-    to what the device has. flops_per_row: forward and backward."""
+    """What a step of a model needs; counted once for a number of rows, and only where it is near to what the
+    device has.
 
-    def __init__(self, assembled: Assembled, config: TrainConfig, flops_per_row: float | None) -> None:
-        self.assembled, self.optimizer = assembled, config.optimizer.name
-        self.average = sum(each.nbytes for each in moving(assembled.model).values()) if config.ema else 0
+    how: precision, kind of device ("cpu", "cuda"), and whether a mask keeps documents of a row apart.
+    flops_per_row: forward and backward; None: not known, no activation is counted. device_bytes:
+    None: not known.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerName,
+        averaged: bool,
+        how: tuple[str, str, bool],
+        flops_per_row: float | None,
+        device_bytes: int | None,
+    ) -> None:
+        self.model, self.optimizer, self.how = model, optimizer, how
+        self.average = average_bytes(model) if averaged else 0
         self.flops_per_row = flops_per_row or 0.0
-        self.blocks = len(learning_blocks(assembled.model))
-        self.norms = bool(statistics(assembled.model))
-        self.device_bytes: int | None = memory_bytes(assembled.device)
+        self.blocks = len(learning_blocks(model))
+        self.norms = bool(statistics(model))
+        self.device_bytes = device_bytes
         self._kept: dict[int, Activations] = {}
 
     def needs(self, rows: int, recomputed: int) -> Memory:
         """Of a step with so many rows at once, with so many blocks recomputed."""
-        part = self.assembled
         if rows not in self._kept:
             most = self._with(int(BYTES_PER_FLOP * self.flops_per_row * rows))
             if most.fits(self.device_bytes or 0):
                 return most
-            tokens, precision = tokens_of(part.model), part.precision.name
-            mixed = packed(part.dataset.card, tokens)
-            self._kept[rows] = saved(part.model, rows, tokens, precision, part.device.type, mixed)
+            self._kept[rows] = saved(self.model, rows, tokens_of(self.model), *self.how)
         return self._with(self._kept[rows].bytes(recomputed))
 
     def _with(self, activations: int) -> Memory:
-        found = memory(self.assembled.model, self.optimizer, activations)
+        found = memory(self.model, self.optimizer, activations)
         return replace(found, optimizer=found.optimizer + self.average)
+
+
+def room_of(assembled: Assembled, config: TrainConfig, flops_per_row: float | None) -> ModelRoom:
+    """Of an assembled model on its device."""
+    model: Any = assembled.model
+    mixed = packed(assembled.dataset.card, tokens_of(model))
+    how = (assembled.precision.name, assembled.device.type, mixed)
+    averaged, there = config.ema is not None, memory_bytes(assembled.device)
+    return ModelRoom(model, config.optimizer.name, averaged, how, flops_per_row, there)
 
 
 def refuse_what_never_fits(room: Room, config: TrainConfig, section: str) -> None:
@@ -85,6 +106,11 @@ def refuse_what_never_fits(room: Room, config: TrainConfig, section: str) -> Non
             f"row{'s' if fewest > 1 else ''} at once, and the device has {bytes_(there)}: a smaller model or "
             "shorter context is needed; `llmtool describe` lists what would fit"
         )
+
+
+def average_bytes(model: nn.Module) -> int:
+    """Of the averaged copy that `ema` keeps."""
+    return sum(each.nbytes for each in moving(model).values())
 
 
 def tokens_of(model: Any) -> int:

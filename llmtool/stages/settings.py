@@ -15,7 +15,7 @@ from llmtool.data.batches import Batches
 from llmtool.experiment import FinetuneConfig
 from llmtool.models.recompute import recompute
 from llmtool.stages.assemble import Assembled
-from llmtool.stages.room import ModelRoom, Room, fewest_recomputed, refuse_what_never_fits
+from llmtool.stages.room import Room, fewest_recomputed, refuse_what_never_fits, room_of
 from llmtool.tasks.classification import ClassificationTask
 from llmtool.tasks.multilabel import MultilabelTask
 from llmtool.training import TrainConfig
@@ -100,7 +100,7 @@ def settle(
     assembled: Assembled, config: TrainConfig, train: Amount, flops_per_row: float | None
 ) -> TrainConfig:
     """`resolve` for an assembled model, which from now on recomputes the blocks that it is to."""
-    room = ModelRoom(assembled, config, flops_per_row)
+    room = room_of(assembled, config, flops_per_row)
     resolved = resolve(config, train, assembled.device, flops_per_row, room)
     assert isinstance(resolved.activation_checkpointing, int)
     recompute(assembled.model, resolved.activation_checkpointing)

@@ -16,7 +16,7 @@ from llmtool.models.accounting import Memory, account
 from llmtool.models.adapters import LoRAConfig
 from llmtool.stages import room as stage
 from llmtool.stages.fit import fit
-from llmtool.stages.room import ModelRoom, fewest_recomputed
+from llmtool.stages.room import fewest_recomputed, room_of
 from llmtool.stages.settings import resolve
 from tests.models.small import transformer
 from tests.stages.test_fit import Crash, Toy, Watcher, config, final
@@ -67,7 +67,7 @@ def test_a_model_is_counted_only_where_it_may_not_fit(monkeypatch: pytest.Monkey
     counted = []
     real = stage.saved
     monkeypatch.setattr(stage, "saved", lambda *given: counted.append(given) or real(*given))
-    room, flops = ModelRoom(part, config(), float(model.flops(16))), model.flops(16)
+    room, flops = room_of(part, config(), float(model.flops(16))), model.flops(16)
     assert fewest_recomputed(room, 4) == 0
     assert not counted
     real_needs = [account(model, 4, 16, recomputed=count).memory for count in range(3)]
