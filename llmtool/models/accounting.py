@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llmtool.core.contracts import Features, Images, InputSpec, Labels, NextToken, OutputSpec, Tokens, Values
 from llmtool.models.activations import Activations, count_saved
-from llmtool.models.chunked import output_of
+from llmtool.models.chunked import Output, output_of
 from llmtool.models.encoder import Attention, ModernAttention
 from llmtool.models.gpt2 import GPT2Attention
 from llmtool.models.huggingface import Through
@@ -249,6 +249,19 @@ def _loss(spec: OutputSpec, outputs: Tensor) -> Tensor:
     return F.cross_entropy(flat.float(), target, reduction="sum")
 
 
+def _summed(
+    model: Any, output: Output | None, seen: bool, inputs: Tensor, segments: Tensor | None, *beside: Tensor
+) -> Tensor:
+    """The loss of a step. output: of a model whose logits are made in chunks; seen: with all that makes."""
+    if output is None:
+        return _loss(model.outputs, model(inputs, segments, *beside))
+    targets = torch.zeros(inputs.numel(), dtype=torch.int64, device=inputs.device)
+    hidden = model.hidden(inputs, segments).flatten(0, 1)
+    if not torch.is_grad_enabled():
+        return output.judged(hidden, targets)[0].sum()
+    return output.cross_entropy(hidden, targets, seen)
+
+
 def _flops(
     model: nn.Module, rows: int, tokens: int, recomputed: int = 0
 ) -> tuple[dict[str, list[int]], dict[str, int], int, int]:
@@ -336,15 +349,8 @@ def saved(
         masked = packed and not isinstance(model, Through)  # which lays documents out by their numbers
         segments = torch.ones(rows, tokens, dtype=torch.int32) if masked else None
         output = output_of(model, rows * tokens, "cuda" if device.startswith("cuda") else "cpu")
-
-        def loss() -> Tensor:
-            if output is None:
-                return _loss(spec.outputs, model(inputs, segments, *beside))
-            targets = torch.zeros(rows * tokens, dtype=torch.int64)
-            return output.cross_entropy(spec.hidden(inputs, segments).flatten(0, 1), targets)
-
         with torch.autocast("cpu", dtype=lower or torch.bfloat16, enabled=lower is not None):
-            kept = count_saved(model, loss)
+            kept = count_saved(model, lambda: _summed(model, output, False, inputs, segments, *beside))
         kept.chunk = 0 if output is None else output.chunk_bytes(lower is not None)
         return kept
 
@@ -379,8 +385,9 @@ def step(
             spec: Any = model
             inputs, beside = _inputs(spec.inputs, rows, tokens, place), _beside(spec.inputs, rows, place)
             segments = torch.ones(rows, tokens, dtype=torch.int32, device=place) if masked else None
+            output = output_of(model, rows * tokens, "cuda" if device.startswith("cuda") else "cpu")
             with torch.autocast("cpu", dtype=lower or torch.bfloat16, enabled=lower is not None):
-                return _loss(spec.outputs, model(inputs, segments, *beside))
+                return _summed(model, output, True, inputs, segments, *beside)
 
         with torch.set_grad_enabled(not scored):
             return trace(copied, loss, update, accumulate, device)

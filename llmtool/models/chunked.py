@@ -38,16 +38,19 @@ class Output:
         each = (6 if low else 4) + (4 if self.cap is not None else 0)
         return self.rows * self.weight.shape[0] * each + (4 * self.weight.numel() if low else 0)
 
-    def cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """(N, D), (N,) -> the sum of the cross entropies of the rows whose target is not IGNORE."""
-        kind = hidden.device.type
+    def cross_entropy(self, hidden: Tensor, targets: Tensor, seen: bool = False) -> Tensor:
+        """(N, D), (N,) -> the sum of the cross entropies of the rows whose target is not IGNORE.
+
+        seen: in its parts and not as one operation, for who watches them.
+        """
+        kind = _place(hidden)
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         grad = torch.is_grad_enabled()
         wanted = [
             grad and each is not None and each.requires_grad for each in (hidden, self.weight, self.bias)
         ]
         given = (hidden, self.weight, self.bias, targets, self.cap, self.rows, dtype, *wanted)
-        return torch.ops.llmtool.linear_cross_entropy(*given)[0]
+        return (_Seen.apply if seen else torch.ops.llmtool.linear_cross_entropy)(*given)[0]
 
     def judged(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(N, D), (N,) -> the cross entropy of each row, 0 where it is ignored, and its likeliest token."""
@@ -58,6 +61,7 @@ class Output:
             those = targets[start : start + self.rows]
             nats.append(F.cross_entropy(logits, those, ignore_index=IGNORE, reduction="none"))
             first.append(logits.argmax(dim=-1))
+            del scores, logits  # before the next chunk is made
         return torch.cat(nats), torch.cat(first)
 
 
@@ -78,6 +82,11 @@ def output_of(model: nn.Module, positions: int, device: str = "") -> Output | No
     return Output(head.weight, head.bias, cap, max(fewest, CHUNK // vocabulary))
 
 
+def _place(tensor: Tensor) -> str:
+    """Whose autocast is asked: meta tensors have none."""
+    return "cpu" if tensor.is_meta else tensor.device.type
+
+
 def _capped(scores: Tensor, cap: float | None) -> Tensor:
     return scores if cap is None else cap * torch.tanh(scores / cap)
 
@@ -88,8 +97,7 @@ SCHEMA = (
 )
 
 
-@torch.library.custom_op("llmtool::linear_cross_entropy", mutates_args=(), schema=SCHEMA)
-def _operation(
+def _compute(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -114,7 +122,7 @@ def _operation(
     low = weight.to(dtype)
     of_products = low if back == dtype else weight.to(back)
     offset = None if bias is None else bias.to(dtype)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with torch.autocast(_place(hidden), enabled=False):
         for start, those, there in _chunks(targets, rows):
             part = hidden[start : start + rows].to(dtype)
             scores = F.linear(part, low, offset)  # (R, V)
@@ -126,6 +134,7 @@ def _operation(
             norm = share.sum(dim=1, keepdim=True)
             total += torch.where(there, most + norm.log() - target, 0.0).sum()
             if not (of_hidden or of_weight or of_bias):
+                del logits, share, slope
                 continue
             change = share.div_(norm)
             change.scatter_add_(1, those, torch.full_like(norm, -1.0)).masked_fill_(~there, 0.0)
@@ -150,6 +159,11 @@ def _chunks(targets: Tensor, rows: int) -> Iterator[tuple[int, Tensor, Tensor]]:
         those = targets[start : start + rows, None]
         there = those != IGNORE
         yield start, those.masked_fill(~there, 0), there
+
+
+_operation = torch.library.custom_op(
+    "llmtool::linear_cross_entropy", _compute, mutates_args=(), schema=SCHEMA
+)
 
 
 @_operation.register_fake
@@ -197,3 +211,14 @@ def _backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
 
 
 _operation.register_autograd(_backward, setup_context=_keep)
+
+
+class _Seen(torch.autograd.Function):
+    """The same, open to whoever watches operations."""
+
+    @staticmethod
+    def forward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return _compute(*given)
+
+    setup_context = staticmethod(_keep)
+    backward = staticmethod(_backward)

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 Kind = Literal["matrix", "convolution", "attention", "curve", "noise", "sum", "lookup", "plain"]
 
-MATRIX = ("mm", "addmm", "bmm", "baddbmm", "_scaled_mm")
+MATRIX = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "_scaled_mm")
 NOISE = ("native_dropout", "bernoulli", "bernoulli_", "rand", "rand_like", "randn", "uniform_", "normal_")
 CURVES = (  # an exponential, a root or the like for each number
     "gelu", "gelu_backward", "silu", "silu_backward", "exp", "log", "tanh", "tanh_backward", "sigmoid", "erf",
@@ -209,7 +209,7 @@ def _flops(name: str, args: Any, made: list[Tensor]) -> int:
     """FLOPs of matrix products, convolutions and attention, by their shapes; 0 of all else."""
     if name in MATRIX:
         tensors = [each for each in args if isinstance(each, Tensor)]
-        left = tensors[1] if name in ("addmm", "baddbmm") else tensors[0]
+        left = tensors[1] if name in ("addmm", "addmm_", "baddbmm") else tensors[0]
         return 2 * made[0].numel() * left.shape[-1]
     if name == "convolution_backward":
         gradient, _, weight = args[0], args[1], args[2]

@@ -8,7 +8,7 @@ import torch
 
 from llmtool.core.contracts import IGNORE, Batch, NextToken, Tokens
 from llmtool.models import chunked
-from llmtool.models.accounting import saved_bytes
+from llmtool.models.accounting import saved_bytes, step
 from llmtool.models.adapters import LoRAConfig
 from llmtool.models.chunked import output_of
 from llmtool.models.transformer import TransformerConfig
@@ -202,6 +202,10 @@ def test_a_process_peaks_where_the_account_says(monkeypatch):
     assert chunks < 1.2 * logits  # with the gradients
     model = TransformerConfig(depth=1, heads=4, width=32).build(Tokens(50_257), NextToken(50_257))
     counted = saved_bytes(model, 16, 128)
+    traced = step(model, 16, 128)
+    products = 6 * 2048 * 32 * 50_257  # of hidden and weight, and for the gradients of both
+    assert products < traced.flops() < 1.1 * products
+    assert chunks == pytest.approx(traced.peak, rel=0.3)
     assert chunks == pytest.approx(counted + 4 * sum(p.numel() for p in model.parameters()), rel=0.3)
 
 
