@@ -115,7 +115,7 @@ def average_bytes(model: nn.Module) -> int:
 
 def tokens_of(model: Any) -> int:
     """Tokens of a row: of texts that have a target the most that are kept, else the context; 1 of a table."""
-    length: int | None = getattr(model.inputs, "length", None)
+    length: int | None = getattr(getattr(model, "inputs", None), "length", None)
     return length or int(getattr(model, "context", 1))
 
 

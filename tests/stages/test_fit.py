@@ -45,6 +45,7 @@ class Splits:
     directory: str = "runs/toy/prepare"
     fingerprint: str = "xxh3:toy"
     inputs: Tokens = field(default_factory=lambda: Tokens(vocabulary=8))
+    card: dict[str, Any] | None = None
 
 
 @dataclass
