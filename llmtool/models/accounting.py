@@ -370,10 +370,11 @@ def step(
     """One training step on tensors without data, operation by operation; scored: only a forward pass.
 
     update, accumulate: as models.tracing. recomputed: how many blocks are. Where numbers of two precisions
-    meet, tensors are fake ones of a CPU, which know what autocast does; else meta tensors, which are quick.
+    meet, or blocks are recomputed, tensors are fake ones of a CPU, which know what autocast does and whose
+    attention is the same in both passes; else meta tensors, which are quick.
     """
     lower = LOWER.get(precision)
-    fake = lower is not None or isinstance(model, Through)
+    fake = lower is not None or isinstance(model, Through) or recomputed > 0
     with FakeTensorMode() if fake else nullcontext():
         place = "cpu" if fake else "meta"
         copied = copy_on(model, place, recomputed)

@@ -88,14 +88,16 @@ def show(bill: dict[str, Any]) -> Group:
     lines = [bill["here"], *bill["on"]]
     for each in lines:
         parts.append(Text(f"{each['device']}: {_spoken(each)}"))
-    moment = bill["here"]["memory"] or {}
-    shown = ", ".join(f"{name} {bytes_(size)}" for name, size in moment.items() if size and name != "total")
-    parts.append(
-        Text(
-            f"memory of {bill['here']['device']}, beside the program's own: {shown}; the largest of step, "
-            "scoring and saving counts"
+    if moment := bill["here"]["memory"]:
+        shown = ", ".join(
+            f"{name} {bytes_(size)}" for name, size in moment.items() if size and name != "total"
         )
-    )
+        parts.append(
+            Text(
+                f"memory of {bill['here']['device']}, beside the program's own: {shown}; the largest of "
+                "step, scoring and saving counts"
+            )
+        )
     missing = dict.fromkeys(line for each in lines for line in each["missing"])
     parts += [Text(f"not known: {line}") for line in missing]
     return Group(*parts)

@@ -111,3 +111,13 @@ def test_half_precision_is_traced_with_its_copies():
     sizes = {each.itemsize for each in half.operations if each.flops and each.part == "forward"}
     assert sizes == {2}
     assert half.saved < whole.saved
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_blocks_that_are_recomputed_need_less_and_do_more(architecture, precision):
+    model = transformer(architecture, depth=3)
+    found = [accounting.step(model, 8, 16, precision, recomputed=count) for count in (0, 1, 3)]
+    assert found[0].peak > found[1].peak > found[2].peak
+    flops = [sum(operation.flops for operation in each.operations) for each in found]
+    assert flops[0] < flops[1] < flops[2]

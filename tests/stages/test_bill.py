@@ -90,3 +90,15 @@ def test_the_last_run_says_how_far_off_the_prediction_was():
     (line,) = last_lines({"train": {"predicted": predicted, "actual": actual}})
     assert "took 500 kB (2.5 times)" in line.replace("500.0", "500")
     assert "took 1.0s (500 times)" in line
+
+
+def test_what_cannot_be_followed_is_said_and_no_memory_is_listed(monkeypatch):
+    def fails(*_args, **_keys):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr("llmtool.stages.cost._traces", fails)
+    console = Console(width=300, record=True)
+    console.print(show(billed()))
+    said = console.export_text()
+    assert "not known: memory and time: a step could not be followed without data (no such kernel)" in said
+    assert "memory of" not in said
