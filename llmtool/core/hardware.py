@@ -51,6 +51,7 @@ def _gpu(
 # bandwidth, board power (the highest that may be set), and dense peaks (without sparsity) at boost clock,
 # where fp8, fp16 and bf16 accumulate in fp32, as PyTorch's products do. Names in full, as torch.cuda
 # (get_device_name) gives them: a MIG slice, a laptop or an export variant is another device and is measured.
+# V100 PCIe and H100 PCIe agree with their product briefs; the others' bandwidth and power with lists.
 # https://www.nvidia.com/en-us/data-center/h200/  https://www.nvidia.com/en-us/data-center/h100/
 # https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf
 # https://www.nvidia.com/en-us/data-center/l40s/  https://www.nvidia.com/en-us/data-center/l4/
