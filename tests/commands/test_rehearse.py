@@ -83,7 +83,7 @@ CAUGHT: dict[str, Fault] = {
                                 "train.activation_checkpointing=none"]),
     "text too short for the context": Fault(4, "train: plan", r"too short: the model's context needs 90001",
                                             ["model.context=90000"], project="text"),
-    "budget in tokens of a table": Fault(2, "train: plan", r"budget\.tokens counts tokens",
+    "budget in tokens of a table": Fault(2, "describe", r"budget\.tokens counts tokens",
                                          ["train.budget={tokens: 1000}"]),
     # training
     "rate at which the loss is not finite": Fault(5, "train", r"not finite.*this update was not made",
