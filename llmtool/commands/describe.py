@@ -57,7 +57,7 @@ def run(options: Options) -> dict[str, Any]:
             _show_description(files.read_json(run.directory / "describe.json"), last)
             if "all" in options.on:
                 bill.table(devices)
-    return run.result | {"last": last}
+    return run.result | ({"last": last} if last else {})
 
 
 def _asked(options: Options, loaded: Loaded) -> tuple[list[Device], dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Four-bit bases: bitsandbytes' own numbers, QLoRA beside PEFT's, small, and whole again when merged."""
 
+import gc
 import math
 import os
 import platform
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from llmtool.core.contracts import Classes, Features
+from llmtool.core.devices import release_memory
 from llmtool.core.errors import ConfigError
 from llmtool.models import lora, peft_files, pretrained, quantised
 from llmtool.models.accounting import account
@@ -205,6 +207,8 @@ def test_seen_from_one_layer_to_the_next():
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep what they like")
 def test_the_memory_of_whole_weights_is_given_back():
+    gc.collect()
+    release_memory()  # what earlier tests have freed would be used again, and hide the whole weights
     before = resident()
     model = mlp_of(width=1024, layers=24)
     whole = 24 * 1024 * 1024 * 4
