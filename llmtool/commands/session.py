@@ -26,7 +26,7 @@ from llmtool.core.run import UNFINISHED, Run, failed_result, hashes_of
 from llmtool.data import store
 from llmtool.data.store import CARD, Dataset
 from llmtool.evaluation import compare
-from llmtool.experiment import FinetuneConfig, Loaded, with_recipe
+from llmtool.experiment import Loaded, with_recipe
 from llmtool.experiment import resolved as experiment_yaml
 from llmtool.models import adapters
 from llmtool.models.accounting import account
@@ -39,6 +39,7 @@ from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import fingerprint
 from llmtool.stages.fit import FitResult
 from llmtool.stages.fit import fit as stage_fit
+from llmtool.stages.settings import section_of
 from llmtool.training import TrainConfig
 from llmtool.training.profile import NOTHING, Profile
 
@@ -407,7 +408,7 @@ def asked(
 
 def fit(run: Run, loaded: Loaded, assembled: Assembled, config: TrainConfig, options: Options) -> FitResult:
     """Train into the stage's directory, going on from a checkpoint that is there."""
-    section = "finetune" if isinstance(config, FinetuneConfig) else "train"
+    section = section_of(config)
     rows, flops = assembled.batches("train"), flops_of(assembled)
     batch = rows.rows if config.batch == "auto" else min(config.batch, rows.rows)
     total = config.budget.total_steps(rows.rows, batch, rows.tokens_per_row)

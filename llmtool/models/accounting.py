@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llmtool.core.contracts import Features, Images, InputSpec, Labels, NextToken, OutputSpec, Tokens, Values
 from llmtool.models.activations import Activations, count_saved
-from llmtool.models.chunked import Output, output_of
+from llmtool.models.chunked import output_of
 from llmtool.models.encoder import Attention, ModernAttention
 from llmtool.models.gpt2 import GPT2Attention
 from llmtool.models.huggingface import Through
@@ -158,9 +158,8 @@ def account(
     recomputed: how many blocks are (models.recompute).
     """
     shapes, by_module, forward, backward = _flops(model, rows, tokens)
-    again = _flops(model, rows, tokens, recomputed)[3] - backward if recomputed else 0
     kept = saved(model, rows, tokens, precision, device, packed)
-    return Accounting(
+    found = Accounting(
         tree=_component(model, type(model).__name__, type(model).__name__, shapes, by_module),
         parameters=count_parameters(model),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -168,20 +167,33 @@ def account(
         tokens=tokens,
         flops_forward=forward,
         flops_backward=backward,
-        flops_again=again,
-        memory=memory(model, optimizer, kept.bytes(recomputed)),
+        flops_again=0,
+        memory=memory(model, optimizer, kept.bytes()),
         kept=kept,
     )
+    return recomputing(found, model, recomputed) if recomputed else found
+
+
+def recomputing(found: Accounting, model: nn.Module, recomputed: int) -> Accounting:
+    """The account of the same step with so many blocks recomputed; found: that of `model` without any."""
+    backward = _flops(model, found.rows, found.tokens, recomputed)[3]
+    kept = replace(found.memory, activations=found.kept.bytes(recomputed))
+    return replace(found, flops_again=backward - found.flops_backward, memory=kept)
 
 
 def memory(model: nn.Module, optimizer: OptimizerName, activations: int) -> Memory:
     """What training `model` needs at once beside so many bytes of activations."""
     return Memory(
-        weights=_bytes(list(model.parameters())) + _bytes(list(model.buffers())),
+        weights=weight_bytes(model),
         gradients=_bytes([p for p in model.parameters() if p.requires_grad]),
         optimizer=_optimizer_bytes(model, optimizer),
         activations=activations,
     )
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers."""
+    return _bytes([*model.parameters(), *model.buffers()])
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -250,16 +262,36 @@ def _loss(spec: OutputSpec, outputs: Tensor) -> Tensor:
 
 
 def _summed(
-    model: Any, output: Output | None, seen: bool, inputs: Tensor, segments: Tensor | None, *beside: Tensor
+    model: nn.Module,
+    place: str,
+    rows: int,
+    tokens: int,
+    lower: torch.dtype | None,
+    device: str,
+    packed: bool,
+    seen: bool = False,
 ) -> Tensor:
-    """The loss of a step. output: of a model whose logits are made in chunks; seen: with all that makes."""
-    if output is None:
-        return _loss(model.outputs, model(inputs, segments, *beside))
-    targets = torch.zeros(inputs.numel(), dtype=torch.int64, device=inputs.device)
-    hidden = model.hidden(inputs, segments).flatten(0, 1)
-    if not torch.is_grad_enabled():
-        return output.judged(hidden, targets)[0].sum()
-    return output.cross_entropy(hidden, targets, seen)
+    """The loss of a step on inputs without data at `place`, as `device` would find it.
+
+    lower: what products are in under autocast. seen: logits in chunks are made in the open (models.chunked).
+    """
+    spec: Any = model
+    inputs, beside = _inputs(spec.inputs, rows, tokens, place), _beside(spec.inputs, rows, place)
+    masked = packed and not isinstance(model, Through)  # which lays documents out by their numbers
+    segments = torch.ones(rows, tokens, dtype=torch.int32, device=place) if masked else None
+    output = output_of(model, rows * tokens, _kind(device))
+    with torch.autocast("cpu", dtype=lower or torch.bfloat16, enabled=lower is not None):
+        if output is None:
+            return _loss(spec.outputs, spec(inputs, segments, *beside))
+        targets = torch.zeros(inputs.numel(), dtype=torch.int64, device=place)
+        hidden = spec.hidden(inputs, segments).flatten(0, 1)
+        if not torch.is_grad_enabled():
+            return output.judged(hidden, targets)[0].sum()
+        return output.cross_entropy(hidden, targets, seen)
+
+
+def _kind(device: str) -> str:
+    return "cuda" if device.startswith("cuda") else "cpu"
 
 
 def _flops(
@@ -343,14 +375,8 @@ def saved(
         model = copy_on(model, "cpu")
         if device.startswith("cuda"):
             _without_attention_dropout(model)
-        spec: Any = model
-        inputs = _inputs(spec.inputs, rows, tokens, "cpu")
-        beside = _beside(spec.inputs, rows, "cpu")
-        masked = packed and not isinstance(model, Through)  # which lays documents out by their numbers
-        segments = torch.ones(rows, tokens, dtype=torch.int32) if masked else None
-        output = output_of(model, rows * tokens, "cuda" if device.startswith("cuda") else "cpu")
-        with torch.autocast("cpu", dtype=lower or torch.bfloat16, enabled=lower is not None):
-            kept = count_saved(model, lambda: _summed(model, output, False, inputs, segments, *beside))
+        kept = count_saved(model, lambda: _summed(model, "cpu", rows, tokens, lower, device, packed))
+        output = output_of(model, rows * tokens, _kind(device))
         kept.chunk = 0 if output is None else output.chunk_bytes(lower is not None)
         return kept
 
@@ -380,15 +406,9 @@ def step(
         copied = copy_on(model, place, recomputed)
         if device.startswith("cuda") and fake:
             _without_attention_dropout(copied)
-        masked = packed and not isinstance(model, Through)
 
         def loss(model: nn.Module) -> Tensor:
-            spec: Any = model
-            inputs, beside = _inputs(spec.inputs, rows, tokens, place), _beside(spec.inputs, rows, place)
-            segments = torch.ones(rows, tokens, dtype=torch.int32, device=place) if masked else None
-            output = output_of(model, rows * tokens, "cuda" if device.startswith("cuda") else "cpu")
-            with torch.autocast("cpu", dtype=lower or torch.bfloat16, enabled=lower is not None):
-                return _summed(model, output, True, inputs, segments, *beside)
+            return _summed(model, place, rows, tokens, lower, device, packed, seen=True)
 
         with torch.set_grad_enabled(not scored):
             return trace(copied, loss, update, accumulate, device)

@@ -66,7 +66,7 @@ def count_saved(model: nn.Module, run: Any) -> Activations:
         found.after, place = {}, {}
         found.blocks.append(place)
         found.inputs.append({})
-        for tensor in _tensors([inputs, keywords]):
+        for tensor in tensors_in([inputs, keywords]):
             note(tensor, found.inputs[-1])
 
     def leave(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -87,15 +87,15 @@ def count_saved(model: nn.Module, run: Any) -> Activations:
     return found
 
 
-def _tensors(given: Any) -> Iterator[Tensor]:
+def tensors_in(given: Any) -> Iterator[Tensor]:
     """Every tensor in lists, tuples and dictionaries of arguments."""
     if isinstance(given, Tensor):
         yield given
     elif isinstance(given, list | tuple):
         for each in given:
-            yield from _tensors(each)
+            yield from tensors_in(each)
     elif isinstance(given, dict):
-        yield from _tensors(list(given.values()))
+        yield from tensors_in(list(given.values()))
 
 
 def _union(*parts: dict[int, int]) -> int:

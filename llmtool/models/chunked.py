@@ -114,7 +114,7 @@ def _compute(
     dtype: of the products. The gradients' products in float16 would lose what a scaled loss keeps: they are
     in float32.
     """
-    found = _empty(hidden, weight, dtype, of_hidden, of_weight, of_bias)
+    found = _empty(hidden, weight, bias, targets, cap, rows, dtype, of_hidden, of_weight, of_bias)
     total, to_hidden, to_weight, to_bias = found
     for gradient in (total, to_weight, to_bias):
         gradient.zero_()
@@ -167,24 +167,9 @@ _operation = torch.library.custom_op(
 
 
 @_operation.register_fake
-def _empty_ones(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    cap: float | None,
-    rows: int,
-    dtype: torch.dtype,
-    of_hidden: bool,
-    of_weight: bool,
-    of_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _empty(hidden, weight, dtype, of_hidden, of_weight, of_bias)
-
-
-def _empty(
-    hidden: Tensor, weight: Tensor, dtype: torch.dtype, of_hidden: bool, of_weight: bool, of_bias: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _empty(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The results without their values; arguments as _compute's."""
+    dtype, of_hidden, of_weight, of_bias = rest[-4:]
     back = torch.float32 if dtype == torch.float16 else dtype
     vocabulary, width = weight.shape
     return (

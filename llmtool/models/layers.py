@@ -16,6 +16,14 @@ from llmtool.models.flex import BlockMask, attend_by_blocks
 Mask = Tensor | BlockMask | None  # what a query may look at, as `attend` takes it
 
 
+STATISTICS = ("running_mean", "running_var")  # buffers that a pass in training moves
+
+
+def statistics(model: nn.Module) -> dict[str, Tensor]:
+    """The statistics of a model's batch norms, by name."""
+    return {name: each for name, each in model.named_buffers() if name.rpartition(".")[2] in STATISTICS}
+
+
 class Conv1D(nn.Module):
     """A linear layer whose weight is stored (in, out), as GPT-2's checkpoints have it."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-STATISTICS = ("running_mean", "running_var")  # buffers that a pass in training moves
+from llmtool.models.layers import statistics
 
 
 def learning_blocks(model: nn.Module) -> list[nn.Module]:
@@ -43,9 +43,7 @@ class _Twice:
 
     def __init__(self, block: nn.Module) -> None:
         self.block = block
-        self.statistics = [
-            each for name, each in block.named_buffers() if name.rpartition(".")[2] in STATISTICS
-        ]
+        self.statistics = list(statistics(block).values())
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         block = self.block

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llmtool.models.activations import tensors_in
+
 Kind = Literal["matrix", "convolution", "attention", "curve", "noise", "sum", "lookup", "plain"]
 
 MATRIX = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "_scaled_mm")
@@ -131,7 +133,7 @@ class _Recorder(TorchDispatchMode):
             if function._schema.returns:
                 raise
             results = None  # it works in place
-        taken, made = list(_tensors(args)), list(_tensors(results))
+        taken, made = list(tensors_in(args)), list(tensors_in(results))
         own = {_storage(tensor)._cdata for tensor in taken}
         name = function.overloadpacket.__name__
         view = not function._schema.is_mutable and all(_storage(tensor)._cdata in own for tensor in made)
@@ -182,14 +184,6 @@ def _storage(tensor: Tensor) -> Any:
 def _size(tensor: Tensor) -> int:
     """Bytes of a tensor; an expanded one is as large as what it repeats."""
     return min(tensor.numel() * tensor.element_size(), _storage(tensor).nbytes())
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, list | tuple):
-        for each in tree:
-            yield from _tensors(each)
 
 
 def _kind(name: str) -> Kind:

@@ -17,7 +17,7 @@ from llmtool.models import accounting, timing
 from llmtool.models.tracing import Trace
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.describe import Subject
-from llmtool.stages.forecast import Rows, occasions, rows_of
+from llmtool.stages.forecast import Resolved, Rows, occasions, rows_of
 from llmtool.stages.room import ModelRoom, average_bytes, packed, tokens_of
 from llmtool.stages.score import rows_at_once
 from llmtool.stages.settings import few_threads, resolve, threads
@@ -35,7 +35,7 @@ LOOP = 1.5e-4  # seconds of a step beside the model's own work: rows, random str
 
 
 @dataclass
-class Work:
+class Work(Resolved):
     """A training, as far as its cost goes.
 
     config: every `auto` resolved. inputs: of the model. rows, validation_rows: of the whole data; 0 rows: not
@@ -52,18 +52,6 @@ class Work:
     precision: str = "fp32"
     packed: bool = False
     rates: Rates = field(default_factory=lambda: NO_RATES)
-
-    @property
-    def batch(self) -> int:
-        """Rows of an optimizer step."""
-        assert isinstance(self.config.batch, int)
-        return self.config.batch
-
-    @property
-    def micro_batch(self) -> int:
-        """Rows at once."""
-        assert isinstance(self.config.micro_batch, int)
-        return self.config.micro_batch
 
     @property
     def steps(self) -> int | None:
@@ -181,7 +169,7 @@ def predict(work: Work, device: Device) -> dict[str, Any]:
 def memory(work: Work, step: Trace, scored: Trace, kind: str) -> dict[str, int]:
     """Bytes at the fullest moment, which is in a step, in scoring or in saving; `total` is their sum."""
     model = work.model
-    weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    weights = accounting.weight_bytes(model)
     average = 0 if work.config.ema is None else average_bytes(model)
     optimizer = step.state - average
     moment = max(step.peak, scored.forward, COPIES[kind] * optimizer)

@@ -22,12 +22,13 @@ from llmtool.data.chat import card_of
 from llmtool.data.store import Dataset, input_spec
 from llmtool.experiment import FinetuneConfig
 from llmtool.models import preprocessing
-from llmtool.models.accounting import Accounting, OptimizerName, account
+from llmtool.models.accounting import Accounting, OptimizerName, account, recomputing
 from llmtool.models.choice import FAMILIES, RULES, TOKENS_PER_PARAMETER, guide
 from llmtool.stages import advise, fitting
 from llmtool.stages.fitting import Proposal
 from llmtool.stages.needs import ModelNeeds, adapted, proposals, setup_of
 from llmtool.stages.room import average_bytes, packed, tokens_of
+from llmtool.stages.settings import section_of
 from llmtool.training import TrainConfig
 
 CHARACTERS = 100  # letters, digits and signs of an English text; the estimate before the text has been read
@@ -133,24 +134,20 @@ def describe(subject: Subject) -> dict[str, Any]:
 def _account(subject: Subject, model: nn.Module) -> tuple[Accounting, int]:
     """The account of a step, and how many blocks are recomputed in it."""
 
-    def counted(recomputed: int) -> Accounting:
-        length, how = tokens_of(model), (subject.precision, subject.optimizer, subject.device)
-        made = account(model, subject.rows, length, *how, packed(subject.card, length), recomputed)
-        if subject.fit is not None and subject.fit.ema:
-            made.memory = replace(made.memory, optimizer=made.memory.optimizer + average_bytes(model))
-        return made
-
     def fits(recomputed: int) -> bool:
         needs = replace(figures.memory, activations=figures.kept.bytes(recomputed))
         return subject.device_bytes is None or needs.fits(subject.device_bytes)
 
-    figures = counted(0)
+    length, how = tokens_of(model), (subject.precision, subject.optimizer, subject.device)
+    figures = account(model, subject.rows, length, *how, packed(subject.card, length))
+    if subject.fit is not None and subject.fit.ema:
+        figures.memory = replace(figures.memory, optimizer=figures.memory.optimizer + average_bytes(model))
     blocks, asked = len(figures.kept.blocks), subject.checkpointing
     if asked == "auto":
         recomputed = next((count for count in range(blocks) if fits(count)), blocks)
     else:
         recomputed = blocks if asked == "all" else 0 if asked == "none" else min(asked, blocks)
-    return (counted(recomputed) if recomputed else figures), recomputed
+    return (recomputing(figures, model, recomputed) if recomputed else figures), recomputed
 
 
 def _advice(subject: Subject) -> dict[str, Any] | None:
@@ -207,8 +204,7 @@ def what_fits(
     sizes = None if tuned else subject.config  # the start's are as they are
     model = adapted(subject.model, fit.method if isinstance(fit, FinetuneConfig) else None)
     needs = ModelNeeds(model, sizes, subject.device, subject.card, less)
-    section = "finetune" if tuned else "train"
-    setup = setup_of(section, fit, batch, rows, subject.precision, sizes)
+    setup = setup_of(section_of(fit), fit, batch, rows, subject.precision, sizes)
     return proposals(setup, needs, flops, subject.device_bytes)
 
 

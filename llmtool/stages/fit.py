@@ -19,7 +19,6 @@ from llmtool.core.environment import environment
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data.batches import Batches
 from llmtool.evaluation.loop import evaluate
-from llmtool.experiment import FinetuneConfig
 from llmtool.models import fp8
 from llmtool.models.recompute import recompute
 from llmtool.stages import compiling, divergence, history
@@ -28,7 +27,15 @@ from llmtool.stages.checkpoints import STATE
 from llmtool.stages.history import CHECKPOINTS, METRICS
 from llmtool.stages.lowering import AtOnce, half_made
 from llmtool.stages.score import auto_batch, in_parts
-from llmtool.stages.settings import few_threads, make_plan, out_of_memory, refuse_misfits, settle, threads
+from llmtool.stages.settings import (
+    few_threads,
+    make_plan,
+    out_of_memory,
+    refuse_misfits,
+    section_of,
+    settle,
+    threads,
+)
 from llmtool.training import TrainConfig, average
 from llmtool.training.augment import Augment
 from llmtool.training.average import Average, moving
@@ -168,7 +175,7 @@ class _Session:
     @property
     def section(self) -> str:
         """Where the file says how to train."""
-        return "finetune" if isinstance(self.config, FinetuneConfig) else "train"
+        return section_of(self.config)
 
     @property
     def checkpoints(self) -> Path:

@@ -57,7 +57,7 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Work:
+class Speed:
     """What a step costs in time: FLOPs of a row forward and backward, FLOP/s of the device by precision, and
     seconds that every part of a batch takes beside its FLOPs."""
 
@@ -99,7 +99,7 @@ class Proposal:
 Needs = Callable[[Setup], Memory]
 
 
-def propose(setup: Setup, needs: Needs, device_bytes: int, choices: Choices, work: Work) -> list[Proposal]:
+def propose(setup: Setup, needs: Needs, device_bytes: int, choices: Choices, speed: Speed) -> list[Proposal]:
     """Changes with which the training fits, the cheapest first; empty where it fits, or nothing helps.
 
     First what gives the same result: fewer rows at once, blocks that are recomputed, or both. Then what
@@ -108,7 +108,7 @@ def propose(setup: Setup, needs: Needs, device_bytes: int, choices: Choices, wor
     """
     if needs(setup).fits(device_bytes):
         return []
-    search = _Search(setup, needs, device_bytes, choices, work)
+    search = _Search(setup, needs, device_bytes, choices, speed)
     exact = sorted(map(search.proposal, search.exact(setup)), key=lambda one: one.slower)
     single = [made for change in search.changes() if (made := search.fitted(change)) is not None]
     if not exact and not single:
@@ -127,8 +127,8 @@ def least(setup: Setup, choices: Choices) -> Setup:
 
 
 class _Search:
-    def __init__(self, setup: Setup, needs: Needs, device_bytes: int, choices: Choices, work: Work) -> None:
-        self.setup, self.choices, self.work = setup, choices, work
+    def __init__(self, setup: Setup, needs: Needs, device_bytes: int, choices: Choices, speed: Speed) -> None:
+        self.setup, self.choices, self.speed = setup, choices, speed
         self._needs, self._device_bytes = needs, device_bytes
         self._known: dict[Setup, Memory] = {}
 
@@ -203,7 +203,7 @@ class _Search:
                 sets.append(key)
                 words.append(said)
                 result = max(result, kind, key=KINDS.index)
-        slower = self.work.seconds(setup, self.choices.blocks) / self.work.seconds(
+        slower = self.speed.seconds(setup, self.choices.blocks) / self.speed.seconds(
             before, self.choices.blocks
         )
         needed = self.needs(setup).total

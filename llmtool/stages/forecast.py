@@ -37,20 +37,10 @@ class Rows:
     scored: tuple[int, ...] | None = None  # of texts that have targets: their rows have many lengths
 
 
-@dataclass(frozen=True)
-class Fitting:
-    """`train` or `finetune` as it will really be, and as it is rehearsed.
-
-    config: every `auto` resolved for the whole data. steps: in all; None where wall time is the budget.
-    rehearsed: rows of a step that this machine does in a few seconds.
-    """
+class Resolved:
+    """A training with every `auto` of its config resolved: its rows as numbers."""
 
     config: TrainConfig
-    rows: int
-    tokens_per_row: int
-    steps: int | None
-    rehearsed: int
-    expected: float  # seconds of a whole step, as predicted
 
     @property
     def batch(self) -> int:
@@ -63,6 +53,22 @@ class Fitting:
         """Rows at once."""
         assert isinstance(self.config.micro_batch, int)
         return self.config.micro_batch
+
+
+@dataclass(frozen=True)
+class Fitting(Resolved):
+    """`train` or `finetune` as it will really be, and as it is rehearsed.
+
+    config: every `auto` resolved for the whole data. steps: in all; None where wall time is the budget.
+    rehearsed: rows of a step that this machine does in a few seconds.
+    """
+
+    config: TrainConfig
+    rows: int
+    tokens_per_row: int
+    steps: int | None
+    rehearsed: int
+    expected: float  # seconds of a whole step, as predicted
 
 
 def rows_of(card: dict[str, Any], split: str, share: float, tokens_per_row: int) -> int:

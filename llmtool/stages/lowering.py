@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from llmtool.core.errors import MemoryLimitError
+from llmtool.models.layers import statistics
 from llmtool.stages.settings import no_memory
 from llmtool.training import TrainConfig
-from llmtool.training.average import statistics
 from llmtool.training.parts import smaller
 
 

@@ -14,12 +14,12 @@ from llmtool.core.errors import ConfigError
 from llmtool.models.accounting import Memory, copy_on, memory, saved
 from llmtool.models.activations import Activations
 from llmtool.models.adapters import AdapterMethod, FullConfig, LoRAConfig
+from llmtool.models.layers import statistics
 from llmtool.models.recompute import learning_blocks
-from llmtool.stages.fitting import Choices, Proposal, Setup, Work, propose
+from llmtool.stages.fitting import Choices, Proposal, Setup, Speed, propose
 from llmtool.stages.room import average_bytes, packed, tokens_of
 from llmtool.stages.settings import CPU_RATE
 from llmtool.training import TrainConfig
-from llmtool.training.average import statistics
 
 REACHED = 0.5  # share of a published peak that a step reaches, about
 PART = 1e-3  # seconds that a part of a batch takes beside its FLOPs: some hundred calls of kernels, about
@@ -130,7 +130,7 @@ def proposals(
         rates = {name: REACHED * (published_peak(LIKE, name) or 0.0) for name in ("fp32", "tf32", "bf16")}
     else:
         rates = dict.fromkeys(("fp32", "bf16"), CPU_RATE)  # where bf16 is faster is another question
-    return propose(setup, needs, device_bytes, choices, Work(*flops, rates, PART))
+    return propose(setup, needs, device_bytes, choices, Speed(*flops, rates, PART))
 
 
 def _takes_updates(model: nn.Module) -> bool:

@@ -13,10 +13,11 @@ from llmtool.core.errors import MemoryLimitError
 from llmtool.data.packing import is_packed
 from llmtool.models.accounting import Memory, OptimizerName, memory, saved
 from llmtool.models.activations import Activations
+from llmtool.models.layers import statistics
 from llmtool.models.recompute import learning_blocks
 from llmtool.stages.assemble import Assembled
 from llmtool.training import TrainConfig
-from llmtool.training.average import moving, statistics
+from llmtool.training.average import moving
 
 FAR = 1.25  # times what a device has: an account is nearer to the truth than that
 BYTES_PER_FLOP = 1.0  # of activations at the most: each number kept is of a product of a dozen or more

@@ -18,6 +18,7 @@ from llmtool.core import files
 from llmtool.core.devices import release_memory
 from llmtool.core.errors import LlmtoolError
 from llmtool.core.run import RESULT
+from llmtool.models.accounting import weight_bytes
 from llmtool.stages import cost
 from llmtool.stages.assemble import Assembled
 from llmtool.training import TrainConfig
@@ -38,7 +39,7 @@ def watched(model: nn.Module, device: torch.device) -> Iterator[Peak]:
     beside files that are mapped into memory.
     """
     peak = Peak()
-    weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    weights = weight_bytes(model)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         yield peak

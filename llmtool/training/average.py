@@ -9,13 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llmtool.core.errors import LlmtoolError
-
-STATISTICS = ("running_mean", "running_var")  # buffers that training moves
-
-
-def statistics(model: nn.Module) -> dict[str, Tensor]:
-    """The statistics of a model's batch norms, by name."""
-    return {name: each for name, each in model.named_buffers() if name.rpartition(".")[2] in STATISTICS}
+from llmtool.models.layers import statistics
 
 
 def moving(model: nn.Module) -> dict[str, Tensor]:

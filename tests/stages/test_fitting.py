@@ -9,9 +9,9 @@ import pytest
 
 from llmtool.models.accounting import Memory
 from llmtool.stages import fitting
-from llmtool.stages.fitting import ANOTHER, LEARNING, ROUNDING, SAME, Choices, Setup, Work
+from llmtool.stages.fitting import ANOTHER, LEARNING, ROUNDING, SAME, Choices, Setup, Speed
 
-WORK = Work(1e9, 2e9, {"fp32": 1e12, "bf16": 4e12}, 1e-3)
+WORK = Speed(1e9, 2e9, {"fp32": 1e12, "bf16": 4e12}, 1e-3)
 BLOCKS = 12
 FREE = 0.9  # of the device
 
