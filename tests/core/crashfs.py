@@ -33,29 +33,38 @@ class CrashFs(Fs):
             int, dict[str, int | str]
         ] = {}  # directory inode -> {name: inode, or the target of a link}
         self.folders: set[int] = set()  # every inode that is, or was, a directory
+        self.numbers: dict[int, int] = {}  # inode -> its number by first sight: what a draw goes by
         self.graveyard = Path(tempfile.mkdtemp(prefix=root.name, dir=root.parent))
         self.adopt(root)
 
     def adopt(self, directory: Path) -> None:
         """Take what is on the disk now as durable."""
-        for folder, _, names in os.walk(directory):
-            for name in names:
+        for folder, inner, names in os.walk(directory):
+            inner.sort()
+            for name in sorted(names):
                 path = Path(folder, name)
                 if not path.is_symlink():
                     self._remember(path)
             self._remember(Path(folder))
 
     def _remember(self, path: Path) -> None:
+        self._number(path.stat().st_ino)
         if not path.is_dir():
             self.contents[path.stat().st_ino] = path.read_bytes()
             return
         entries: dict[str, int | str] = {}
-        for entry in os.scandir(path):
+        for entry in sorted(os.scandir(path), key=lambda one: one.name):
             entries[entry.name] = os.readlink(entry.path) if entry.is_symlink() else entry.stat().st_ino
+            if not entry.is_symlink():
+                self._number(entry.stat().st_ino)
             if entry.is_dir(follow_symlinks=False):
                 self.folders.add(entry.stat().st_ino)
         self.names[path.stat().st_ino] = entries
         self.folders.add(path.stat().st_ino)
+
+    def _number(self, inode: int) -> int:
+        """The same in every run of a test, as the file system's own numbers are not."""
+        return self.numbers.setdefault(inode, len(self.numbers))
 
     # --- the operations, each counted -----------------------------------------------------------------------
 
@@ -137,6 +146,7 @@ class CrashFs(Fs):
         now_contents: dict[int, bytes] = {}
         model = CrashFs.__new__(CrashFs)  # a second memory, of what is there now
         model.contents, model.names, model.folders = now_contents, now_names, self.folders
+        model.numbers = self.numbers
         model.adopt(self.root)
         rebuilt = self.root.with_name(self.root.name + ".rebuilt")
         self._rebuild(rebuilt, self.root.stat().st_ino, now_names, now_contents, mode, seed)
@@ -158,7 +168,8 @@ class CrashFs(Fs):
         if mode == "torn":
             for name in sorted(old.keys() | new.keys()):
                 moved = new.get(name, old.get(name))  # a rename is one event, in both its directories
-                if old.get(name) != new.get(name) and random.Random(f"{seed} {moved}").random() < 0.5:
+                event = self._number(moved) if isinstance(moved, int) else moved
+                if old.get(name) != new.get(name) and random.Random(f"{seed} {event}").random() < 0.5:
                     entries.pop(name, None)
                     if name in new:
                         entries[name] = new[name]
@@ -176,7 +187,7 @@ class CrashFs(Fs):
         latest = now_contents.get(inode, durable)
         if mode == "drop" or latest == durable:
             return durable
-        draw = random.Random(f"{seed} {inode} content")
+        draw = random.Random(f"{seed} {self._number(inode)} content")
         return draw.choice([durable, latest[: draw.randrange(len(latest) + 1)], bytes(len(latest)), latest])
 
 
