@@ -1,0 +1,144 @@
+"""The processes that work on one training: which of them this is, how they meet, and what they tell each other.
+
+A process that nobody told of others is alone: rank 0 of 1, and everything here costs it nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from llmtool.core.errors import ConfigError, LlmtoolError
+
+Value = TypeVar("Value")
+
+DEADLINE = 600.0  # seconds that a rank waits for the others, where nobody says otherwise
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process among `size`; `local` is its number on its own machine, which has `beside` of them."""
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+    beside: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and talks."""
+        return self.rank == 0
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} of {self.size} on {socket.gethostname()}"
+
+
+ALONE = Ranks()
+_here = ALONE
+
+
+def here() -> Ranks:
+    """Which of the processes that joined this is."""
+    return _here
+
+
+def told() -> Ranks | None:
+    """What the environment says that a launcher made (torchrun and ours, Slurm's srun); None: nothing, or one.
+
+    Slurm's own names stand for torch's only where srun started the process: a batch script has them too.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if "RANK" not in os.environ and "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ:
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
+    found = []
+    for name, usual in zip(names, ("0", "1", "0", "1"), strict=True):
+        text = os.environ.get(name, usual).split("(")[0].split(",")[0]  # Slurm: "2(x3)", "2,1"
+        if not text.isdigit():
+            raise ConfigError(f"{name}={os.environ[name]}: expected a number, as a launcher sets it")
+        found.append(int(text))
+    return Ranks(*found) if found[1] > 1 else None
+
+
+def join(device: str, deadline: float = DEADLINE) -> Ranks:
+    """Meet the other processes that the environment tells of; alone where it tells of none.
+
+    device: "cpu" or "cuda", whose numbers they will exchange. deadline: seconds to wait for the last one, here
+    and in every exchange after. Raises LlmtoolError when they do not all come.
+    """
+    global _here
+    ranks = told()
+    if ranks is None or _here is not ALONE:
+        return _here
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1" if ranks.beside == ranks.size else "")
+    os.environ.setdefault("MASTER_PORT", "29400")
+    if device == "cuda":
+        torch.cuda.set_device(ranks.local % torch.cuda.device_count())
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
+            rank=ranks.rank,
+            world_size=ranks.size,
+            timeout=timedelta(seconds=deadline),
+        )
+    except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
+        raise LlmtoolError(
+            f"{ranks} did not meet the others within {deadline:.0f} s: {_line(error)}"
+        ) from None
+    _here = ranks
+    return ranks
+
+
+def leave() -> None:
+    """Part from the others. Nobody waits: what one rank still does is its own matter."""
+    global _here
+    if _here is not ALONE and dist.is_initialized():
+        dist.destroy_process_group()
+    _here = ALONE
+
+
+def barrier() -> None:
+    """Wait until all have come here."""
+    if _here is not ALONE:
+        dist.barrier()
+
+
+def shared(value: Value) -> Value:
+    """What the first rank gives; the others' own value does not matter."""
+    if _here is ALONE:
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]  # type: ignore[no-any-return]
+
+
+def gathered(value: Value) -> list[Value]:
+    """What every rank gives, in their order, at all of them."""
+    if _here is ALONE:
+        return [value]
+    found: list[Any] = [None] * _here.size
+    dist.all_gather_object(found, value, group=_on_host())
+    return found
+
+
+_host_group: dict[int, Any] = {}
+
+
+def _on_host() -> Any:
+    """A group for values in the host's memory (all_gather_object would put them on the GPU)."""
+    if dist.get_backend() == "gloo":
+        return None
+    key = id(dist.group.WORLD)
+    if key not in _host_group:
+        _host_group.clear()
+        _host_group[key] = dist.new_group(backend="gloo")
+    return _host_group[key]
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
