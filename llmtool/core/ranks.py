@@ -1,4 +1,4 @@
-"""The processes that work on one training: which of them this is, how they meet, and what they tell each other.
+"""The processes that work on one training: which of them this is, how they meet, what they tell each other.
 
 A process that nobody told of others is alone: rank 0 of 1, and everything here costs it nothing.
 """
@@ -49,7 +49,7 @@ def here() -> Ranks:
 
 
 def told() -> Ranks | None:
-    """What the environment says that a launcher made (torchrun and ours, Slurm's srun); None: nothing, or one.
+    """What the environment says that a launcher made (torchrun, ours, srun); None: nothing, or one process.
 
     Slurm's own names stand for torch's only where srun started the process: a batch script has them too.
     """
@@ -68,7 +68,7 @@ def told() -> Ranks | None:
 def join(device: str, deadline: float = DEADLINE) -> Ranks:
     """Meet the other processes that the environment tells of; alone where it tells of none.
 
-    device: "cpu" or "cuda", whose numbers they will exchange. deadline: seconds to wait for the last one, here
+    device: "cpu" or "cuda", whose numbers they exchange. deadline: seconds to wait for the last one, here
     and in every exchange after. Raises LlmtoolError when they do not all come.
     """
     global _here
