@@ -22,6 +22,7 @@ from llmtool.models.adapters import AdapterMethod, FullConfig
 from llmtool.models.choice import FAMILIES
 from llmtool.tasks import TaskConfig
 from llmtool.training import TrainConfig
+from llmtool.training.parallel import Devices, ParallelConfig, asked
 
 Model = Annotated[
     Annotated[ModelConfig, Tag("section")] | Annotated[Literal["auto"], Tag("word")],
@@ -79,6 +80,14 @@ class Experiment(Section):
     )
     seed: int = Field(default=0, ge=0, description="every random choice follows from this number")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: CUDA when there is one")
+    devices: Devices = Field(
+        default="auto",
+        description="processes that train together on this machine: a number, cpu:n or cuda:n; auto: one for "
+        "each visible GPU, and one where there is none",
+    )
+    parallel: ParallelConfig = Field(
+        default=ParallelConfig(), description="how the processes of a training share the work"
+    )
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8"] = Field(
         default="auto",
         description="of the matrix products; auto: bf16 on CUDA, fp32 on a CPU; fp8: bf16, but eight bits "
@@ -135,6 +144,9 @@ class Experiment(Section):
             if section is not None and section.augment.active and inputs is not Images:
                 gives = f"data.encode gives {inputs.__name__.lower()}"
                 raise ValueError(f"{name}.augment: changes pictures; {gives}")
+        kind, _ = asked(self.devices)
+        if kind and self.device not in ("auto", kind):
+            raise ValueError(f"devices: {self.devices} is not on the device of this file ({self.device})")
         return self
 
 

@@ -52,6 +52,10 @@ def test_every_shipped_configuration_is_valid(schema: dict[str, Any], path: Path
         {"train": {"budget": {"steps": 0}}},
         {"data": {"source": {"format": "csv"}}},
         {"task": {"kind": "classification", "weights": 1}},
+        {"devices": 0},
+        {"devices": "gpu:2"},
+        {"parallel": {"tensor": 0}},
+        {"parallel": {"data": "zero"}},
     ],
 )
 def test_what_the_reader_refuses_the_schema_refuses(schema: dict[str, Any], change: dict[str, Any]) -> None:

@@ -41,6 +41,8 @@ READERS: dict[str, set[str]] = {
     "device": {"train", "finetune", "evaluate"},
     "precision": {"describe", "train", "finetune", "evaluate"},
     "deterministic": {"train", "finetune", "evaluate"},
+    "devices": set(),  # the same result, to rounding
+    "parallel": set(),
     "data": {"prepare"},
     "model": {"describe", "train"},
     "task": {"train", "finetune"},
@@ -99,6 +101,7 @@ OTHERS: dict[str, Any] = {
     "LongScaling.long_factor": [3.0] * 4,
     "Play.games": 20,
     "EvaluateConfig.require": {"test.accuracy": ">=0.5"},
+    "ParallelConfig.deadline": "90s",
 }
 OTHER_VALUES: list[Any] = [
     1, 2, 4, 32, 0.25, 0.5, 1.5, "x", "10m", ";", ["x"], [1], [0.5, 0.5], True, False, None,
