@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtool.commands import Options, keys, profiled, session
-from llmtool.core import console, files
+from llmtool.core import console, files, ranks
 from llmtool.core.contracts import Tally
 from llmtool.core.errors import DataError
 from llmtool.core.freshness import Hashes
@@ -58,22 +58,23 @@ def _finetune(
     if rounded := assemble.quantise(experiment, start, config.method):
         console.note(rounded)
     old = _old_data(start, dataset)
-    before: Tallies = _validation("old", assemble.as_scored(experiment, old, start)) if old else {}
+    first = ranks.here().first  # which alone scores and asks
+    before: Tallies = _validation("old", assemble.as_scored(experiment, old, start)) if old and first else {}
     assembled, said = assemble.from_start(experiment, dataset, start)
     if said:
         console.say(said)
-    before |= _validation("new", assembled)
+    before |= _validation("new", assembled) if first else {}
     cache, seed = run.root / judge.CACHE, experiment.seed
-    asked = session.asked(
-        loaded,
-        assembled,
-        start,
-        weights=_asked_weights(start, config),
-        cache=cache / "suites of the start",
-        hashes=hashes,
-    )
+    asked: Asked = {}
+    if first:
+        asked = session.asked(
+            loaded, assembled, start, weights=_asked_weights(start, config),
+            cache=cache / "suites of the start", hashes=hashes,
+        )  # fmt: skip
     assemble.adapt(assembled, start, config.method)
     result = session.fit(run, loaded, assembled, config, options)
+    if not first:
+        return
     assembled.restore(result.best)
     after = _validation("new", assembled)
     if old and not said:

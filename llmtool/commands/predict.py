@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llmtool import experiment
-from llmtool.commands import PredictOptions, session
+from llmtool.commands import PredictOptions, session, shown
 from llmtool.core import console, files
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import incoming, outgoing
@@ -169,7 +169,7 @@ def _write(
     form, delimiter = _form(options, source)
     numbers = predictor.numbers
     with _stream(options) as stream, console.progress(None, "row") as display:
-        pace = session.Pace(display)
+        pace = shown.Pace(display)
         packed = options.output.lower().endswith(".gz")
         writer = outgoing.writer(stream, form, numbers, delimiter, packed)
         checked = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmtool import experiment
-from llmtool.commands import Options, session
+from llmtool.commands import Options, session, shown
 from llmtool.core import console
 from llmtool.core.errors import ConfigError
 from llmtool.stages import replay
@@ -26,7 +26,7 @@ def run(options: Options, command: str, bundle: str) -> dict[str, Any]:
         assembled = session.assembled(loaded, command, dataset)
         config = getattr(loaded.experiment, command)
         with console.progress(None, "step") as display:
-            watch, flops = session.Watch(display, ""), session.flops_of(assembled)
+            watch, flops = shown.Watch(display, ""), session.flops_of(assembled)
             found = replay.again(assembled, config, bundle, watch, flops)
     _show(found)
     return {"replay": found}

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
-import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,8 +13,8 @@ from typing import Any
 import torch
 
 from llmtool import experiment
-from llmtool.commands import Options, keys, scratch
-from llmtool.core import console, files, lineage
+from llmtool.commands import Options, following, keys, scratch, shown
+from llmtool.core import console, files, lineage, ranks
 from llmtool.core.devices import is_out_of_memory, peak_flops, resolve_device
 from llmtool.core.environment import other_packages
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
@@ -60,7 +57,7 @@ def command(options: Options, name: str, *needs: str) -> Iterator[Loaded]:
             loaded = scratch.derive(loaded, options.scratch)
         for section in needs:
             loaded.need(section, name)
-        with located(loaded, name):
+        with located(loaded, name), following.joined(loaded):
             yield loaded
     except BaseException as error:
         if getattr(error, "result", {}).get("command") != name:
@@ -190,14 +187,18 @@ def stage(
 
     Whatever ends it is written to its result.json, which also travels with the error for `--json`.
     """
-    run = Run.open(loaded.experiment.run, name, key, options.force, resumable, hashes)
+    root = loaded.experiment.run
+    run = following.opened(
+        lambda: Run.open(root, name, key, options.force, resumable, hashes),
+        lambda state: Run.follow(root, name, key, state),
+    )
     try:
         with run:
             if run.fresh:
                 console.say(f"{name}: nothing has changed; {run.directory} stands (--force runs it again)")
                 for made in _elsewhere(loaded, name, run.result.get("versions") or {}):
                     console.note(f"{name} was made {made}; it stands (--force runs it again)")
-            elif run.state == "changed":
+            elif run.state == "changed" and ranks.here().first:
                 if resumable and options.resume:
                     run.keep()
                 else:
@@ -232,6 +233,12 @@ def prepared(loaded: Loaded, options: Options) -> Dataset:
     aside = options.scratch
     if aside and aside.dataset:
         return Dataset.open(aside.dataset).first(aside.rows)
+    dataset = Dataset.open(ranks.by_first(lambda: _prepared(loaded, options)))
+    return dataset.first(aside.rows if aside else None)
+
+
+def _prepared(loaded: Loaded, options: Options) -> Path:
+    """Where it is."""
     hashes = hashes_of(loaded.experiment.run, "prepare")
     wanted = keys.prepare(loaded, hashes.hash)
     judged = Run.judge(loaded.experiment.run, "prepare", wanted, hashes)
@@ -246,9 +253,8 @@ def prepared(loaded: Loaded, options: Options) -> Dataset:
         with stage(loaded, "prepare", wanted, replace(options, force=False), hashes=hashes) as run:
             if not run.fresh:
                 prepare_into(run, loaded, hashes)
-    dataset = Dataset.open(directory)
-    dataset.verify(hashes.hash)
-    return dataset.first(aside.rows if aside else None)
+    Dataset.open(directory).verify(hashes.hash)
+    return directory
 
 
 def with_model(loaded: Loaded, card: dict[str, Any], share: float = 1.0) -> tuple[Loaded, Choice | None]:
@@ -313,7 +319,7 @@ def prepare_into(run: Run, loaded: Loaded, hashes: Hashes) -> stages.PrepareResu
     experiment = loaded.experiment
     with console.progress(None, "row") as display:
         sources = dict(run.key["inputs"])
-        result = stages.prepare(experiment.data, experiment.seed, run.directory, Pace(display), sources)
+        result = stages.prepare(experiment.data, experiment.seed, run.directory, shown.Pace(display), sources)
     for meta in result.card["splits"].values():
         for array in meta["arrays"].values():
             hashes.written(run.directory / array["file"], array["hash"])
@@ -327,54 +333,6 @@ def prepare_into(run: Run, loaded: Loaded, hashes: Hashes) -> stages.PrepareResu
     return result
 
 
-class Pace:
-    """Tells a display how far prepare is, at most once a second."""
-
-    def __init__(self, display: console.ProgressDisplay) -> None:
-        self.display, self.last = display, time.monotonic()
-
-    def __call__(self, step: str, rows: int) -> None:
-        if time.monotonic() - self.last > 1:
-            self.last = time.monotonic()
-            self.display.update(rows, step=step)
-
-
-class Watch:
-    """Shows a person how training goes: the rows of metrics.jsonl, at most a few a second.
-
-    metric: the figure that selects; of each validation it stands first. kill_at: of a rehearsal, the step
-    after which the process dies as from a power cut.
-    """
-
-    def __init__(self, display: console.ProgressDisplay, metric: str, kill_at: int | None = None) -> None:
-        self.display, self.metric, self.kill_at, self.last = display, metric, kill_at, 0.0
-
-    def row(self, row: dict[str, Any]) -> None:
-        """A row of metrics.jsonl; validations are always shown."""
-        if row["step"] == self.kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if "refused" in row:  # told in words
-            return
-        if "validation" in row:
-            found = row["validation"]
-            names = [name for name in dict.fromkeys([self.metric, *found]) if name in found][:3]
-            figures = {f"validation {names[0]}": found[names[0]]} if names else {}
-            figures |= {name: found[name] for name in names[1:]}
-            self.display.update(row["step"], **figures, best="*" if row["best"] else None)
-        elif time.monotonic() - self.last > (0.2 if self.display.live else 5):
-            self.last = time.monotonic()
-            clock = row.get("time", {})
-            rate = clock.get("tokens_per_second") or clock.get("rows_per_second")
-            self.display.update(
-                row["step"], left=clock.get("left"), loss=row["loss"], lr=row["lr"], rate=rate,
-                peak=clock.get("peak_share"),
-            )  # fmt: skip
-
-    def note(self, text: str) -> None:
-        """A sentence a person should read."""
-        console.note(text)
-
-
 def asked(
     loaded: Loaded, assembled: Assembled, start: checkpoints.Start, *, weights: str, cache: Path,
     hashes: Hashes, again: bool = False,
@@ -384,7 +342,7 @@ def asked(
     if not wanted:
         return {}
     with console.progress(None, "question") as display:
-        pace, done = Pace(display), 0
+        pace, done = shown.Pace(display), 0
 
         def tick(name: str, count: int) -> None:
             nonlocal done
@@ -413,14 +371,15 @@ def fit(run: Run, loaded: Loaded, assembled: Assembled, config: TrainConfig, opt
     batch = rows.rows if config.batch == "auto" else min(config.batch, rows.rows)
     total = config.budget.total_steps(rows.rows, batch, rows.tokens_per_row)
     metric = config.select.metric if config.select else assembled.task.metric
-    profile = Profile(run.directory, assembled.device) if options.profile else None
-    shown = console.progress(total if config.batch != "auto" else None, "step")
-    with spent.watched(assembled.model, assembled.device) as most, shown as display, profile or NOTHING:
+    first, alone = ranks.here().first, ranks.here().size == 1
+    profile = Profile(run.directory, assembled.device) if options.profile and first else None
+    bar = console.progress(total if config.batch != "auto" else None, "step")
+    with spent.watched(assembled.model, assembled.device) as most, bar as display, profile or NOTHING:
         result = stage_fit(
             assembled,
             config,
             run.directory,
-            progress=Watch(display, metric, options.scratch.kill_at if options.scratch else None),
+            progress=shown.Watch(display, metric, options.scratch.kill_at if options.scratch else None),
             resume=run.state == "unfinished" or options.resume,
             as_yaml=lambda now: experiment_yaml(loaded.experiment.model_copy(update={section: now})),
             flops_per_row=flops,
@@ -428,7 +387,7 @@ def fit(run: Run, loaded: Loaded, assembled: Assembled, config: TrainConfig, opt
             command=None if options.scratch else _as_given(section, options),
             profile=profile,
         )
-    if not options.scratch:  # a rehearsal of some steps says nothing of the real run
+    if alone and not options.scratch:  # a rehearsal of some steps says nothing of the real run
         run.finish(cost=spent.result(assembled, result.config, most, result.throughput, result.seconds))
     return result
 

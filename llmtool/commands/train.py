@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmtool.commands import Options, keys, profiled, session
-from llmtool.core import console
+from llmtool.core import console, ranks
 from llmtool.core.run import Run
 from llmtool.data.store import Dataset
 from llmtool.evaluation import report
@@ -34,6 +34,8 @@ def _train(run: Run, loaded: Loaded, dataset: Dataset, options: Options, choice:
     assert config is not None
     assembled = assemble.from_experiment(loaded.experiment, dataset)
     result = session.fit(run, loaded, assembled, config, options)
+    if not ranks.here().first:
+        return
     assembled.restore(result.best)
     splits = [split for split in ("validation",) if split in dataset.splits]
     tallies = score.score(assembled, splits)

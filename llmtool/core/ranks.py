@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -108,13 +110,50 @@ def barrier() -> None:
         dist.barrier()
 
 
+class FirstFailedError(LlmtoolError):
+    """The first rank, on which this one waited, has ended with an error; the message is its own."""
+
+
 def shared(value: Value) -> Value:
     """What the first rank gives; the others' own value does not matter."""
     if _here is ALONE:
         return value
     box: list[Any] = [value]
-    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    dist.broadcast_object_list(box, src=0, group=on_host(), device=torch.device("cpu"))
     return box[0]  # type: ignore[no-any-return]
+
+
+def by_first(work: Callable[[], Value]) -> Value:
+    """What `work` gives, which only the first rank does; the others wait for it.
+
+    An error there is raised there, and at the others a FirstFailedError.
+    """
+    if _here is ALONE:
+        return work()
+    if not _here.first:
+        done, value = shared((False, ""))
+        if not done:
+            raise FirstFailedError(f"rank 0: {value}")
+        return value  # type: ignore[return-value]
+    try:
+        with alone():
+            value = work()
+    except BaseException as error:
+        shared((False, str(error)))
+        raise
+    shared((True, value))
+    return value
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it this rank does what the others have no part in: it waits for none of them."""
+    global _here
+    before, _here = _here, ALONE
+    try:
+        yield
+    finally:
+        _here = before
 
 
 def gathered(value: Value) -> list[Value]:
@@ -122,15 +161,15 @@ def gathered(value: Value) -> list[Value]:
     if _here is ALONE:
         return [value]
     found: list[Any] = [None] * _here.size
-    dist.all_gather_object(found, value, group=_on_host())
+    dist.all_gather_object(found, value, group=on_host())
     return found
 
 
 _host_group: dict[int, Any] = {}
 
 
-def _on_host() -> Any:
-    """A group for values in the host's memory (all_gather_object would put them on the GPU)."""
+def on_host() -> Any:
+    """The group of all ranks for what lies in the host's memory; None, torch's default, where that is it."""
     if dist.get_backend() == "gloo":
         return None
     key = id(dist.group.WORLD)

@@ -79,6 +79,7 @@ class Run:
         self._hashes = hashes or hashes_of(root, stage)
         self._lock: int | None = None
         self._begun = False
+        self._follows = False
         self._finished: dict[str, Any] | None = None
         self._started = datetime.now(UTC)
         self._clock = time.monotonic()
@@ -130,6 +131,14 @@ class Run:
         run._judge()
         return run
 
+    @classmethod
+    def follow(cls, root: str | Path, stage: str, key: dict[str, Any], state: State) -> Run:
+        """The stage as a process sees it that works on it beside the one that has opened it, and found
+        `state`: nothing is locked or written."""
+        run = cls(_checked(root), stage, key)
+        run.state, run._follows = state, True
+        return run
+
     @property
     def fresh(self) -> bool:
         return self.state == "fresh"
@@ -151,6 +160,8 @@ class Run:
         The status stays open until the block ends: an exception after `finish` (a `require:` unmet) keeps the
         figures.
         """
+        if self._follows:
+            return
         assert self._begun, "finish() without work: call start_over() first when state is 'changed'"
         kept = self._finished or {"metrics": {}}
         self._finished = {**kept, **fields, "metrics": {**kept["metrics"], **(metrics or {})}}

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-import safetensors.torch
 import torch
 
-from llmtool.core import checkpoint, files
+from llmtool.core import checkpoint, files, ranks
 from llmtool.core.contracts import Batch, Images, Loss
 from llmtool.core.devices import is_out_of_memory, recover_memory
 from llmtool.core.environment import environment
@@ -23,9 +21,9 @@ from llmtool.models import fp8
 from llmtool.models.recompute import recompute
 from llmtool.stages import compiling, divergence, history
 from llmtool.stages.assemble import Assembled
-from llmtool.stages.checkpoints import STATE
-from llmtool.stages.history import CHECKPOINTS, METRICS
+from llmtool.stages.history import METRICS
 from llmtool.stages.lowering import AtOnce, half_made
+from llmtool.stages.saving import Saver
 from llmtool.stages.score import auto_batch, in_parts
 from llmtool.stages.settings import (
     few_threads,
@@ -36,17 +34,15 @@ from llmtool.stages.settings import (
     settle,
     threads,
 )
-from llmtool.training import TrainConfig, average
+from llmtool.training import TrainConfig
 from llmtool.training.augment import Augment
-from llmtool.training.average import Average, moving
+from llmtool.training.average import Average
 from llmtool.training.loop import Compute, Loop, Plan, State, Verbs
 from llmtool.training.parts import WeightsMovedError
 from llmtool.training.profile import Profile
 from llmtool.training.replay import Refused
 from llmtool.training.throughput import Meter
-
-OPTIMIZER, LOOP = "optimizer.safetensors", "loop.json"
-WEIGHTS = "weights.safetensors"  # as trained, where those of the model are their average
+from llmtool.training.together import Together
 
 
 class Progress(Protocol):
@@ -109,13 +105,15 @@ def fit(
     config = session.config
     session.write_down()
     assert isinstance(config.batch, int)
-    meter = Meter(config.batch, session.train.tokens_per_row, flops_per_row, peak, profile)
+    all_peaks = None if peak is None else peak * ranks.here().size
+    meter = Meter(config.batch, session.train.tokens_per_row, flops_per_row, all_peaks, profile)
     session.plan = make_plan(config, session.train, assembled)
     with (
         out_of_memory(lambda: session.plan.micro_batch, session.section),
         threads(few_threads(config, flops_per_row, assembled.device)),
     ):
-        files.write_json(directory / "environment.json", session.environment())
+        if ranks.here().first:
+            files.write_json(directory / "environment.json", session.environment())
         reason = session.run(meter)
     recompute(assembled.model, 0)
     result = session.result(reason, meter)
@@ -166,6 +164,8 @@ class _Session:
         self.metric = config.select.metric if config.select else assembled.task.metric
         self.optimizers = config.optimizer.build(assembled.model, assembled.rates)
         self.average = Average(assembled.model, config.ema) if config.ema else None
+        self.saver = Saver(directory, assembled, self.optimizers, self.average, self.at_once)
+        self.together = Together(self.optimizers.parameters, assembled.device)
         self.state = State()
         self.resumed_from: int | None = None
         self.notes: list[str] = []
@@ -177,36 +177,35 @@ class _Session:
         """Where the file says how to train."""
         return section_of(self.config)
 
-    @property
-    def checkpoints(self) -> Path:
-        return self.directory / CHECKPOINTS
-
     def begin(self, resume: bool) -> None:
         """Resolve the config, then take over the newest valid checkpoint or clear what is there."""
-        found = self._newest() if resume else None
+        found = ranks.by_first(self._newest) if resume else None
         self.config = settle(self.assembled, self.config, self.train, self.flops_per_row)
         if self.config.select and self.validation:
             self._refuse_unknown_metric(self.validation)
         if found is None:
-            history.clear(self.directory)
+            ranks.by_first(lambda: history.clear(self.directory))
             self._count()
             return
         self._go_on_from(found)
         self.resumed_from = self.state.step
 
     def _newest(self) -> Path | None:
-        there = self.checkpoints.is_dir()
-        return checkpoint.newest_valid(self.checkpoints, self.note) if there else None
+        there = self.saver.checkpoints.is_dir()
+        return checkpoint.newest_valid(self.saver.checkpoints, self.note) if there else None
 
     def _go_on_from(self, found: Path) -> None:
         self.take_over(found)
-        history.forget_after(self.directory, self.state.step)
-        self._point()
+        ranks.by_first(self._forget_later)
         self.note(f"goes on from step {self.state.step}")
+
+    def _forget_later(self) -> None:
+        history.forget_after(self.directory, self.state.step)
+        self.saver.point(self.state)
 
     def write_down(self) -> None:
         """The experiment with what was resolved, as a file."""
-        if self.as_yaml is not None:
+        if self.as_yaml is not None and ranks.here().first:
             files.write_text(self.directory / "experiment.yaml", self.as_yaml(self.config))
 
     def _count(self) -> None:
@@ -218,21 +217,13 @@ class _Session:
 
     def take_over(self, found: Path) -> None:
         """Weights, optimizer and place in the run from a checkpoint."""
-        saved = files.read_json(found / STATE / LOOP)
-        kept = self.at_once.resumed(saved.get("rows"), self.config)
-        self.config = kept.model_copy(update={"compile": saved["compile"]})  # kernels differ in the last bits
-        self.state = State(**saved["state"], seconds=saved["time"]["seconds"])
-        self.optimizers.restore(safetensors.torch.load_file(found / STATE / OPTIMIZER))
-        self.assembled.goes_on_from(found)
-        if self.average is not None:
-            self.average.begin()
-        if (path := found / STATE / WEIGHTS).is_file():
-            average.restore(self.assembled.model, safetensors.torch.load_file(path))
+        self.state, self.config = self.saver.restore(found, self.config)
 
     def run(self, meter: Meter) -> str:
         """Run the loop to its end; returns the reason for it."""
         compiled = self.compile() if self.config.compile else None
         tries = self.at_once.asked["micro_batch"] == "auto" and self.assembled.device.type == "cuda"
+        tries = tries and self.together.of == 1
         while True:
             # what was recorded is let go where it has to be lowered
             loop, compiled = self.loop(meter, compiled), None
@@ -283,10 +274,15 @@ class _Session:
             device=self.assembled.device,
             meter=meter,
             verbs=Verbs(
-                self.validate if self.validation else None, self.record, self.save, self.refuse, self.lower
+                self.validate if self.validation else None,
+                self.record,
+                lambda state, better: self.saver.save(state, self.config),
+                self.refuse,
+                self.lower if self.together.of == 1 else None,  # a rank alone cannot take fewer rows
             ),
             augment=changes,
             average=self.average,
+            together=self.together,
         )
 
     def environment(self) -> dict[str, Any]:
@@ -338,7 +334,7 @@ class _Session:
     def validate(self) -> tuple[dict[str, float], float | None]:
         """Figures of the validation split, and the one that selects (None where it is undefined)."""
         assert self.validation is not None
-        with self._averaged():
+        with self.saver.averaged():
             tally = self._scored(self.validation)
         if self.tunes:  # what a checkpoint says of its labels from now on
             part, tally = self.assembled, self.assembled.task.tune(tally)  # type: ignore[attr-defined]
@@ -346,20 +342,18 @@ class _Session:
         metrics = tally.metrics()
         return metrics, metrics.get(self.metric)
 
-    def _averaged(self) -> AbstractContextManager[None]:
-        """Within it the model has the weights that are judged and saved."""
-        return nullcontext() if self.average is None else self.average.inside()
-
     def _scored(self, split: Batches, batches: int | None = None) -> Any:
         """The evidence of a split, or of its first batches; rows that do not fit at once are halved."""
         part, before = self.assembled, self._scoring_rows()
 
         def scored(rows: int) -> Any:
             each = islice(split.in_order(rows), batches)
-            return evaluate(
-                part.task, part.model, each, part.device, lambda: part.precision.autocast(part.device)
-            )
+            return self.together.evidence(each, lambda mine: evaluate(
+                part.task, part.model, mine, part.device, lambda: part.precision.autocast(part.device)
+            ))  # fmt: skip
 
+        if self.together.of > 1:
+            return scored(before)
         tally, rows = in_parts(scored, before, "scoring validation")
         if rows < before:
             self.at_once.scoring = rows
@@ -380,21 +374,9 @@ class _Session:
 
     def record(self, row: dict[str, Any]) -> None:
         """A row for metrics.jsonl and for whoever watches."""
-        files.append_line(self.directory / METRICS, row)
-        self.progress.row(row)
-
-    def save(self, state: State, better: bool) -> None:
-        """A checkpoint of this step; the links follow, older ones go."""
-        if (self.directory / METRICS).exists():
-            files.sync(self.directory / METRICS)  # the rows a resumed run will not write again
-        checkpoint.save(
-            self.checkpoints,
-            checkpoint.step_name(state.step),
-            lambda directory: self._write(directory, state),
-        )
-        self._point()
-        newest = [path.name for path in checkpoint.steps(self.checkpoints)[-self.config.keep :]]
-        checkpoint.prune(self.checkpoints, {*newest, checkpoint.step_name(state.best_step)})
+        if ranks.here().first:
+            files.append_line(self.directory / METRICS, row)
+            self.progress.row(row)
 
     def refuse(self, update: Refused, state: State, ends: bool) -> str:
         """Write down an update that was not made; returns what its error should say beside the facts."""
@@ -402,7 +384,7 @@ class _Session:
         before = State(step=update.step - 1, scale=state.scale, seconds=state.seconds)
         place: Path | None = None
         try:
-            if self.command is not None:
+            if self.command is not None and ranks.here().first:
                 place = divergence.write(
                     self.directory / divergence.DIRECTORY,
                     update,
@@ -410,7 +392,7 @@ class _Session:
                     before,
                     self.assembled,
                     self.train,
-                    lambda directory: self._write(directory, before),
+                    lambda directory: self.saver.write(directory, before, self.config),
                     self.command,
                 )
             self.record({"step": update.step, "refused": {**about, "bundle": place and str(place)}})
@@ -429,32 +411,6 @@ class _Session:
                 f"\nleave such updates out: {self.command} --resume --set {self.section}.guard.action=skip"
             )
         return words
-
-    def _write(self, directory: Path, state: State) -> None:
-        with self._averaged():
-            self.assembled.save(directory)
-        (directory / STATE).mkdir()
-        if self.average is not None:
-            weights = {name: tensor.contiguous() for name, tensor in moving(self.assembled.model).items()}
-            files.write_bytes(directory / STATE / WEIGHTS, safetensors.torch.save(weights))
-        files.write_bytes(directory / STATE / OPTIMIZER, safetensors.torch.save(self.optimizers.state()))
-        fields = asdict(state)
-        seconds = fields.pop("seconds")
-        about = {
-            "format": 1,
-            "state": fields,
-            "compile": self.config.compile,
-            "rows": self.at_once.document(self.config),
-            "time": {"seconds": seconds},
-        }
-        files.write_json(directory / STATE / LOOP, about)
-
-    def _point(self) -> None:
-        """`last` is the newest checkpoint, `best` the best one; the newest where none has been scored."""
-        last = self.checkpoints / checkpoint.step_name(self.state.step)
-        best = self.checkpoints / checkpoint.step_name(self.state.best_step)
-        checkpoint.point(self.directory / "last", last)
-        checkpoint.point(self.directory / "best", best if best.is_dir() else last)
 
     def result(self, reason: str, meter: Meter) -> FitResult:
         """What `fit` returns."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from llmtool.core import ranks
 from llmtool.core.devices import is_out_of_memory
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.data.batches import Batches
@@ -65,10 +66,11 @@ def resolve(
     else:
         batch = _power_of_two(rows / 64, 32, 1024)
     batch = min(batch, rows)
+    share = share_of(batch, section_of(config))
     if config.micro_batch == "auto":
-        micro = _at_once(config, batch, room, flops_per_row if cuda else None)
+        micro = _at_once(config, share, room, flops_per_row if cuda else None)
     else:
-        micro = min(config.micro_batch, batch)
+        micro = min(config.micro_batch, share)
     steps = config.budget.total_steps(rows, batch, tokens)
     updates: dict[str, Any] = {"batch": batch, "micro_batch": micro}
     updates["activation_checkpointing"] = _recomputed(config, micro, room)
@@ -89,6 +91,18 @@ def resolve(
     elif config.compile == "graphs" and not cuda:
         raise ConfigError("compile: graphs are CUDA's; on a CPU choose true, false or auto")
     return config.model_copy(update=updates)
+
+
+def share_of(batch: int, section: str) -> int:
+    """Rows of a batch that each rank computes. ConfigError where they cannot be equally many."""
+    size = ranks.here().size
+    if batch % size:
+        near = [size * count for count in (batch // size, batch // size + 1) if count]
+        raise ConfigError(
+            f"{section}.batch: {batch} rows cannot be cut among {size} ranks equally (nearest: "
+            f"{' or '.join(map(str, near))})"
+        )
+    return batch // size
 
 
 def section_of(config: TrainConfig) -> str:

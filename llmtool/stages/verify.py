@@ -19,7 +19,7 @@ from llmtool.core.errors import LlmtoolError
 from llmtool.evaluation.loop import eval_mode
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import STATE
-from llmtool.stages.fit import LOOP
+from llmtool.stages.saving import LOOP
 
 LOOKED = 64  # batches in which packed rows are looked for
 # Of loss and gradient (its norm), relative. Sums of float32 in another order differ by some roundings of

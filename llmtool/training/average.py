@@ -81,17 +81,17 @@ class Statistics:
     """The statistics of a model's norms before a step, to be put back where the step is left out."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._live = list(statistics(model).values())
-        self._kept = [tensor.clone() for tensor in self._live]
+        self.live = list(statistics(model).values())
+        self._kept = [tensor.clone() for tensor in self.live]
 
     @torch.no_grad()
     def keep(self) -> None:
         """Remember them as they are."""
-        if self._live:
-            torch._foreach_copy_(self._kept, self._live)
+        if self.live:
+            torch._foreach_copy_(self._kept, self.live)
 
     @torch.no_grad()
     def put_back(self, skip: Tensor | None = None) -> None:
         """As they were when last kept; skip: only where this bool scalar on the device is set."""
-        for live, kept in zip(self._live, self._kept, strict=True):
+        for live, kept in zip(self.live, self._kept, strict=True):
             live.copy_(kept if skip is None else torch.where(skip, kept, live))

@@ -27,6 +27,7 @@ from llmtool.training.parts import WeightsMovedError
 from llmtool.training.replay import TINY, Refused, refused
 from llmtool.training.schedules import Schedule
 from llmtool.training.throughput import Meter
+from llmtool.training.together import Together
 
 FP16_SCALE, FP16_GROW = 65536.0, 2000  # first factor of the fp16 loss; good steps before it doubles
 
@@ -124,6 +125,7 @@ class Loop:
     verbs: Verbs
     augment: Augment | None = None  # of pictures
     average: Average | None = None  # of the weights
+    together: Together = field(default_factory=Together)  # with the other ranks
     total: Number = 0.0  # loss and count since the last line
     count: Number = 0.0
     highest: Number | None = None  # loss and gradient norm of a step since then
@@ -160,7 +162,8 @@ class Loop:
                 norm = self._update(state)
                 self.meter.step(self.work, self.feed.waited - waited)
                 state.step += 1
-                state.seconds = before + time.monotonic() - began
+                passed = time.monotonic() - began
+                signals, state.seconds, session = self.together.beat(received, before + passed, passed)
                 tenth = int(10 * _progress(plan, state) + 1e-9) > int(10 * progress + 1e-9)
                 last = _finished(plan, state) is not None
                 better = False
@@ -169,11 +172,12 @@ class Loop:
                 if verbs.validate and (last or _due(plan.validate_every, state.step, tenth)):
                     better = self._validate(state, verbs.validate)
                     last = last or _finished(plan, state) is not None
-                stop = self._interruption(received, began)
+                stop = self._interruption(signals, session)
                 if better or last or stop or _due(plan.checkpoint_every, state.step, tenth):
                     self._save(state, better)
                 if stop and not last:
                     raise stop
+            self.together.settle()
         return reason
 
     def _update(self, state: State) -> Number:
@@ -268,16 +272,21 @@ class Loop:
     def accumulate(self, step: int, scale: float, parts: int | None = None) -> tuple[Number, Number]:
         """Gradients of a step's summed loss (in fp16: times `scale`), part by part; the sum and its count.
 
-        parts: only its first ones.
+        All ranks' together. parts: only the first ones of each.
         """
         plan, compute = self.plan, self.compiled or self.loss
         total: Number = 0.0
         count: Number = 0.0
         self.work = 0.0
-        for index, start in enumerate(range(0, plan.batch, plan.micro_batch)[:parts]):
+        mine = self.together.rows(plan.batch)
+        starts = mine[:: plan.micro_batch][:parts]
+        first = self.together.index * len(starts)
+        for index, start in enumerate(starts, first):
             with self.meter.part("data"):
-                batch = self.rows(step * plan.batch + start, min(plan.micro_batch, plan.batch - start))
+                batch = self.rows(step * plan.batch + start, min(plan.micro_batch, mine.stop - start))
             self._seed(derive(plan.seed, "step", step, index))
+            if start == starts[-1]:
+                self.together.last_part()
             started = time.perf_counter()
             with self.meter.part("forward"):
                 loss = compute(batch)
@@ -286,7 +295,8 @@ class Loop:
                     (loss.total * scale if plan.fp16 else loss.total).backward()
             self.work += time.perf_counter() - started
             total, count = total + self._number(loss.total), count + self._number(loss.count)
-        return total, count
+        with self.meter.part("backward"):
+            return self.together.added(total, count)
 
     def clipped(self, divisor: Number, norm: Number) -> Number:
         """The divisor that makes gradients `clip` long at most; norm: how long they are over `divisor`."""
@@ -338,15 +348,16 @@ class Loop:
         """What is asked of the feed from row `start` on."""
         plan, mixes = self.plan, self.augment is not None and self.augment.mixes
         step, first = divmod(start, plan.batch)
+        mine = self.together.rows(plan.batch)
         while True:
-            while first < plan.batch:
-                count = min(plan.micro_batch, plan.batch - first)
+            while first < mine.stop:
+                count = min(plan.micro_batch, mine.stop - first)
                 yield step * plan.batch + first, count
                 other = plan.batch - first - count
                 if mixes and other != first:
                     yield step * plan.batch + other, count
                 first += count
-            step, first = step + 1, 0
+            step, first = step + 1, mine.start
 
     def _fits_fp16(self, state: State, loss: float, norm: float) -> bool:
         """Whether the scaled gradient is finite; moves the scale. The guard has what no scale mends."""
@@ -391,6 +402,7 @@ class Loop:
     def _validate(self, state: State, validate: Callable[[], tuple[dict[str, float], float | None]]) -> bool:
         """Score, write the figures down, and say whether they are the best so far."""
         self._check(state)
+        self.together.alike(self.statistics.live)
         with self.meter.aside():
             metrics, value = validate()
         better = value is not None and math.isfinite(value)
@@ -407,6 +419,7 @@ class Loop:
 
     def _save(self, state: State, better: bool) -> None:
         self._check(state)
+        self.together.alike(self.statistics.live)
         state.total, state.count = float(self.total), float(self.count)
         state.highest, state.longest = (None if n is None else float(n) for n in (self.highest, self.longest))
         memory = self.guard.memory()
@@ -420,12 +433,12 @@ class Loop:
             self.guard.forget(state.step - step)
             self._refuse(state, step, "", math.nan, math.nan)
 
-    def _interruption(self, received: list[int], began: float) -> Interrupted | Cancelled | None:
+    def _interruption(self, received: list[int], session: float) -> Interrupted | Cancelled | None:
         if signal.SIGINT in received:
             return Cancelled("cancelled; the same command goes on from the checkpoint")
         if signal.SIGTERM in received:
             return Interrupted("interrupted by SIGTERM; the same command goes on from the checkpoint")
-        if self.plan.session is not None and time.monotonic() - began >= self.plan.session:
+        if self.plan.session is not None and session >= self.plan.session:
             return Interrupted("time limit reached; run again to go on")
         return None
 

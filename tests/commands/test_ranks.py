@@ -1,0 +1,133 @@
+"""The same file gives the same training on one process and on two, and goes on with other numbers of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from llmtool.commands import Options, train
+from llmtool.core import ranks
+from llmtool.core.errors import Interrupted, LlmtoolError
+from llmtool.stages import fit
+from tests.two import run_ranks
+
+SETS = [
+    "train.budget.steps=20", "train.log_every=1", "train.validate_every=5", "train.checkpoint_every=5",
+    "train.ema=0.9",
+]  # fmt: skip
+PROJECTS = {  # dropout is drawn by the place of a micro-batch: it is the same wherever that is computed
+    "table": [*SETS, "train.batch=16", "train.micro_batch=4"],
+    "text": [*SETS, "train.batch=4", "train.micro_batch=2", "train.optimizer.name=muon"],
+}
+
+
+def trained(directory: Path, project: str, stops: dict[int, int] | None = None, *more: str) -> str:
+    """Train in `directory`; stops: rank -> the step at which it alone gets a SIGTERM. How it ended."""
+    record, at = fit._Session.record, (stops or {}).get(ranks.here().rank)
+
+    def watched(self: Any, row: dict[str, Any]) -> None:
+        record(self, row)
+        if row["step"] == at and "loss" in row:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    fit._Session.record = watched  # type: ignore[method-assign]
+    try:
+        with contextlib.chdir(directory):
+            train.run(Options(f"{project}.yaml", [*PROJECTS[project], *more]))
+        return "done"
+    except Interrupted as error:
+        return str(error)
+    finally:
+        fit._Session.record = record  # type: ignore[method-assign]
+
+
+def both(directory: Path, *more: Any) -> dict[str, str]:
+    """The same of both projects, in one process."""
+    return {project: trained(directory, project, *more) for project in PROJECTS}
+
+
+def seen(directory: Path, project: str) -> dict[int, list[float]]:
+    """Loss, norm and rate of every step, validation loss where there was one."""
+    lines = (directory / "runs" / project / "train/metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return {
+        (row["step"] if "loss" in row else -row["step"]): [row["loss"], row["norm"], row["lr"]]
+        if "loss" in row
+        else [row["validation"]["loss"]]
+        for row in rows
+    }
+
+
+def same(here: Path, there: Path) -> None:
+    """One training beside the other: figures to 1e-5, weights and optimizer too."""
+    for project in PROJECTS:
+        one, two = seen(here, project), seen(there, project)
+        assert one.keys() == two.keys()
+        for step, figures in one.items():
+            assert two[step] == pytest.approx(figures, rel=1e-5), (project, step)
+        last = Path("runs") / project / "train/last"
+        for path in sorted((here / last).rglob("*.safetensors")):
+            expected = safetensors.torch.load_file(path)
+            found = safetensors.torch.load_file(there / path.relative_to(here))
+            torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-6)
+
+
+@pytest.fixture(scope="module")
+def straight(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both projects, trained by one process."""
+    directory = Path(shutil.copytree(finished, tmp_path_factory.mktemp("one") / "run", symlinks=True))
+    for project in PROJECTS:
+        shutil.rmtree(directory / "runs" / project / "train")
+        assert trained(directory, project) == "done"
+    return directory
+
+
+def without_training(straight: Path, to: Path) -> Path:
+    directory = Path(shutil.copytree(straight, to, symlinks=True))
+    for project in PROJECTS:
+        shutil.rmtree(directory / "runs" / project / "train")
+    return directory
+
+
+def test_two_are_as_one(straight: Path, tmp_path: Path) -> None:
+    two = without_training(straight, tmp_path / "two")
+    assert run_ranks(both, 2, two) == [{"table": "done", "text": "done"}] * 2
+    same(straight, two)
+    result = json.loads((two / "runs/table/train/result.json").read_text())
+    assert result["status"] == "done"
+    assert result["metrics"]["validation"]["loss"]
+
+
+def test_two_then_one_then_two(straight: Path, tmp_path: Path) -> None:
+    """A signal to any one of them ends all at the same step; whoever goes on goes on with the same."""
+    directory = without_training(straight, tmp_path / "changing")
+    said = "interrupted by SIGTERM; the same command goes on from the checkpoint"
+    assert run_ranks(both, 2, directory, {1: 6}) == [{"table": said, "text": said}] * 2
+    for project in PROJECTS:
+        assert (directory / "runs" / project / "train/last").resolve().name == "step-00000007"
+        assert trained(directory, project, {0: 12}) == said
+    assert run_ranks(both, 2, directory) == [{"table": "done", "text": "done"}] * 2
+    same(straight, directory)
+
+
+def uneven(directory: Path) -> str:
+    try:
+        trained(directory, "table", None, "train.batch=15", "run=runs/uneven")
+    except LlmtoolError as error:
+        return f"{type(error).__name__}: {error}"
+    return "done"
+
+
+def test_a_batch_that_cannot_be_cut(straight: Path, tmp_path: Path) -> None:
+    directory = without_training(straight, tmp_path / "uneven")
+    for said in run_ranks(uneven, 2, directory):
+        assert "train.batch: 15 rows cannot be cut among 2 ranks equally (nearest: 14 or 16)" in said
