@@ -93,11 +93,7 @@ def _finetune(
         before=was, after=found, changes=as_json, head=said, merged=merged,
         start={"path": str(start.directory), "hash": start.hash}, suites=of_suites,
     )  # fmt: skip
-    old_path = start.dataset["path"] if start.dataset else ""
-    titles = {"new": "this data:" if old else "", "old": f"{old_path}:"}
-    shown = [name for name in ("new", "old") if name in after]
-    pairs = {titles[name]: (was.get(name), found[name]) for name in shown}
-    console.show(report.before_after(pairs, {titles[name]: changes.get(name, {}) for name in shown}))
+    _show(old_path := start.dataset["path"] if start.dataset else "", was, after, found, changes, bool(old))
     if of_suites:
         lines = answers.before_after(of_suites["before"], of_suites["after"], of_suites["changes"])
         console.table(["suite", "figure", "before", "after", "change"], lines)
@@ -107,6 +103,21 @@ def _finetune(
     profiled.say(result.profile)
     if merged:
         console.say(f"merged model: {merged}")
+
+
+def _show(
+    old_path: str,
+    was: dict[str, dict[str, float]],
+    after: Tallies,
+    found: dict[str, dict[str, float]],
+    changes: Mapping[str, Any],
+    has_old: bool,
+) -> None:
+    """Figures before and after, of this data and of what the start learned from."""
+    titles = {"new": "this data:" if has_old else "", "old": f"{old_path}:"}
+    shown = [name for name in ("new", "old") if name in after]
+    pairs = {titles[name]: (was.get(name), found[name]) for name in shown}
+    console.show(report.before_after(pairs, {titles[name]: changes.get(name, {}) for name in shown}))
 
 
 def _old_data(start: Start, dataset: Dataset) -> Dataset | None:

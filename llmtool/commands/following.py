@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from llmtool.core import console, ranks
 from llmtool.core.devices import resolve_device
-from llmtool.core.run import Run
+from llmtool.core.run import Run, State
 from llmtool.experiment import Loaded
 
 
@@ -29,11 +29,11 @@ def joined(loaded: Loaded) -> Iterator[None]:
             ranks.leave()
 
 
-def opened(open_run: Callable[[], Run], follow: Callable[[str], Run]) -> Run:
+def opened(open_run: Callable[[], Run], follow: Callable[[State], Run]) -> Run:
     """The run as the first rank has opened it; the others follow the state that it found."""
     found: list[Run] = []
 
-    def first() -> str:
+    def first() -> State:
         found.append(open_run())
         return found[0].state
 

@@ -120,7 +120,7 @@ def shared(value: Value) -> Value:
         return value
     box: list[Any] = [value]
     dist.broadcast_object_list(box, src=0, group=on_host(), device=torch.device("cpu"))
-    return box[0]  # type: ignore[no-any-return]
+    return box[0]
 
 
 def by_first(work: Callable[[], Value]) -> Value:
@@ -131,17 +131,17 @@ def by_first(work: Callable[[], Value]) -> Value:
     if _here is ALONE:
         return work()
     if not _here.first:
-        done, value = shared((False, ""))
-        if not done:
-            raise FirstFailedError(f"rank 0: {value}")
-        return value  # type: ignore[return-value]
+        told: tuple[Any, str | None] = shared((None, None))
+        if told[1] is not None:
+            raise FirstFailedError(f"rank 0: {told[1]}")
+        return told[0]
     try:
         with alone():
             value = work()
     except BaseException as error:
-        shared((False, str(error)))
+        shared((None, str(error)))
         raise
-    shared((True, value))
+    shared((value, None))
     return value
 
 

@@ -191,7 +191,8 @@ class Clock:
         sent, work = self._under_way
         self._under_way = None
         work.wait()
-        return sent.tolist()  # type: ignore[no-any-return]
+        found: list[float] = sent.tolist()
+        return found
 
     def _send(self, mine: list[float]) -> None:
         sent = torch.tensor(mine, dtype=torch.float64)

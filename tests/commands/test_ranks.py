@@ -56,13 +56,13 @@ def both(directory: Path, *more: Any) -> dict[str, str]:
 
 
 def seen(directory: Path, project: str) -> dict[int, list[float]]:
-    """Loss, norm and rate of every step, validation loss where there was one."""
+    """Loss, norm and rate of every step, loss on validation where there was one."""
     lines = (directory / "runs" / project / "train/metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     return {
         (row["step"] if "loss" in row else -row["step"]): [row["loss"], row["norm"], row["lr"]]
         if "loss" in row
-        else [row["validation"]["loss"]]
+        else [row["validation"].get("log_loss", row["validation"].get("loss"))]
         for row in rows
     }
 
@@ -104,16 +104,17 @@ def test_two_are_as_one(straight: Path, tmp_path: Path) -> None:
     same(straight, two)
     result = json.loads((two / "runs/table/train/result.json").read_text())
     assert result["status"] == "done"
-    assert result["metrics"]["validation"]["loss"]
+    assert result["metrics"]["validation"]["log_loss"]
 
 
 def test_two_then_one_then_two(straight: Path, tmp_path: Path) -> None:
     """A signal to any one of them ends all at the same step; whoever goes on goes on with the same."""
     directory = without_training(straight, tmp_path / "changing")
+    # received after step 6, told to the others in step 7, known to all in 8
     said = "interrupted by SIGTERM; the same command goes on from the checkpoint"
     assert run_ranks(both, 2, directory, {1: 6}) == [{"table": said, "text": said}] * 2
     for project in PROJECTS:
-        assert (directory / "runs" / project / "train/last").resolve().name == "step-00000007"
+        assert (directory / "runs" / project / "train/last").resolve().name == "step-00000008"
         assert trained(directory, project, {0: 12}) == said
     assert run_ranks(both, 2, directory) == [{"table": "done", "text": "done"}] * 2
     same(straight, directory)
@@ -121,7 +122,7 @@ def test_two_then_one_then_two(straight: Path, tmp_path: Path) -> None:
 
 def uneven(directory: Path) -> str:
     try:
-        trained(directory, "table", None, "train.batch=15", "run=runs/uneven")
+        trained(directory, "table", None, "train.batch=15", "train.micro_batch=5")
     except LlmtoolError as error:
         return f"{type(error).__name__}: {error}"
     return "done"
