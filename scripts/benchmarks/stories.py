@@ -54,7 +54,8 @@ def run(name: str, place: Path, sets: dict[str, Any], short: bool) -> dict[str, 
         sets = sets | {f"{stage}.budget": "{steps: 5}" for stage in ("train", "finetune") if stage in config}
     seconds: dict[str, float] = {}
     if (before := base(config)) is not None:
-        seconds[f"of {before}"] = sum(run(before, place, {}, short).values())
+        both = {key: value for key, value in sets.items() if "." not in key and key != "seed"}
+        seconds[f"of {before}"] = sum(run(before, place, both, short).values())
     # What a story requires is judged by who reads the figures, not by an exit code that would lose them.
     for command in [c for c in COMMANDS if c in ("prepare", "evaluate") or c in config]:
         took = common.timed(
@@ -66,10 +67,11 @@ def run(name: str, place: Path, sets: dict[str, Any], short: bool) -> dict[str, 
     return seconds
 
 
-def recorded(name: str, seed: int | None, short: bool) -> dict[str, Any]:
-    """One run of a story: seed, seconds, and the figures of its report."""
+def recorded(name: str, seed: int | None, short: bool, given: list[str]) -> dict[str, Any]:
+    """One run of a story: seed, seconds, and the figures of its report. given: `--set`s, which are kept."""
     config = yaml.safe_load(story(name).read_text(encoding="utf-8"))
-    sets: dict[str, Any] = {} if seed is None else {"seed": config.get("seed", 0) + seed}
+    sets: dict[str, Any] = dict(item.split("=", 1) for item in given)
+    sets |= {} if seed is None else {"seed": config.get("seed", 0) + seed}
     with tempfile.TemporaryDirectory() as folder:
         for link in ("configs", "data"):
             (Path(folder) / link).symlink_to(common.ROOT / link)
@@ -79,6 +81,7 @@ def recorded(name: str, seed: int | None, short: bool) -> dict[str, Any]:
     kept = ("rows", "metrics", "intervals", "baselines", "suites", "probe")
     return {
         "seed": config.get("seed", 0) + (seed or 0),
+        **({"set": given} if given else {}),
         "seconds": seconds,
         "total_seconds": round(sum(seconds.values()), 1),
         **{key: report[key] for key in kept if key in report},
@@ -90,9 +93,13 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("names", nargs="+")
     parser.add_argument("--seeds", type=int, default=1, help="how many, from the story's own on")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="as of llmtool; whole keys (precision) are set for the story that this one starts from too",
+    )  # fmt: skip
     options = parser.parse_args()
     for name in options.names:
-        runs = [recorded(name, seed, options.short) for seed in range(options.seeds)]
+        runs = [recorded(name, seed, options.short, options.set) for seed in range(options.seeds)]
         rows = [
             [
                 split,
