@@ -163,7 +163,7 @@ def target_rows() -> list[Row]:
             lambda r: mean(found(r)["programs"]["llmtool"]["loss"], 3),
         ),
         (
-            "the same text: seconds until litgpt's loss, start-up included",
+            "the same: seconds of it, start-up included; ours until litgpt's loss",
             lambda r: peers(r, "seconds", 0),
             lambda r: reached(r, "seconds", "time_ratio", 0),
         ),
@@ -173,10 +173,6 @@ def target_rows() -> list[Row]:
             lambda r: reached(r, "peak_bytes", "memory_ratio", 0, MIB),
         ),
     ]
-
-
-def shakespeare(r: Results, program: str, key: str, digits: int) -> str:
-    return mean(r.of("shakespeare")[program][key], digits)
 
 
 def lora(r: Results, key: str, cases: Sequence[str], device: str = "cpu") -> str:
@@ -223,21 +219,6 @@ ROWS: list[Row] = [
     speed_row("cuda_gpt2", "GPT-2 124M, context 1024, bf16"),
     speed_row("cuda_llama", "a Llama of 1.1 B, context 4096, bf16"),
     *target_rows(),
-    (
-        "Tiny Shakespeare, nanoGPT's CPU setting, 2000 steps: validation loss (whole text)",
-        lambda r: f"nanoGPT {shakespeare(r, 'nanogpt', 'loss', 3)}",
-        lambda r: shakespeare(r, "llmtool", "loss", 3),
-    ),
-    (
-        "the same: seconds, start-up included",
-        lambda r: f"nanoGPT {shakespeare(r, 'nanogpt', 'seconds', 0)}",
-        lambda r: shakespeare(r, "llmtool", "seconds", 0),
-    ),
-    (
-        "Tiny Shakespeare, our default recipe in nanoGPT's wall time: validation loss",
-        lambda r: f"nanoGPT {shakespeare(r, 'nanogpt', 'loss', 3)}",
-        lambda r: shakespeare(r, "recipe", "loss", 3),
-    ),
     (
         "a step on a 17 M Llama, one CPU core, beside PEFT on the same model: LoRA, DoRA, QLoRA",
         lambda r: "1" if r.of("lora_cpu") else "",
