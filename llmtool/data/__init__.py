@@ -23,6 +23,7 @@ from llmtool.data.cleaning import (
     Require,
     Types,
 )
+from llmtool.data.contamination import Decontaminate
 from llmtool.data.features import FeaturesEncode
 from llmtool.data.games.moves import MovesEncode
 from llmtool.data.games.pgn import PgnSource
@@ -31,6 +32,7 @@ from llmtool.data.image_sources import CifarSource, IdxSource, ImageFolderSource
 from llmtool.data.images import ImagesEncode
 from llmtool.data.json_sources import JsonlSource, JsonSource
 from llmtool.data.labelled import TextEncode
+from llmtool.data.near_duplicates import DropNearDuplicates
 from llmtool.data.parquet_source import ParquetSource
 from llmtool.data.sources import CsvSource, TextSource, TsvSource
 from llmtool.data.splitting import (
@@ -61,7 +63,18 @@ SourceConfig = Annotated[
     Field(discriminator="format"),
 ]
 CleanStep = Annotated[
-    DropMissing | Require | DropDuplicates | Types | Range | Filter | Normalize | Replace | Join | Length,
+    DropMissing
+    | Require
+    | DropDuplicates
+    | DropNearDuplicates
+    | Decontaminate
+    | Types
+    | Range
+    | Filter
+    | Normalize
+    | Replace
+    | Join
+    | Length,
     Field(discriminator="step"),
 ]
 SplitConfig = Annotated[
@@ -86,7 +99,10 @@ class DataConfig(Section):
     """Where the rows come from and what becomes of them, in this order: source, clean, split, encode."""
 
     source: SourceConfig = Field(description="the files and their format")
-    clean: list[CleanStep] = Field(default=[], description="steps that look at one row at a time")
+    clean: list[CleanStep] = Field(
+        default=[],
+        description="steps that drop or change rows, in this order; none learns anything from them",
+    )
     split: SplitConfig = Field(
         default=RandomSplit(by="random"),
         description="which rows train, validate and test; default: the files where source.path names them "
@@ -127,13 +143,22 @@ class DataConfig(Section):
             raise ValueError("split by files needs source.path to be a mapping: {train: ..., test: ...}")
         if self.encode.as_ == "moves" and self.source.one_unit_a_file:
             raise ValueError("source.documents: of a text of games each line is one: set documents: line")
+        others = named and set(getattr(self.source, "path", ())) > {"train"}
+        for position, step in enumerate(self.clean):
+            if isinstance(step, Decontaminate) and not step.against and not others:
+                raise ValueError(f"clean.{position}.against: names no file, and source.path none for test")
         return self
 
 
 def data_files(config: DataConfig) -> list[Path]:
     """Every file that preparing reads, in order. Raises DataError for one that is missing."""
-    further: list[Path] = getattr(config.encode, "files", lambda: [])()
-    return [*config.source.files(), *further, *_folders(config)]
+    return [*config.source.files(), *_further(config), *_folders(config)]
+
+
+def _further(config: DataConfig) -> list[Path]:
+    """Files beside the source: of the encoding, and those that cleaning compares rows with."""
+    found: list[Path] = getattr(config.encode, "files", lambda: [])()
+    return found + [file for step in config.clean if isinstance(step, Decontaminate) for file in step.files()]
 
 
 def _folders(config: DataConfig) -> list[Path]:
@@ -147,8 +172,8 @@ def data_hashes(config: DataConfig, hash_file: HashFile | None = None) -> dict[s
     rehearsal with size and time of change."""
     if config.source._sample is None:
         hash_file = hash_file or files.hash_file
-        further: list[Path] = getattr(config.encode, "files", lambda: [])()
-        hashes = config.source.hashes(hash_file) | {str(path): hash_file(path) for path in further}
+        further = {str(path): hash_file(path) for path in _further(config)}
+        hashes = config.source.hashes(hash_file) | further
         return hashes | {str(folder): listing_hash(folder) for folder in _folders(config)}
     stats = {path: path.stat() for path in data_files(config)}
     return {str(path): f"{stat.st_size} bytes of {stat.st_mtime_ns}" for path, stat in stats.items()}

@@ -28,8 +28,8 @@ class Cleaned:
     """What the steps left of a frame.
 
     dropped, bad: reason -> ordinals of the rows that left for it; bad ones hold a wrong value: they are
-    quarantined. keys: position of each `drop_duplicates` step -> (ordinals, contents) of the rows that
-    reached it; which of them are duplicates is for the caller to find, who sees the whole source.
+    quarantined. keys: position of each step over the whole source -> (ordinals, what is compared) of the rows
+    that reached it; which of them leave is for the caller to find, who sees them all.
     """
 
     frame: pd.DataFrame
@@ -38,13 +38,17 @@ class Cleaned:
     keys: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
-def clean(steps: Sequence[Any], frame: pd.DataFrame) -> Cleaned:
-    """Run the steps over a frame, in order. Raises ConfigError for a column that is not there."""
+def clean(steps: Sequence[Any], frame: pd.DataFrame, again: bool = False) -> Cleaned:
+    """Run the steps over a frame, in order. Raises ConfigError for a column that is not there.
+
+    again: these rows stayed, so nothing is compared any more.
+    """
     result = Cleaned(frame)
     for position, step in enumerate(steps):
         try:
-            if isinstance(step, DropDuplicates):
-                result.keys[position] = (result.frame.index.to_numpy(), step.keys(result.frame))
+            if isinstance(step, WholeSource):
+                if not again:
+                    result.keys[position] = step.keys(result.frame)
                 continue
             frame, dropped, bad = step.apply(result.frame)
         except ConfigError as error:
@@ -66,13 +70,13 @@ def on_new_rows(
 ) -> tuple[list[Any], list[str]]:
     """The steps as they run over rows whose target is not known yet, and a note for each that cannot.
 
-    Nothing looks at the target, rows that stand there twice are no fault, and `drop_missing` of all columns
+    Nothing looks at the target, rows that are like others are no fault, and `drop_missing` of all columns
     looks at the inputs, as there may be others now.
     """
     kept: list[Any] = []
     notes: list[str] = []
     for position, step in enumerate(steps):
-        if isinstance(step, DropDuplicates):
+        if isinstance(step, WholeSource):
             continue
         named = _columns_of(step)
         read = list(inputs) if named is None else [name for name in named if name not in targets]
@@ -177,17 +181,25 @@ class DropMissing(Section):
         return frame, {"a value is missing": away}, {}
 
 
-class DropDuplicates(Section):
+class WholeSource(Section):
+    """A step that compares rows with others, near or far: it is over once all of them were read."""
+
+    def keys(self, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) ordinals of the rows that are compared, (n, k) what each is compared by."""
+        raise NotImplementedError
+
+
+class DropDuplicates(WholeSource):
     """Keep the first of rows that are the same; this looks over the whole source, not only within a chunk."""
 
     step: Literal["drop_duplicates"]
     columns: list[str] | None = Field(default=None, description="compare only these; default: every column")
 
-    def keys(self, frame: pd.DataFrame) -> np.ndarray:
-        """(rows, 2) uint64: what makes each row the same as another."""
+    def keys(self, frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """(rows,) ordinals, (rows, 2) uint64: what makes each row the same as another."""
         columns = list(frame.columns) if self.columns is None else self.columns
         need(frame, columns, "drop_duplicates")
-        return contents(frame, columns)
+        return frame.index.to_numpy(), contents(frame, columns)
 
 
 # --- values that are wrong --------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import xxhash
 
+from llmtool.data.shingles import mixed
 from llmtool.data.writing_systems import WORD
 
 BINS, BAND = 126, 3
@@ -53,8 +54,8 @@ def sketch(words: np.ndarray) -> np.ndarray:
     """(BINS,) uint64 of a document's words, at least RUN of them; words: (n,) uint64."""
     runs = words[: len(words) - RUN + 1].copy()
     for step in range(1, RUN):
-        runs = _mixed(runs) + words[step : len(words) - RUN + 1 + step]
-    runs = _mixed(runs)
+        runs = mixed(runs) + words[step : len(words) - RUN + 1 + step]
+    runs = mixed(runs)
     bins = (runs % np.uint64(BINS)).astype(np.int64)
     smallest = np.full(BINS, _EMPTY)
     np.minimum.at(smallest, bins, runs)
@@ -77,7 +78,7 @@ def _alike(sketches: np.ndarray, code: np.ndarray) -> list[tuple[int, int, float
     for band in range(0, BINS, BAND):
         keys = sketches[:, band].copy()
         for bin_ in range(band + 1, band + BAND):
-            keys = _mixed(keys) + sketches[:, bin_]
+            keys = mixed(keys) + sketches[:, bin_]
         order = train[np.argsort(keys[train], kind="stable")]
         low = np.searchsorted(keys[order], keys[other], side="left")
         count = np.minimum(np.searchsorted(keys[order], keys[other], side="right") - low, 50)
@@ -93,11 +94,3 @@ def _alike(sketches: np.ndarray, code: np.ndarray) -> list[tuple[int, int, float
         if left <= 0:
             break
     return found
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64 (https://doi.org/10.1145/2660193.2660195)."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

@@ -22,10 +22,11 @@ from llmtool.data.images import ImagesEncoder
 from llmtool.data.readers import BadRow
 from llmtool.data.reading import Reading
 from llmtool.data.sources import SPLITS, Chunk
-from llmtool.data.splitting import DROPPED, Assigned, RowTable, labels
+from llmtool.data.splitting import DROPPED, Assigned, RowTable
 from llmtool.data.store import CARD, make_card
 from llmtool.data.targets import NOT_IN_TRAIN
 from llmtool.data.templates import FILE as TEMPLATE_FILE
+from llmtool.stages import sifting
 from llmtool.stages.leaks import LEAKAGE, leaks, text_columns
 from llmtool.stages.likeness import like_model
 from llmtool.stages.rows import Rows, complete
@@ -66,7 +67,7 @@ def prepare(
     rows = Rows(data.source)
     columns = _columns(data, rows)
     _sweep(directory)
-    scan = _scan(data, rows, encoder, columns, directory / QUARANTINE, progress)
+    scan = _scan(data, rows, encoder, columns, directory, progress)
     code, assigned = _split(data, scan, seed)
     reading = _Reading(data, rows, columns, code, before, progress)
     encoder.fit(lambda: reading.rows("fitting", code == 0))
@@ -76,11 +77,11 @@ def prepare(
     sample = leakage.Sample.of(code, len(columns), names, seed, text)
     kept, splits = _write(encoder, reading, scan, directory, sample)
     _refuse_bad(data, scan)
-    ledger = _ledger(scan, assigned, kept)
+    ledger = _ledger(scan, assigned, kept) | scan.sifted.ledger
     if isinstance(encoder, ChatEncoder):
         ledger |= audit.account(encoder, names, directory)
     found = leaks(data, encoder, sample, splits, directory)
-    notes = [*data.source.notes(), *assigned.notes, *encoder.notes, *found]
+    notes = [*data.source.notes(), *scan.sifted.notes, *assigned.notes, *encoder.notes, *found]
     card = make_card(
         data.encode.as_, encoder.inputs, encoder.targets, encoder.state(), splits, notes, names, hashes
     )
@@ -102,7 +103,7 @@ def _sweep(directory: Path) -> None:
     """Take away what an earlier run left, the card first: without it, nothing here counts as a dataset."""
     with files.disk_errors(directory):
         for path in [
-            *(directory / name for name in (CARD, LEDGER, QUARANTINE, LEAKAGE)),
+            *(directory / name for name in (CARD, LEDGER, QUARANTINE, LEAKAGE, *sifting.FILES)),
             *_written(directory),
         ]:
             if path.is_file() or path.is_symlink():
@@ -145,6 +146,7 @@ class _Scan:
     parts: list[dict[str, np.ndarray]] = field(default_factory=list)  # per chunk, of the rows left
     keys: dict[int, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
+    sifted: sifting.Sifted = field(default_factory=sifting.Sifted)
 
     def fate(self, kind: str, reason: str) -> int:
         """The number of a reason."""
@@ -166,13 +168,14 @@ def _scan(
     rows: Rows,
     encoder: Encoder,
     columns: list[str],
-    quarantine: Path,
+    directory: Path,
     progress: Progress,
 ) -> _Scan:
     content = encoder.columns(columns)
     paths = data.source.names()
-    scan = _Scan(quarantine, getattr(data.encode, "image", None))
-    files.write_bytes(quarantine, b"")
+    scan = _Scan(directory / QUARANTINE, getattr(data.encode, "image", None))
+    files.write_bytes(scan.quarantine, b"")
+    sifting.learn(data, columns)
     for chunk in rows:
         scan.read += len(chunk) + len(chunk.bad)
         scan.unread.update(row.reason for row in chunk.bad)
@@ -182,7 +185,7 @@ def _scan(
         progress("reading", scan.read)
         if scan.bad > HOPELESS and scan.bad > scan.read / 2 and scan.bad > data.max_bad * scan.read:
             break
-    _duplicates(scan)
+    _sift(data, rows, columns, scan, directory)
     _refuse_bad(data, scan)
     return scan
 
@@ -195,6 +198,7 @@ def _look(
     start = int(chunk.frame.index[0]) if len(chunk) else 0
     cleaned = clean(data.clean, chunk.frame)
     for position, keys in cleaned.keys.items():
+        keys = sifting.gathered(data.clean[position], keys, chunk)
         scan.keys.setdefault(position, []).append(keys)
     for kind, found in (("dropped", cleaned.dropped), ("quarantined", cleaned.bad)):
         for reason, ordinals in found.items():
@@ -252,26 +256,16 @@ def _quarantine(
     scan.note_bad(bad)
 
 
-def _duplicates(scan: _Scan) -> None:
-    """Resolve `drop_duplicates` over the whole source: of equal rows that reach the step, the first stays."""
+def _sift(data: DataConfig, rows: Rows, columns: list[str], scan: _Scan, directory: Path) -> None:
+    """Let the steps decide that look over the whole source."""
     if not scan.keys:
         return
     fates = np.concatenate([*scan.fates, np.zeros(0, np.int16)])
-    gone = np.zeros(len(fates), bool)
-    dropped = np.array(
-        [True, *(kind == "dropped" for kind, _ in scan.reasons)]
-    )  # the bad ones stay where they are
-    for position in sorted(scan.keys):
-        ordinals = np.concatenate([ordinals for ordinals, _ in scan.keys[position]])
-        keys = np.concatenate([keys for _, keys in scan.keys[position]])
-        ordinals, keys = ordinals[~gone[ordinals]], keys[~gone[ordinals]]
-        again = np.ones(len(ordinals), bool)
-        again[np.unique(labels(keys), return_index=True)[1]] = False
-        again = ordinals[again]
-        gone[again] = True
-        again = again[dropped[fates[again]]]
-        if len(again):
-            fates[again] = scan.fate("dropped", "duplicate")
+    bad = np.array([False, *(kind != "dropped" for kind, _ in scan.reasons)])  # these stay where they are
+    scan.sifted = sifting.sift(data, scan.keys, bad[fates], rows, columns, directory)
+    for reason, ordinals in scan.sifted.gone.items():
+        if len(ordinals):
+            fates[ordinals] = scan.fate("dropped", reason)
     scan.fates, scan.keys = [fates], {}
 
 
@@ -343,7 +337,7 @@ class _Reading:
                 self._changed("more rows")
             part = chunk.take(wanted[ordinals])
             if len(part):
-                part.frame = clean(self.data.clean, complete(part.frame, self.columns)).frame
+                part.frame = clean(self.data.clean, complete(part.frame, self.columns), again=True).frame
                 if len(part.frame) != len(part.unit):
                     self._changed("other rows")
                 yield part

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -100,3 +101,51 @@ def near_rows(random: Random, rows: int, planted: int) -> tuple[Table, list[int]
                 random.choice([str.upper, "{}.".format, " {}".format])(columns[name][source])
             )
     return table(columns, code), sorted(copies.tolist())
+
+
+def runs_of_words(text: str, length: int = 5, word: str = r"\w+") -> set[tuple[str, ...]]:
+    """The set that near-duplicates are compared by, in plain Python; a short text is one run."""
+    words = re.findall(word, text.casefold())
+    return {tuple(words[at : at + length]) for at in range(max(1, len(words) - length + 1))}
+
+
+def jaccard(one: str, other: str, length: int = 5) -> float:
+    first, second = runs_of_words(one, length), runs_of_words(other, length)
+    return len(first & second) / len(first | second)
+
+
+def near_copy(random: Random, text: str, vocabulary: Sequence[str], share: float, blank: str = " ") -> str:
+    """The text with this share of its words changed or dropped, or with sentences swapped. blank: what stands
+    between two words."""
+    kind = int(random.integers(3))
+    if kind == 2:
+        sentences = re.split(r"(?<=[.!?:;])\s+|(?<=[。！？；，])", text)
+        for _ in range(max(1, round(share * len(sentences)))):
+            one, other = random.integers(len(sentences), size=2)
+            sentences[one], sentences[other] = sentences[other], sentences[one]
+        return blank.join(sentences)
+    found = []
+    for word in text.split() if blank else text:
+        if random.random() >= share:
+            found.append(word)
+        elif kind == 0:
+            found.append(str(random.choice(vocabulary)))
+    return blank.join(found)
+
+
+def near_texts(
+    random: Random, texts: list[str], copies: int, most: float = 0.05, blank: str = " "
+) -> tuple[list[str], list[int]]:
+    """The texts with near copies of some among them, each after its original; and of each the row of its
+    original, -1 for an original."""
+    vocabulary = sorted({word for text in texts[:200] for word in (text.split() if blank else text)})
+    made = [
+        (int(of), near_copy(random, texts[of], vocabulary, random.random() * most, blank))
+        for of in random.integers(len(texts), size=copies)
+    ]
+    rows = [((float(number), 0.0), text, -1) for number, text in enumerate(texts)]
+    for of, text in made:
+        rows.append(((float(random.integers(of, len(texts))), random.random() + 0.1), text, of))
+    rows.sort(key=lambda row: row[0])
+    place = {int(number): at for at, ((number, after), _, _) in enumerate(rows) if after == 0.0}
+    return [text for _, text, _ in rows], [-1 if of < 0 else place[of] for _, _, of in rows]
