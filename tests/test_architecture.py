@@ -20,6 +20,7 @@ RUNGS = {
 LAZY = {"pyarrow", "zstandard", "sklearn", "scipy", "threadpoolctl", "pandas", "tensorboard"}
 LAZY |= {"onnxruntime", "huggingface_hub", "bitsandbytes", "transformers", "onnx", "onnxscript", "gguf"}
 LAZY |= {"rensa"}
+LAZY |= {"ftfy", "py3langid"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

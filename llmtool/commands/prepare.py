@@ -10,6 +10,7 @@ from rich.text import Text
 from llmtool.commands import Options, keys, session
 from llmtool.core import console, files
 from llmtool.core.run import hashes_of
+from llmtool.data import dropped
 from llmtool.data.audit import CLOSE, OPEN
 from llmtool.data.store import Dataset
 
@@ -36,6 +37,7 @@ def show(dataset: Dataset, directory: Path) -> None:
         if "trained" in meta:
             tokens += f", of which {100 * meta['trained'] / max(1, meta['tokens']):.3g} % are learned"
         rows.append([f"kept for {split}", f"{ledger['kept'][split]:,}{tokens}"])
+    rows += [[f"changed: {what}", f"{count:,}"] for what, count in ledger.get("changed", {}).items()]
     rows += [[f"dropped: {reason}", f"{count:,}"] for reason, count in ledger["dropped"].items()]
     rows += [[f"quarantined: {reason}", f"{count:,}"] for reason, count in ledger["quarantined"].items()]
     console.table(["", "rows"], rows)
@@ -49,6 +51,8 @@ def show(dataset: Dataset, directory: Path) -> None:
         show_mask(one["row"], one["pieces"])
     for note in card["notes"]:
         console.say(f"note: {note}")
+    if (examples := directory / dropped.FILE).is_file():
+        console.say(f"some of the rows that were dropped, for each reason: {examples}")
     console.say(f"dataset: {directory}")
 
 

@@ -32,8 +32,13 @@ from llmtool.data.image_sources import CifarSource, IdxSource, ImageFolderSource
 from llmtool.data.images import ImagesEncode
 from llmtool.data.json_sources import JsonlSource, JsonSource
 from llmtool.data.labelled import TextEncode
+from llmtool.data.language import KeepLanguages
+from llmtool.data.mojibake import FixText
 from llmtool.data.near_duplicates import DropNearDuplicates
 from llmtool.data.parquet_source import ParquetSource
+from llmtool.data.personal import PersonalData
+from llmtool.data.quality import C4Quality, GopherQuality
+from llmtool.data.repetition import GopherRepetition
 from llmtool.data.sources import CsvSource, TextSource, TsvSource
 from llmtool.data.splitting import (
     ColumnSplit,
@@ -74,7 +79,13 @@ CleanStep = Annotated[
     | Normalize
     | Replace
     | Join
-    | Length,
+    | Length
+    | FixText
+    | KeepLanguages
+    | GopherQuality
+    | GopherRepetition
+    | C4Quality
+    | PersonalData,
     Field(discriminator="step"),
 ]
 SplitConfig = Annotated[

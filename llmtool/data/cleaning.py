@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -30,12 +31,14 @@ class Cleaned:
     dropped, bad: reason -> ordinals of the rows that left for it; bad ones hold a wrong value: they are
     quarantined. keys: position of each step over the whole source -> (ordinals, what is compared) of the rows
     that reached it; which of them leave is for the caller to find, who sees them all.
+    changed: what a step wrote anew -> in how many rows, those that left later too.
     """
 
     frame: pd.DataFrame
     dropped: dict[str, np.ndarray] = field(default_factory=dict)
     bad: dict[str, np.ndarray] = field(default_factory=dict)
     keys: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    changed: Counter[str] = field(default_factory=Counter)
 
 
 def clean(steps: Sequence[Any], frame: pd.DataFrame, again: bool = False) -> Cleaned:
@@ -50,9 +53,11 @@ def clean(steps: Sequence[Any], frame: pd.DataFrame, again: bool = False) -> Cle
                 if not again:
                     result.keys[position] = step.keys(result.frame)
                 continue
-            frame, dropped, bad = step.apply(result.frame)
+            frame, dropped, bad, *changed = step.apply(result.frame)
         except ConfigError as error:
             raise ConfigError(f"data.clean.{position}: {error}") from None
+        for masks in changed:
+            result.changed.update({what: int(mask.sum()) for what, mask in masks.items() if mask.any()})
         away = np.zeros(len(frame), bool)
         for found, masks in ((result.dropped, dropped), (result.bad, bad)):
             for reason, mask in masks.items():
@@ -82,7 +87,9 @@ def on_new_rows(
         read = list(inputs) if named is None else [name for name in named if name not in targets]
         if missing := [name for name in read if name not in available]:
             notes.append(f"data.clean.{position} ({step.step}) is left out: no column {missing[0]!r} here")
-        elif read and hasattr(step, "columns"):
+        elif (
+            read and hasattr(step, "columns") and not (named is None and getattr(step, "of_all_texts", False))
+        ):
             whole = step.columns
             part = {name: whole[name] for name in read} if isinstance(whole, dict) else read
             kept.append(step.model_copy(update={"columns": part}))
@@ -99,7 +106,8 @@ def _columns_of(step: Any) -> list[str] | None:
 
 
 Masks = dict[str, np.ndarray]  # reason -> (rows,) bool
-Applied = tuple["pd.DataFrame", Masks, Masks]  # the frame, rows to drop, rows that are bad
+# The frame, rows to drop, rows that are bad; of steps that count what they write anew, rows changed.
+Applied = tuple["pd.DataFrame", Masks, Masks] | tuple["pd.DataFrame", Masks, Masks, Masks]
 
 
 def need(frame: pd.DataFrame, columns: Sequence[str], place: str) -> None:
@@ -128,7 +136,8 @@ def _spelled(
     return f"\0s{value}" if isinstance(value, str) else f"\0v{value!r}"
 
 
-def _changed(frame: pd.DataFrame, columns: dict[str, Sequence[Any]]) -> pd.DataFrame:
+def with_columns(frame: pd.DataFrame, columns: dict[str, Sequence[Any]]) -> pd.DataFrame:
+    """The frame with these columns, of dtype object, in place of its own; what came in is not changed."""
     import pandas as pd
 
     frame = frame.copy(deep=False)
@@ -140,7 +149,7 @@ def _changed(frame: pd.DataFrame, columns: dict[str, Sequence[Any]]) -> pd.DataF
 
 
 def _map_text(frame: pd.DataFrame, names: Sequence[str], change: Callable[[str], Any]) -> pd.DataFrame:
-    return _changed(
+    return with_columns(
         frame,
         {name: [change(v) if isinstance(v, str) else v for v in frame[name].tolist()] for name in names},
     )
@@ -225,7 +234,7 @@ class Types(Section):
             bad[f"{name} is not {'an' if kind == 'integer' else 'a'} {kind}".replace("a text", "text")] = (
                 wrong
             )
-        return _changed(frame, changed), {}, bad
+        return with_columns(frame, changed), {}, bad
 
 
 _TRUTH = {

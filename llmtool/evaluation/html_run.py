@@ -89,8 +89,8 @@ def data(run: Run) -> str:
         rows += [
             [f"kept for {text(split)}", f"{count:,}"] for split, count in ledger["kept"].items() if count
         ]
-        for fate in ("dropped", "quarantined"):
-            rows += [[f"{fate}: {text(why)}", f"{count:,}"] for why, count in ledger[fate].items()]
+        for fate in ("changed", "dropped", "quarantined"):
+            rows += [[f"{fate}: {text(why)}", f"{count:,}"] for why, count in ledger.get(fate, {}).items()]
     columns = (card.get("encoder") or {}).get("columns") or []
     size = ", ".join(f"{key} {value:,}" for key, value in card["inputs"].items() if isinstance(value, int))
     about = f"{len(columns)} columns as {card['encoding']}" if columns else card["encoding"]

@@ -17,6 +17,8 @@ from llmtool.core.errors import DataError
 from llmtool.data import DataConfig, audit, leakage
 from llmtool.data.chat import ChatEncoder
 from llmtool.data.cleaning import clean, contents
+from llmtool.data.dropped import FILE as EXAMPLES
+from llmtool.data.dropped import Account
 from llmtool.data.encoding import TOO_LONG, Encoder, RowError
 from llmtool.data.images import ImagesEncoder
 from llmtool.data.readers import BadRow
@@ -77,7 +79,8 @@ def prepare(
     sample = leakage.Sample.of(code, len(columns), names, seed, text)
     kept, splits = _write(encoder, reading, scan, directory, sample)
     _refuse_bad(data, scan)
-    ledger = _ledger(scan, assigned, kept) | scan.sifted.ledger
+    scan.account.write(directory)
+    ledger = _ledger(scan, assigned, kept) | scan.account.ledger() | scan.sifted.ledger
     if isinstance(encoder, ChatEncoder):
         ledger |= audit.account(encoder, names, directory)
     found = leaks(data, encoder, sample, splits, directory)
@@ -103,7 +106,7 @@ def _sweep(directory: Path) -> None:
     """Take away what an earlier run left, the card first: without it, nothing here counts as a dataset."""
     with files.disk_errors(directory):
         for path in [
-            *(directory / name for name in (CARD, LEDGER, QUARANTINE, LEAKAGE, *sifting.FILES)),
+            *(directory / name for name in (CARD, LEDGER, QUARANTINE, LEAKAGE, EXAMPLES, *sifting.FILES)),
             *_written(directory),
         ]:
             if path.is_file() or path.is_symlink():
@@ -147,6 +150,7 @@ class _Scan:
     keys: dict[int, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
     sifted: sifting.Sifted = field(default_factory=sifting.Sifted)
+    account: Account = field(default_factory=Account)
 
     def fate(self, kind: str, reason: str) -> int:
         """The number of a reason."""
@@ -173,7 +177,7 @@ def _scan(
 ) -> _Scan:
     content = encoder.columns(columns)
     paths = data.source.names()
-    scan = _Scan(directory / QUARANTINE, getattr(data.encode, "image", None))
+    scan = _Scan(directory / QUARANTINE, getattr(data.encode, "image", None), account=Account(data.clean))
     files.write_bytes(scan.quarantine, b"")
     sifting.learn(data, columns)
     for chunk in rows:
@@ -186,6 +190,7 @@ def _scan(
         if scan.bad > HOPELESS and scan.bad > scan.read / 2 and scan.bad > data.max_bad * scan.read:
             break
     _sift(data, rows, columns, scan, directory)
+    scan.account.write(directory)
     _refuse_bad(data, scan)
     return scan
 
@@ -197,6 +202,7 @@ def _look(
     fates = np.zeros(len(chunk), np.int16)
     start = int(chunk.frame.index[0]) if len(chunk) else 0
     cleaned = clean(data.clean, chunk.frame)
+    scan.account.changed.update(cleaned.changed)
     for position, keys in cleaned.keys.items():
         keys = sifting.gathered(data.clean[position], keys, chunk)
         scan.keys.setdefault(position, []).append(keys)
@@ -238,14 +244,15 @@ def _look(
 def _quarantine(
     scan: _Scan, chunk: Chunk, fates: np.ndarray, paths: list[str], details: Mapping[int, str]
 ) -> None:
-    """Write down the rows of this chunk that cleaning or splitting found bad."""
+    """Write down the rows of this chunk that cleaning or splitting found bad, and some that they dropped."""
     if not fates.any():
         return
+    scan.account.add(chunk, fates, scan.reasons, paths)
     bad = []
     for row in np.flatnonzero(fates):
         kind, reason = scan.reasons[fates[row] - 1]
         if kind == "quarantined":
-            cells = {name: value for name, value in chunk.frame.iloc[row].items() if value is not None}
+            cells = scan.account.hidden(chunk.frame.iloc[row].to_dict())
             text = json.dumps(cells, ensure_ascii=False, default=str)
             if detail := details.get(int(chunk.frame.index[row])):
                 reason = f"{reason}: {detail}"
