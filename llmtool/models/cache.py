@@ -71,7 +71,8 @@ class Sight:
     start: the position of the first column. positions: (B, T) where rows differ, else None: start, start + 1
     and so on. visible: (B or 1, 1, T, S), True where a query may look among the S keys; None: at itself and
     everything before it. by_blocks: masks are of blocks (models.flex), and `segments` is what they are made
-    from.
+    from. places, row: of tokens that are some of a row whose others are on other ranks
+    (models.context_parallel), where in it they are (T,), and what the whole row, whose keys all are here, is.
     """
 
     tokens: int
@@ -81,18 +82,22 @@ class Sight:
     device: torch.device
     by_blocks: bool = False
     segments: Tensor | None = None
+    places: Tensor | None = None
+    row: Sight | None = None
 
     def window(self, size: int) -> Mask:
         """`visible` for blocks that see the newest `size` tokens only, a token itself included."""
         # https://arxiv.org/abs/2004.05150
-        keys = self.start + self.tokens
+        keys = self.start + self.tokens if self.row is None else self.row.tokens
         if keys <= size and not torch.compiler.is_exporting():  # an exported graph must not choose
             return self.visible
         if self.by_blocks:
-            return block_mask(self.segments, self.tokens, self.device, size)
+            return block_mask(self.segments, keys, self.device, size, self.places)
         assert self.visible is None or isinstance(self.visible, Tensor)
-        query = torch.arange(self.start, keys, device=self.device).unsqueeze(1)
-        distance = query - torch.arange(keys, device=self.device)  # (T, S)
+        places = self.places
+        if places is None:
+            places = torch.arange(self.start, keys, device=self.device)
+        distance = places.unsqueeze(1) - torch.arange(keys, device=self.device)  # (T, S)
         near = (distance >= 0) & (distance < size)
         return near[None, None] if self.visible is None else self.visible & near
 

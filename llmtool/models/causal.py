@@ -14,6 +14,7 @@ from llmtool.models.headed import per_text, pool
 from llmtool.models.layers import Conv1D
 
 if TYPE_CHECKING:
+    from llmtool.models.context_parallel import Shared
     from llmtool.models.transformer import TransformerConfig
 
 
@@ -30,6 +31,9 @@ class Transformer(nn.Module):
     score: nn.Linear
     labels: list[str] | None
     head_is_new: bool = False
+    shared: Shared | None = (
+        None  # what ranks that have parts of a row share, as models.context_parallel sets it
+    )
 
     def __init__(self, config: TransformerConfig, inputs: Tokens) -> None:
         super().__init__()
@@ -74,9 +78,12 @@ class Transformer(nn.Module):
 
     def hidden(self, inputs: Tensor, segments: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """(B, T) ids -> (B, T, D), what `logits` reads. segments, cache: as forward's."""
+        by_blocks = usable(inputs.device) and not self.drops_attention
+        if self.shared is not None and self.training and cache is None:
+            assert self.shared.ranks * inputs.shape[1] <= self.context, "more tokens than the context"
+            return self.body(inputs, self.shared.look(inputs, segments, by_blocks), self.shared)
         before = 0 if cache is None else cache.length
         assert before + inputs.shape[1] <= self.context, "more tokens than the context"
-        by_blocks = usable(inputs.device) and not self.drops_attention
         capped = self.config.attention_soft_cap is not None
         x = self.body(inputs, look(inputs, segments, cache, by_blocks, capped), cache)
         if cache is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from llmtool.core.contracts import IGNORE
 from llmtool.models.causal import Transformer
+from llmtool.models.collectives import Part, joined, reduced
 
 LARGE_VOCABULARY = 4096  # smaller ones go through as a whole
 LARGE = 2**26  # logits from which chunks pay: of so many the whole path holds about a gigabyte
@@ -26,12 +27,16 @@ FEWEST = {"cuda": 1024, "cpu": 128}
 
 @dataclass(frozen=True)
 class Output:
-    """An output layer: logits are `weight` (V, D) times a vector plus `bias`, kept below `cap`."""
+    """An output layer: logits are `weight` (V, D) times a vector plus `bias`, kept below `cap`.
+
+    part: where ranks share the vocabulary (models.tensor_parallel), and V is what this one has of it.
+    """
 
     weight: Tensor
     bias: Tensor | None
     cap: float | None
     rows: int  # of a chunk
+    part: Part | None = None
 
     def chunk_bytes(self, low: bool) -> int:
         """What lives beside the results while a chunk is worked on. low: of products in 16 bits."""
@@ -49,7 +54,8 @@ class Output:
         wanted = [
             grad and each is not None and each.requires_grad for each in (hidden, self.weight, self.bias)
         ]
-        given = (hidden, self.weight, self.bias, targets, self.cap, self.rows, dtype, *wanted)
+        part = (None, 0) if self.part is None else (self.part.group, self.part.first)
+        given = (hidden, self.weight, self.bias, targets, self.cap, self.rows, dtype, *wanted, *part)
         return (_Seen.apply if seen else torch.ops.llmtool.linear_cross_entropy)(*given)[0]
 
     def judged(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,6 +64,8 @@ class Output:
         for start in range(0, len(hidden), self.rows):
             scores = F.linear(hidden[start : start + self.rows], self.weight, self.bias)
             logits = _capped(scores, self.cap).float()
+            if self.part is not None:
+                logits = joined(logits, self.part)
             those = targets[start : start + self.rows]
             nats.append(F.cross_entropy(logits, those, ignore_index=IGNORE, reduction="none"))
             first.append(logits.argmax(dim=-1))
@@ -73,13 +81,15 @@ def output_of(model: nn.Module, positions: int, device: str = "") -> Output | No
     if not isinstance(model, Transformer) or not model.writes:
         return None
     head, cap = model.output
-    if type(head) is not nn.Linear:
+    part: Part | None = getattr(head, "part", None)
+    if type(head) is not nn.Linear and part is None:
         return None
+    assert isinstance(head, nn.Linear)
     vocabulary = head.out_features
     if vocabulary < LARGE_VOCABULARY or positions * vocabulary < LARGE:
         return None
     fewest = FEWEST.get(device or head.weight.device.type, FEWEST["cpu"])
-    return Output(head.weight, head.bias, cap, max(fewest, CHUNK // vocabulary))
+    return Output(head.weight, head.bias, cap, max(fewest, CHUNK // head.weight.shape[0]), part)
 
 
 def _place(tensor: Tensor) -> str:
@@ -93,7 +103,8 @@ def _capped(scores: Tensor, cap: float | None) -> Tensor:
 
 SCHEMA = (
     "(Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, float? cap, SymInt rows, ScalarType dtype, "
-    "bool of_hidden, bool of_weight, bool of_bias) -> (Tensor, Tensor, Tensor, Tensor)"
+    "bool of_hidden, bool of_weight, bool of_bias, str? group, SymInt first) -> "
+    "(Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -108,13 +119,18 @@ def _compute(
     of_hidden: bool,
     of_weight: bool,
     of_bias: bool,
+    group: str | None,
+    first: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The summed loss, and its gradients: (N, D), (V, D), (V,), each empty where it is not wanted.
 
     dtype: of the products. The gradients' products in float16 would lose what a scaled loss keeps: they are
-    in float32.
+    in float32. group: of ranks that share the vocabulary, of which `first` is this one's first; the greatest
+    logit, the target's and the sum of a row go round, and at last the gradient of what all of them read.
     """
-    found = _empty(hidden, weight, bias, targets, cap, rows, dtype, of_hidden, of_weight, of_bias)
+    found = _empty(
+        hidden, weight, bias, targets, cap, rows, dtype, of_hidden, of_weight, of_bias, group, first
+    )
     total, to_hidden, to_weight, to_bias = found
     for gradient in (total, to_weight, to_bias):
         gradient.zero_()
@@ -124,20 +140,29 @@ def _compute(
     offset = None if bias is None else bias.to(dtype)
     with torch.autocast(_place(hidden), enabled=False):
         for start, those, there in _chunks(targets, rows):
+            here = there
+            if group is not None:
+                those = those - first
+                here = there & (those >= 0) & (those < len(weight))
+                those = those.clamp(0, len(weight) - 1)
             part = hidden[start : start + rows].to(dtype)
             scores = F.linear(part, low, offset)  # (R, V)
             slope = None if cap is None else 1 - torch.tanh(scores / cap).float().square()
             logits = _capped(scores, cap).float()
             del scores
             most, target = logits.amax(dim=1, keepdim=True), logits.gather(1, those)  # (R, 1)
+            if group is not None:
+                most, target = reduced(most, group, "max"), reduced(target.where(here, 0.0), group)
             share = logits.sub_(most).exp_()  # in place: where products are in float32, these are the scores
             norm = share.sum(dim=1, keepdim=True)
+            if group is not None:
+                norm = reduced(norm, group)
             total += torch.where(there, most + norm.log() - target, 0.0).sum()
             if not (of_hidden or of_weight or of_bias):
                 del logits, share, slope
                 continue
             change = share.div_(norm)
-            change.scatter_add_(1, those, torch.full_like(norm, -1.0)).masked_fill_(~there, 0.0)
+            change.scatter_add_(1, those, -here.float()).masked_fill_(~there, 0.0)
             if slope is not None:
                 change.mul_(slope)
             if of_bias:
@@ -150,6 +175,8 @@ def _compute(
             elif of_weight:
                 to_weight += change.T @ part
             del logits, share, change, slope  # before the next chunk is made
+    if group is not None and of_hidden:
+        to_hidden.copy_(reduced(to_hidden, group))
     return found
 
 
@@ -169,7 +196,7 @@ _operation = torch.library.custom_op(
 @_operation.register_fake
 def _empty(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The results without their values; arguments as _compute's."""
-    dtype, of_hidden, of_weight, of_bias = rest[-4:]
+    dtype, of_hidden, of_weight, of_bias = rest[4:8]
     back = torch.float32 if dtype == torch.float16 else dtype
     vocabulary, width = weight.shape
     return (
@@ -183,7 +210,7 @@ def _empty(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:])
-    ctx.wanted, ctx.dtypes = inputs[7:], (inputs[0].dtype, inputs[1].dtype, torch.float32)
+    ctx.wanted, ctx.dtypes = inputs[7:10], (inputs[0].dtype, inputs[1].dtype, torch.float32)
 
 
 def _backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
@@ -192,7 +219,7 @@ def _backward(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
         (each * gradient).to(dtype) if wanted and gradient is not None else None
         for each, wanted, dtype in zip(ctx.saved_tensors, ctx.wanted, ctx.dtypes, strict=True)
     ]
-    return *found, None, None, None, None, None, None, None
+    return *found, *[None] * 9
 
 
 _operation.register_autograd(_backward, setup_context=_keep)

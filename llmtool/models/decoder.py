@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from llmtool.core.contracts import OutputSpec, Tokens
 from llmtool.models.cache import Cache, Sight
 from llmtool.models.causal import Transformer, initialise
-from llmtool.models.layers import Mask, OffsetRMSNorm, RMSNorm, attend, rotate
+from llmtool.models.layers import Mask, OffsetRMSNorm, RMSNorm, attend, cut, rotate
+from llmtool.models.plan import Fused, Plan
 from llmtool.models.relatives import RELATIVES
 from llmtool.models.rope import ScaledRotary
 
@@ -54,7 +55,7 @@ class DecoderAttention(nn.Module):
     def forward(self, x: Tensor, angles: Turn, mask: Mask, cache: Cache | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         query, key, value = (
-            self.qkv_proj(x).split(self.sizes, dim=2)
+            cut(self.qkv_proj(x), self.sizes)
             if self.fused
             else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         )
@@ -191,6 +192,26 @@ class Decoder(Transformer):
     def embeddings(self) -> list[nn.Module]:
         """The table of ids."""
         return [self.model.embed_tokens]
+
+    @property
+    def plan(self) -> Plan:
+        """How its layers are split among ranks."""
+        heads, shared = self.config.heads, self.config.key_value_heads
+        whole = RELATIVES[self.config.architecture].query_norm == "all"
+        return {
+            "model.embed_tokens": "vocabulary",
+            "model.layers.*.self_attn": "entry",
+            "model.layers.*.self_attn.[qkv]_proj": "columns",
+            "model.layers.*.self_attn.qkv_proj": Fused((heads, shared, shared)),
+            "model.layers.*.self_attn.[qk]_norm": "normalised" if whole else "each",
+            "model.layers.*.self_attn.o_proj": "rows",
+            "model.layers.*.mlp": "entry",
+            "model.layers.*.mlp.gate_proj": "columns",
+            "model.layers.*.mlp.up_proj": "columns",
+            "model.layers.*.mlp.gate_up_proj": Fused((1, 1)),
+            "model.layers.*.mlp.down_proj": "rows",
+            "lm_head": "gathered",
+        }
 
     def body(self, inputs: Tensor, sight: Sight, cache: Cache | None) -> Tensor:
         """(B, T) ids -> (B, T, D): everything before the output layer."""

@@ -19,6 +19,7 @@ from llmtool.core.contracts import Classes, InputSpec, OutputSpec, Tokens, Value
 from llmtool.core.errors import ConfigError
 from llmtool.models.headed import Headed, per_text, pool
 from llmtool.models.layers import Rotary, document_positions, rotate
+from llmtool.models.plan import Fused, Plan
 
 MAX_ROTARY = 2**28  # numbers in the rotary tables
 DERIVED: Any = None  # the default of keys that follow from others, until `_resolve` has filled them in
@@ -183,6 +184,23 @@ class Encoder(Headed):
         """The tables of ids, positions and types, with the norm after them."""
         return [self.embed]
 
+    @property
+    def plan(self) -> Plan:
+        """How its layers are split among ranks."""
+        gated = self.config.architecture == "modernbert"
+        return {
+            "embed.tokens": "vocabulary",
+            "layers.*.attention": "entry",
+            "layers.*.attention.query": "columns",
+            "layers.*.attention.key": "columns",
+            "layers.*.attention.value": "columns",
+            "layers.*.attention.query_key_value": Fused((1, 1, 1)),
+            "layers.*.attention.output": "rows",
+            "layers.*.feed_forward": "entry",
+            "layers.*.feed_forward.widen": Fused((1, 1)) if gated else "columns",
+            "layers.*.feed_forward.narrow": "rows",
+        }
+
     def flops(self, tokens: int) -> int:
         """FLOPs of one row of `tokens` tokens, forward and backward."""
         c = self.config
@@ -242,8 +260,8 @@ def within(length: int, distance: int, device: torch.device) -> Tensor:
     return (at.unsqueeze(0) - at.unsqueeze(1)).abs() <= distance
 
 
-def _split(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)  # (B, T, D) -> (B, H, T, E)
+def _split(x: Tensor, head_width: int) -> Tensor:
+    return x.unflatten(2, (-1, head_width)).transpose(1, 2)  # (B, T, D) -> (B, H, T, E)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
@@ -296,7 +314,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.heads, self.dropout = config.heads, config.dropout
+        self.head_width, self.dropout = config.width // config.heads, config.dropout
         self.query = nn.Linear(config.width, config.width)
         self.key = nn.Linear(config.width, config.width)
         self.value = nn.Linear(config.width, config.width)
@@ -304,7 +322,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        query, key, value = (_split(part(x), self.heads) for part in (self.query, self.key, self.value))
+        query, key, value = (_split(part(x), self.head_width) for part in (self.query, self.key, self.value))
         return self.output(_attend(query, key, value, mask, self.dropout if self.training else 0.0))
 
 
@@ -347,14 +365,14 @@ class ModernAttention(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.heads, self.dropout = config.heads, config.dropout
+        self.head_width, self.dropout = config.width // config.heads, config.dropout
         self.query_key_value = nn.Linear(config.width, 3 * config.width, bias=False)
         self.output = nn.Linear(config.width, config.width, bias=False)
 
     def forward(self, x: Tensor, mask: Tensor | None, angles: tuple[Tensor, Tensor]) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         parts = self.query_key_value(x).chunk(3, dim=2)  # (B, T, D) each
-        query, key, value = (_split(part, self.heads) for part in parts)
+        query, key, value = (_split(part, self.head_width) for part in parts)
         query, key = rotate(query, angles), rotate(key, angles)
         return self.output(_attend(query, key, value, mask, self.dropout if self.training else 0.0))
 

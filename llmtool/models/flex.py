@@ -27,15 +27,23 @@ def usable(device: torch.device) -> bool:
     return off is None and device.type == "cuda" and torch.compiler.is_dynamo_compiling()
 
 
-def block_mask(segments: Tensor | None, tokens: int, device: torch.device, window: int | None) -> BlockMask:
+def block_mask(
+    segments: Tensor | None,
+    tokens: int,
+    device: torch.device,
+    window: int | None,
+    places: Tensor | None = None,
+) -> BlockMask:
     """Each token may look at itself and at earlier ones of its document, the newest `window` of these.
 
     segments: (B, T) document numbers, 0 at filling; None: each row is one. Which blocks have work follows
     from the least and the highest number in each: no T x T mask is made, and nothing is waited for. Blocks of
-    filling alone look at nothing, and what they find is 0.
+    filling alone look at nothing, and what they find is 0. places: (Q,) where in the row the tokens that look
+    are, whole blocks of it; None: all of them look.
     """
     count = -(-tokens // BLOCK)
-    query = torch.arange(count, device=device)[:, None]  # of blocks
+    query = torch.arange(count, device=device) if places is None else places[::BLOCK] // BLOCK  # of blocks
+    looking, query = query, query[:, None]
     key = torch.arange(count, device=device)
     some = (key <= query)[None]  # (B or 1, Q, S)
     # the last block is ragged: the kernel has to look at its edge
@@ -48,11 +56,14 @@ def block_mask(segments: Tensor | None, tokens: int, device: torch.device, windo
         numbers = F.pad(segments, (0, count * BLOCK - tokens))
         numbers = torch.where(numbers == 0, FILLING, numbers).view(len(segments), count, BLOCK)
         low, high = numbers.amin(dim=2), numbers.amax(dim=2)  # (B, Q)
-        meet = (low[:, :, None] <= high[:, None]) & (low[:, None] <= high[:, :, None])
-        some = some & meet & (low < FILLING)[:, :, None]
-        every = every & some & (low[:, :, None] == high[:, None]) & (low[:, None] == high[:, :, None])
+        least, most = low[:, looking, None], high[:, looking, None]  # (B, Q, 1) of those that look
+        meet = (least <= high[:, None]) & (low[:, None] <= most)
+        some = some & meet & (least < FILLING)
+        every = every & some & (least == high[:, None]) & (low[:, None] == most)
 
     def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        if places is not None:
+            query = places[query]
         seen = query >= key
         if window is not None:
             seen = seen & (query - key < window)
@@ -65,7 +76,7 @@ def block_mask(segments: Tensor | None, tokens: int, device: torch.device, windo
         *_ordered(every),
         BLOCK_SIZE=BLOCK,
         mask_mod=visible,
-        seq_lengths=(tokens, tokens),
+        seq_lengths=(tokens if places is None else len(places), tokens),
     )
 
 

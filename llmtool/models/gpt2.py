@@ -14,6 +14,7 @@ from llmtool.core.contracts import OutputSpec, Tokens
 from llmtool.models.cache import Cache, Sight
 from llmtool.models.causal import Transformer, initialise
 from llmtool.models.layers import Conv1D, Mask, attend
+from llmtool.models.plan import Fused, Plan
 
 if TYPE_CHECKING:
     from llmtool.models.transformer import TransformerConfig
@@ -24,7 +25,7 @@ class GPT2Attention(nn.Module):
 
     def __init__(self, config: TransformerConfig, index: int) -> None:
         super().__init__()
-        self.index, self.heads, self.dropout = index, config.heads, config.dropout
+        self.index, self.head_width, self.dropout = index, config.head_width, config.dropout
         self.c_attn = Conv1D(config.width, 3 * config.width)
         self.c_proj = Conv1D(config.width, config.width)
         self.resid_dropout = nn.Dropout(config.dropout)
@@ -32,7 +33,7 @@ class GPT2Attention(nn.Module):
     def forward(self, x: Tensor, mask: Mask, cache: Cache | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         query, key, value = (
-            part.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, T, D) -> (B, H, T, E)
+            part.unflatten(2, (-1, self.head_width)).transpose(1, 2)  # (B, T, D) -> (B, H, T, E)
             for part in self.c_attn(x).chunk(3, dim=2)
         )
         if cache is not None:
@@ -112,6 +113,20 @@ class GPT2(Transformer):
     def embeddings(self) -> list[nn.Module]:
         """The tables of ids and of positions."""
         return [self.transformer.wte, self.transformer.wpe]
+
+    @property
+    def plan(self) -> Plan:
+        """How its layers are split among ranks."""
+        return {
+            "transformer.wte": "vocabulary",
+            "transformer.h.*.attn": "entry",
+            "transformer.h.*.attn.c_attn": Fused((1, 1, 1)),
+            "transformer.h.*.attn.c_proj": "rows",
+            "transformer.h.*.mlp": "entry",
+            "transformer.h.*.mlp.c_fc": "columns",
+            "transformer.h.*.mlp.c_proj": "rows",
+            "lm_head": "gathered",
+        }
 
     def body(self, inputs: Tensor, sight: Sight, cache: Cache | None) -> Tensor:
         """(B, T) ids -> (B, T, D): everything before the output layer."""

@@ -35,8 +35,13 @@ class Conv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        flat = torch.addmm(self.bias, x.reshape(-1, self.in_features), self.weight)
-        return flat.view(*x.shape[:-1], self.out_features)
+        flat = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight)
+        return flat.view(*x.shape[:-1], flat.shape[-1])
+
+
+def cut(x: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """(..., sum of sizes) -> (..., size) of each; of a rank's part of `x`, that part of each."""
+    return x.split([size * x.shape[-1] // sum(sizes) for size in sizes], dim=-1)
 
 
 class RMSNorm(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from llmtool.core.config import Section
 from llmtool.core.contracts import Classes, Features, InputSpec, OutputSpec, Values
 from llmtool.core.errors import ConfigError
+from llmtool.models.plan import Plan
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
@@ -103,6 +104,11 @@ class MLP(nn.Module):
     def embeddings(self) -> list[nn.Module]:
         """None: a row is numbers already."""
         return []
+
+    @property
+    def plan(self) -> Plan:
+        """How its layers are split among ranks: norms and activations see whole rows."""
+        return {"body.*.linear": "gathered"}
 
     def flops(self, tokens: int = 1) -> int:
         """FLOPs of one row, forward and backward; the first layer's inputs need no gradient."""

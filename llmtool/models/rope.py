@@ -191,6 +191,10 @@ class ScaledRotary(Rotary):
 
     def at(self, sight: Sight, cache: Cache | None) -> tuple[Tensor, Tensor]:
         """Cosines and sines, (T, E/2), or (B, 1, T, E/2) where rows stand at different positions."""
+        if sight.row is not None:
+            assert sight.places is not None
+            cosine, sine = self.at(sight.row, None)
+            return cosine[..., sight.places, :], sine[..., sight.places, :]
         near = self(sight.tokens, sight.positions, sight.start)
         if self.far is None:
             return near

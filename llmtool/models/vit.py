@@ -17,6 +17,7 @@ from llmtool.core.contracts import Classes, Images, InputSpec, OutputSpec, Value
 from llmtool.core.errors import ConfigError
 from llmtool.models.headed import Headed, of_pictures
 from llmtool.models.layers import DropPath, LayerScale
+from llmtool.models.plan import Plan
 
 MAX_PATCHES = 65_536  # of a picture: attention is quadratic in them
 DERIVED: Any = None  # the default of keys that follow from others, until `_resolve` has filled them in
@@ -161,6 +162,21 @@ class ViT(Headed):
         """The patches' projection with the positions and the tokens beside them."""
         return [self.embed]
 
+    @property
+    def plan(self) -> Plan:
+        """How its layers are split among ranks."""
+        return {
+            "layers.*.attention": "entry",
+            "layers.*.attention.query": "columns",
+            "layers.*.attention.key": "columns",
+            "layers.*.attention.value": "columns",
+            "layers.*.attention.output": "rows",
+            "layers.*.feed_forward": "entry",
+            "layers.*.feed_forward.gate": "columns",
+            "layers.*.feed_forward.widen": "columns",
+            "layers.*.feed_forward.narrow": "rows",
+        }
+
     def flops(self, tokens: int = 1) -> int:
         """FLOPs of one picture of the size of `inputs`, forward and backward; pixels need no gradient."""
         c = self.config
@@ -257,7 +273,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.heads, self.dropout = config.heads, config.dropout
+        self.head_width, self.dropout = config.width // config.heads, config.dropout
         self.query = nn.Linear(config.width, config.width)
         self.key = nn.Linear(config.width, config.width)
         self.value = nn.Linear(config.width, config.width)
@@ -266,7 +282,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, P, D) -> (B, P, D)."""
         query, key, value = (
-            part(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, P, D) -> (B, H, P, E)
+            part(x).unflatten(2, (-1, self.head_width)).transpose(1, 2)  # (B, P, D) -> (B, H, P, E)
             for part in (self.query, self.key, self.value)
         )
         dropout = self.dropout if self.training else 0.0
