@@ -11,7 +11,7 @@ What a rank sends and receives in a step, in bytes: N ranks, B rows of T tokens 
 width D, L blocks, vocabulary V, s bytes a number in the model's products, 4 in float32:
 
     blocks      8 (N - 1) / N * L * B T D s      attention and feed-forward: a sum forward, one backward each
-    recomputed  4 (N - 1) / N * B T D s          more for each block that is made again for the backward pass
+    recomputed  2 (N - 1) / N * B T D s          more for each block made again (4 where dropout is)
     embedding   2 (N - 1) / N * B T D s          a sum forward
     output      (N - 1) / N * B T (V + 2 D) s    logits gathered; the gradient of their input summed
     or          2 (N - 1) / N * B T (12 + 4 D)   where the loss is made in chunks (models.chunked)

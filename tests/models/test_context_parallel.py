@@ -17,7 +17,7 @@ from llmtool.models.recompute import recompute
 from llmtool.models.tensor_parallel import split, whole
 from llmtool.models.transformer import TransformerConfig
 from llmtool.tasks.language import LanguageTask
-from tests.models.test_tensor_parallel import DECODERS, SIZES, distance, mesh_of
+from tests.models.test_tensor_parallel import DECODERS, SIZES, Moved, distance, mesh_of
 from tests.two import run_ranks
 
 LONG = {"kind": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "original_context": 10}
@@ -106,12 +106,26 @@ def refusals(mesh):
     return [*said, str(error.value)]
 
 
+def moved(mesh):
+    """Bytes of steps with and without blocks that are made again, and what the module's table says."""
+    model, batch, found = decoder("llama"), batch_of(True), []
+    share_context(model, mesh)
+    config, tokens = model.config, batch.inputs.numel()
+    for again in (0, 1, 2):
+        recompute(model, again)
+        with Moved(2) as seen:
+            LanguageTask().loss(model, cut(batch, mesh)).total.backward()
+        keys = tokens * config.key_value_heads * config.head_width * 4
+        found.append((seen.bytes, (4 * config.depth + 2 * again) * keys // 2 + 4 * tokens // 2))
+    return found
+
+
 def work():
     mesh = mesh_of(1, context=2)
     found = {
         (name, kind): beside_one_process(name, mesh, kind == "packed") for name in ROWS for kind in PACKED
     }
-    return found | {"refusals": refusals(mesh)}
+    return found | {"refusals": refusals(mesh), "moved": moved(mesh)}
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +140,11 @@ def test_two_ranks_find_what_one_process_finds(told, name, kind):
         assert found["loss"] < 1e-5
         assert max(found["gradients"].values()) < 1e-5, found["gradients"]
         assert found["whole"]
+
+
+def test_as_many_bytes_travel_as_the_table_says(told):
+    for found, said in told[0]["moved"]:
+        assert found == said
 
 
 def test_what_cannot_be_shared_is_refused(told):

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.distributed.device_mesh import init_device_mesh
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmtool.core.contracts import IGNORE, Batch, Classes, Features, Images, NextToken, Tokens
 from llmtool.core.errors import ConfigError
@@ -219,10 +220,50 @@ def in_chunks(mesh):
     return distance(again, nats), max(distance(others[key], each) for key, each in gradients.items())
 
 
+class Moved(TorchDispatchMode):
+    """Bytes that a rank of N receives: (N - 1) / N of what is gathered or scattered, twice that of a sum."""
+
+    def __init__(self, ranks):
+        super().__init__()
+        self.ranks, self.bytes = ranks, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **kwargs or {})
+        name = str(function).split(".")[1]
+        if name in SHARES:
+            both = max(each.numel() * each.element_size() for each in (args[0], found))
+            self.bytes += SHARES[name] * (self.ranks - 1) * both // self.ranks
+        return found
+
+
+SHARES = {"all_reduce": 2, "all_gather_into_tensor": 1, "reduce_scatter_tensor": 1}
+
+
+def moved(mesh):
+    """Bytes of steps with and without blocks that are made again, and what the module's table says."""
+    model = decoder("llama untied").train()
+    config, batch, found = model.config, batch_of(model), []
+    split(model, mesh)
+    tokens, width = batch.inputs.numel(), config.width
+    for again in (0, 1, 2):
+        recompute(model, again)
+        with Moved(2) as seen:
+            loss_of(model, batch).backward()
+        block, output = tokens * width * 4, tokens * (62 + 2 * width) * 4  # 61 tokens: 31 of each rank
+        said = (8 * config.depth + 2 * again + 2) * block // 2 + output // 2
+        found.append((seen.bytes, said))
+    return found
+
+
 def work():
     mesh = mesh_of(2)
     found = {name: beside_one_process(name, mesh) for name in MODELS}
-    others = {"refusals": refusals(mesh), "steps": after_steps(mesh), "chunks": in_chunks(mesh)}
+    others = {
+        "refusals": refusals(mesh),
+        "steps": after_steps(mesh),
+        "chunks": in_chunks(mesh),
+        "moved": moved(mesh),
+    }
     return found | others
 
 
@@ -254,6 +295,11 @@ def test_optimizers_and_clipping_take_the_steps_of_one_process(told):
 
 def test_logits_in_chunks_are_of_a_part_of_the_vocabulary(told):
     assert all(max(rank["chunks"]) < 1e-5 for rank in told)
+
+
+def test_as_many_bytes_travel_as_the_table_says(told):
+    for found, said in told[0]["moved"]:
+        assert found == said
 
 
 def test_what_cannot_be_split_is_refused(told):
