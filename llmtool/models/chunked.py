@@ -139,25 +139,14 @@ def _compute(
     of_products = low if back == dtype else weight.to(back)
     offset = None if bias is None else bias.to(dtype)
     with torch.autocast(_place(hidden), enabled=False):
-        for start, those, there in _chunks(targets, rows):
-            here = there
-            if group is not None:
-                those = those - first
-                here = there & (those >= 0) & (those < len(weight))
-                those = those.clamp(0, len(weight) - 1)
+        for start, those, there, here in _chunks(targets, rows, first, len(weight)):
             part = hidden[start : start + rows].to(dtype)
             scores = F.linear(part, low, offset)  # (R, V)
             slope = None if cap is None else 1 - torch.tanh(scores / cap).float().square()
             logits = _capped(scores, cap).float()
             del scores
-            most, target = logits.amax(dim=1, keepdim=True), logits.gather(1, those)  # (R, 1)
-            if group is not None:
-                most, target = reduced(most, group, "max"), reduced(target.where(here, 0.0), group)
-            share = logits.sub_(most).exp_()  # in place: where products are in float32, these are the scores
-            norm = share.sum(dim=1, keepdim=True)
-            if group is not None:
-                norm = reduced(norm, group)
-            total += torch.where(there, most + norm.log() - target, 0.0).sum()
+            share, norm, nats = _judged(logits, those, here, group)
+            total += torch.where(there, nats, 0.0).sum()
             if not (of_hidden or of_weight or of_bias):
                 del logits, share, slope
                 continue
@@ -180,12 +169,29 @@ def _compute(
     return found
 
 
-def _chunks(targets: Tensor, rows: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Where each chunk starts, its targets (R, 1), 0 for IGNORE, and which are none (R, 1)."""
+def _judged(logits: Tensor, those: Tensor, here: Tensor, group: str | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (R, V) less the greatest of their row as powers of e, in their place; the sum of each row and
+    its cross entropy, (R, 1) each. those, here: targets, and which are among these logits."""
+    most, target = logits.amax(dim=1, keepdim=True), logits.gather(1, those)  # (R, 1)
+    if group is not None:
+        most, target = reduced(most, group, "max"), reduced(target.where(here, 0.0), group)
+    share = logits.sub_(most).exp_()  # in place: where products are in float32, these are the scores
+    norm = share.sum(dim=1, keepdim=True)
+    if group is not None:
+        norm = reduced(norm, group)
+    return share, norm, most + norm.log() - target
+
+
+def _chunks(
+    targets: Tensor, rows: int, first: int, size: int
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Where each chunk starts, its targets among `size` from `first` on (R, 1), which are no IGNORE, and
+    which are among them; the others are some number."""
     for start in range(0, len(targets), rows):
         those = targets[start : start + rows, None]
-        there = those != IGNORE
-        yield start, those.masked_fill(~there, 0), there
+        there, places = those != IGNORE, those - first
+        here = there & (places >= 0) & (places < size)
+        yield start, places.masked_fill(~here, 0), there, here
 
 
 _operation = torch.library.custom_op(
