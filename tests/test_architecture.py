@@ -19,8 +19,7 @@ RUNGS = {
 # pandas (0.3 s), which commands that read no rows do without.
 LAZY = {"pyarrow", "zstandard", "sklearn", "scipy", "threadpoolctl", "pandas", "tensorboard"}
 LAZY |= {"onnxruntime", "huggingface_hub", "bitsandbytes", "transformers", "onnx", "onnxscript", "gguf"}
-LAZY |= {"rensa"}
-LAZY |= {"ftfy", "py3langid"}
+LAZY |= {"rensa", "ftfy", "py3langid", "ray"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

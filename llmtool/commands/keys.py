@@ -1,8 +1,9 @@
 """What the work of each stage depends on: the slice of the file that it reads, its inputs, and our code.
 
-Two things are in no key. The place of a run: it may be renamed. The machine, but for `describe`, which speaks
-of it: `device: auto` asks for whatever there is, and a training of days must not begin again because somebody
-looks at it on a laptop; the result says where it was made, and the command says where that differs.
+Three things are in no key. The place of a run: it may be renamed. Where the work of preparing is done: that
+gives the same bytes. The machine, but for `describe`, which speaks of it: `device: auto` asks for whatever
+there is, and a training of days must not begin again because somebody looks at it on a laptop; the result
+says where it was made, and the command says where that differs.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def prepare(loaded: Loaded, hash_file: HashFile) -> Key:
         for path in data.encode.files():
             if not path.is_file():
                 raise ConfigError(f"data.encode.like_model: {model}: no {path.name} in it")
-    return _key(loaded.slice(*READS["prepare"]), data_hashes(data, hash_file))
+    reads = loaded.slice(*READS["prepare"])
+    reads["data"] = {name: value for name, value in reads["data"].items() if name != "engine"}
+    return _key(reads, data_hashes(data, hash_file))
 
 
 def describe(

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from llmtool.core import files
+from llmtool.core.cluster import RayEngine
 from llmtool.core.config import Section
 from llmtool.core.files import HashFile
+from llmtool.core.pool import LocalEngine
 from llmtool.data.chat import ChatEncode
 from llmtool.data.cleaning import (
     DropDuplicates,
@@ -104,6 +106,7 @@ EncodeConfig = Annotated[
     FeaturesEncode | TokensEncode | TextEncode | ChatEncode | MovesEncode | ImagesEncode,
     Field(discriminator="as_"),
 ]
+EngineConfig = Annotated[LocalEngine | RayEngine, Field(discriminator="name")]
 
 
 class DataConfig(Section):
@@ -124,6 +127,10 @@ class DataConfig(Section):
         default="report",
         description="what to do about rows or columns that tell of validation and test what only they should",
     )
+    engine: EngineConfig = Field(
+        default=LocalEngine(),
+        description="where cleaning and tokenising are done; the dataset is the same wherever that is",
+    )
     max_bad: float = Field(
         default=0.01,
         ge=0,
@@ -140,6 +147,11 @@ class DataConfig(Section):
             by = "files" if isinstance(source.get("path"), dict) else "order" if whole else "random"
             return {**data, "split": {"by": by}}
         return data
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _is_local(cls, engine: Any) -> Any:
+        return {"name": "local", **engine} if isinstance(engine, dict) else engine
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -25,6 +25,9 @@ class RowError(DataError):
         super().__init__(message)
         self.file, self.line = file, line
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RowError, (self.file, self.line, *self.args)
+
 
 Chunks = Callable[[], Iterator["Chunk"]]  # each call reads the rows again from the start
 

@@ -210,9 +210,10 @@ class _Gather:
             line, value = item
             self.lines.append(line)
             self.values.append(value)
+            cells = value.values() if isinstance(value, dict) else value
             kind = type(value)
             self.characters += (
-                len(value) if kind is str else sum(map(len if kind is list else _length, value))
+                len(value) if kind is str else sum(map(len if kind is list else _length, cells))
             )
         return len(self.values) + len(self.bad) >= self.rows or self.characters > CHUNK_CHARACTERS
 

@@ -64,6 +64,11 @@ class FittedTokenizer:
         )
         self._table = _character_table(self.tokenizer, self.unknown) if self.kind == "characters" else None
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As it was, in another process; the library does not send how special tokens are encoded."""
+        self.__dict__ |= state
+        self.tokenizer.encode_special_tokens = True
+
     def encode(self, texts: list[str]) -> list[Any]:
         """A sized thing for each text, which `ids` turns into numbers: the slow part, off the main thread."""
         if self.kind == "bytes":

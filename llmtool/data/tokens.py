@@ -6,7 +6,6 @@ import re
 import sys
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -16,6 +15,7 @@ from pydantic import Field, model_validator
 
 from llmtool.core.config import Section
 from llmtool.core.contracts import Tokens
+from llmtool.core.engine import Engine, Packed, Pending
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data.encoding import Chunks, Refusals
 from llmtool.data.features import find_column
@@ -93,6 +93,7 @@ class TokenEncoder:
         self.start_of_document, self.end_of_document = config.start_of_document, config.end_of_document
         self.tokenizer: FittedTokenizer | None = None
         self.notes: list[str] = []
+        self.engine: Engine | None = None  # what tokenises for the writers; None: each has a thread for it
         self._saved: Path | None = None
         self._last: dict[int, int] = {}  # unit -> last ordinal that any split's writer has seen of it
 
@@ -268,8 +269,11 @@ class TokenWriter:
         self._starts: deque[tuple[int, int]] = deque()  # file and line where the next documents start
         self._batch: list[_Block] = []
         self._characters = self._rows = self._bytes = self._unknown = 0
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
-        self._running: deque[tuple[list[_Block], Future[list[Any]]]] = deque()
+        self._engine = encoder.engine or Engine()
+        self._work = _Encode(self._tokenizer)
+        self._name = f"tokens-{self._tokenizer.state()['hash'][-16:]}-{split}"
+        self._submitted = 0
+        self._running: deque[tuple[list[_Block], Pending]] = deque()
 
     def add(self, chunk: Chunk) -> dict[int, str]:
         """Take in these rows; refuses none but those that `refuse` names."""
@@ -299,7 +303,8 @@ class TokenWriter:
         self._submit()
         while self._running:
             self._write(*self._running.popleft())
-        self._pool.shutdown()
+        if self._encoder.engine is None:
+            self._engine.close()
         if self._unknown:
             self._encoder.notes.append(
                 f"{self._split}: {self._unknown:,} of {self._tokens.rows:,} tokens are unknown ones"
@@ -320,16 +325,19 @@ class TokenWriter:
             self._submit()
 
     def _submit(self) -> None:
-        """Start encoding the batch; write the one before while the tokenizer's threads work."""
+        """Start encoding the batch; write the ones before while others work."""
         if self._batch:
             texts = [block.text for block in self._batch]
-            self._running.append((self._batch, self._pool.submit(self._tokenizer.encode, texts)))
+            name = f"{self._name}-{self._submitted:06d}"
+            self._running.append((self._batch, self._engine.submit(self._work, texts, name)))
+            self._submitted += 1
         self._batch, self._characters = [], 0
-        while len(self._running) > 1:
+        while len(self._running) > self._engine.ahead:
             self._write(*self._running.popleft())
 
-    def _write(self, blocks: list[_Block], future: Future[list[Any]]) -> None:
-        ids, lengths = self._tokenizer.ids(future.result())
+    def _write(self, blocks: list[_Block], pending: Pending) -> None:
+        _, found = pending.result()
+        ids, lengths = found["ids"], found["lengths"]
         if self._tokenizer.unknown is not None:
             self._unknown += int((ids == self._tokenizer.unknown).sum())
         self._bytes += sum(_size(block.text) for block in blocks)
@@ -349,6 +357,19 @@ class TokenWriter:
         self._documents.append(ends[last] + self._tokens.rows)
         self._origin.append(np.array(starts, dtype=np.int64).reshape(-1, 2))
         self._tokens.append(ids)
+
+
+@dataclass(frozen=True)
+class _Encode:
+    """The ids of texts, one after the other, and how many each has."""
+
+    tokenizer: FittedTokenizer
+
+    def __call__(self, texts: list[str]) -> Packed:
+        ids, lengths = self.tokenizer.ids(self.tokenizer.encode(texts))
+        if self.tokenizer.vocabulary < 1 << 16:
+            ids = ids.astype(np.uint16, copy=False)
+        return {}, {"ids": ids, "lengths": lengths}
 
 
 def _last_of(unit: int, units: list[int], ordinals: list[int]) -> int:

@@ -14,9 +14,10 @@ import numpy as np
 
 from llmtool.core import files
 from llmtool.core.errors import DataError
+from llmtool.core.kept import Kept
 from llmtool.data import DataConfig, audit, leakage
 from llmtool.data.chat import ChatEncoder
-from llmtool.data.cleaning import clean, contents
+from llmtool.data.cleaning import Cleaned, contents
 from llmtool.data.dropped import FILE as EXAMPLES
 from llmtool.data.dropped import Account
 from llmtool.data.encoding import TOO_LONG, Encoder, RowError
@@ -28,10 +29,12 @@ from llmtool.data.splitting import DROPPED, Assigned, RowTable
 from llmtool.data.store import CARD, make_card
 from llmtool.data.targets import NOT_IN_TRAIN
 from llmtool.data.templates import FILE as TEMPLATE_FILE
+from llmtool.data.tokens import TokenEncoder
 from llmtool.stages import sifting
+from llmtool.stages.engine import Cleaner, opened
 from llmtool.stages.leaks import LEAKAGE, leaks, text_columns
 from llmtool.stages.likeness import like_model
-from llmtool.stages.rows import Rows, complete
+from llmtool.stages.rows import Rows
 
 LEDGER = "ledger.json"
 QUARANTINE = "quarantine.jsonl"
@@ -60,8 +63,24 @@ def prepare(
 
     hashes: of every file that is read, for the card. A source that is not small is read two or three times,
     and memory grows by about 100 bytes a row only. Raises DataError when too many rows are bad, nothing is
-    left, or the source changes meanwhile; ConfigError for columns that do not exist.
+    left, or the source changes meanwhile; ConfigError for columns that do not exist. Of a large source, what
+    is done is kept beside `directory` until all is, and the same call goes on from there.
     """
+    with opened(data, seed, directory, hashes) as engine:
+        result = _prepare(data, seed, directory, progress, hashes, engine)
+        if engine is not None:
+            engine.remove()
+    return result
+
+
+def _prepare(
+    data: DataConfig,
+    seed: int,
+    directory: Path,
+    progress: Progress,
+    hashes: Mapping[str, str] | None,
+    engine: Kept | None,
+) -> PrepareResult:
     before = _stamps(data)
     encoder: Encoder = data.encode.build(seed)
     if isinstance(encoder, ImagesEncoder):
@@ -69,9 +88,12 @@ def prepare(
     rows = Rows(data.source)
     columns = _columns(data, rows)
     _sweep(directory)
-    scan = _scan(data, rows, encoder, columns, directory, progress)
+    cleaner = Cleaner(data.clean, columns, engine)
+    scan = _scan(data, rows, encoder, columns, directory, progress, cleaner)
     code, assigned = _split(data, scan, seed)
-    reading = _Reading(data, rows, columns, code, before, progress)
+    reading = _Reading(data, rows, cleaner, code, before, progress)
+    if isinstance(encoder, TokenEncoder):
+        encoder.engine = engine
     encoder.fit(lambda: reading.rows("fitting", code == 0))
     names = data.source.names()
     text: str | list[str] | None = encoder.columns(columns)[:1] if isinstance(encoder, ChatEncoder) else None
@@ -174,18 +196,18 @@ def _scan(
     columns: list[str],
     directory: Path,
     progress: Progress,
+    cleaner: Cleaner,
 ) -> _Scan:
     content = encoder.columns(columns)
     paths = data.source.names()
     scan = _Scan(directory / QUARANTINE, getattr(data.encode, "image", None), account=Account(data.clean))
     files.write_bytes(scan.quarantine, b"")
     sifting.learn(data, columns)
-    for chunk in rows:
+    for chunk, cleaned in cleaner.first(rows):
         scan.read += len(chunk) + len(chunk.bad)
         scan.unread.update(row.reason for row in chunk.bad)
         scan.note_bad(chunk.bad)
-        chunk.frame = complete(chunk.frame, columns)
-        _look(data, encoder, content, paths, chunk, scan)
+        _look(data, encoder, content, paths, chunk, cleaned, scan)
         progress("reading", scan.read)
         if scan.bad > HOPELESS and scan.bad > scan.read / 2 and scan.bad > data.max_bad * scan.read:
             break
@@ -196,12 +218,17 @@ def _scan(
 
 
 def _look(
-    data: DataConfig, encoder: Encoder, content: list[str], paths: list[str], chunk: Chunk, scan: _Scan
+    data: DataConfig,
+    encoder: Encoder,
+    content: list[str],
+    paths: list[str],
+    chunk: Chunk,
+    cleaned: Cleaned,
+    scan: _Scan,
 ) -> None:
-    """Clean one chunk; note the fate of its rows and what the split needs of those that are left."""
+    """Note the fate of a chunk's rows and what the split needs of those that are left."""
     fates = np.zeros(len(chunk), np.int16)
     start = int(chunk.frame.index[0]) if len(chunk) else 0
-    cleaned = clean(data.clean, chunk.frame)
     scan.account.changed.update(cleaned.changed)
     for position, keys in cleaned.keys.items():
         keys = sifting.gathered(data.clean[position], keys, chunk)
@@ -327,7 +354,7 @@ class _Reading:
 
     data: DataConfig
     source: Rows
-    columns: list[str]
+    cleaner: Cleaner
     code: np.ndarray
     stamps: list[tuple[str, int, int]]
     progress: Progress
@@ -337,14 +364,14 @@ class _Reading:
         self._unchanged()
         count = 0
         self.progress(step, count)
-        for chunk in self.source:
+        for number, chunk in enumerate(self.source):
             ordinals = chunk.frame.index.to_numpy()
             count += len(ordinals)
             if count > len(wanted):
                 self._changed("more rows")
             part = chunk.take(wanted[ordinals])
             if len(part):
-                part.frame = clean(self.data.clean, complete(part.frame, self.columns), again=True).frame
+                part.frame = self.cleaner.again(number, part)
                 if len(part.frame) != len(part.unit):
                     self._changed("other rows")
                 yield part

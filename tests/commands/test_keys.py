@@ -44,6 +44,7 @@ READERS: dict[str, set[str]] = {
     "devices": set(),  # the same result, to rounding
     "parallel": set(),
     "data": {"prepare"},
+    "data.engine": set(),  # where it is done changes nothing
     "model": {"describe", "train"},
     "task": {"train", "finetune"},
     "task.kind": {"describe", "train", "finetune"},
@@ -232,6 +233,7 @@ FORMS: dict[str, list[dict[str, Any]]] = {
     "finetune.schedule": [{"name": "linear"}],
     "finetune.method": [{"kind": "full"}, {"kind": "freeze", "blocks": 1}, {"kind": "head"}],
     "data.clean": CLEAN,
+    "data.engine": [{"name": "ray"}],
     "model.rope_scaling": [
         {"kind": "linear", "factor": 2.0},
         {"kind": "dynamic", "factor": 2.0},

@@ -1,0 +1,120 @@
+"""Results of work kept on disk until all of it is done, so that a killed command goes on from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmtool.core import files
+from llmtool.core.engine import Engine, Packed, Pending, Work
+
+SUFFIX = ".part"
+
+
+class Kept(Engine):
+    """An engine that remembers: each result gets a file, and what has one is not done again.
+
+    place: where they lie, below `root`, which holds nothing else; `key` names all that results depend on.
+    """
+
+    def __init__(self, engine: Engine, root: Path, key: str) -> None:
+        super().__init__()
+        self._engine, self._root, self.ahead = engine, root, engine.ahead
+        self.place = root / key
+        if root.is_dir():
+            for other in root.iterdir():
+                if other.name != key:
+                    files.remove_tree(other)
+        files.make_directories(self.place)
+        files.sweep(self.place)
+        self._there = {_name(path): path for path in self.place.iterdir() if path.suffix == SUFFIX}
+
+    def submit(self, work: Work, thing: Any, name: str = "") -> Pending:
+        """Begin this work, unless its result is there."""
+        if name in self._there:
+            return _Loading(self, name, lambda: self._engine.submit(work, thing, name))
+        return _Saving(self, name, self._engine.submit(work, thing, name))
+
+    def load(self, name: str) -> Packed | None:
+        """The result that is kept under this name; None where there is none, or it is not whole."""
+        path = self._there.get(name)
+        if path is None:
+            return None
+        with files.disk_errors(path):
+            data = path.read_bytes()
+        if files.hash_bytes(data) != f"xxh3:{path.stem.rpartition('.')[2]}":
+            files.remove_tree(self._there.pop(name))
+            return None
+        return _unpacked(data)
+
+    def save(self, name: str, result: Packed) -> None:
+        """Keep a result."""
+        data = _packed(result)
+        path = self.place / f"{name}.{files.hash_bytes(data).removeprefix('xxh3:')}{SUFFIX}"
+        files.write_bytes(path, data)
+        self._there[name] = path
+
+    def remove(self) -> None:
+        """All is done: none of it is needed any more."""
+        files.remove_tree(self._root)
+
+    def close(self) -> None:
+        """Let go of the engine below; what is kept stays."""
+        self._engine.close()
+        super().close()
+
+
+@dataclass
+class _Saving:
+    kept: Kept
+    name: str
+    pending: Pending
+
+    def result(self) -> Packed:
+        found = self.pending.result()
+        self.kept.save(self.name, found)
+        return found
+
+
+@dataclass
+class _Loading:
+    kept: Kept
+    name: str
+    again: Callable[[], Pending]
+
+    def result(self) -> Packed:
+        found = self.kept.load(self.name)
+        return _Saving(self.kept, self.name, self.again()).result() if found is None else found
+
+
+def _name(path: Path) -> str:
+    return path.stem.rpartition(".")[0]
+
+
+def _packed(result: Packed) -> bytes:
+    """A line of JSON that says where the document and each array lie behind it, then their bytes."""
+    document, arrays = result
+    parts = [json.dumps(document).encode()]
+    parts += [np.ascontiguousarray(array).tobytes() for array in arrays.values()]
+    about = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
+    head = json.dumps({"document": len(parts[0]), "arrays": about}).encode()
+    return b"".join([head, b"\n", *parts])
+
+
+def _unpacked(data: bytes) -> Packed:
+    head, _, _ = data.partition(b"\n")
+    about = json.loads(head)
+    at = len(head) + 1
+    document = json.loads(data[at : at + about["document"]])
+    at += about["document"]
+    arrays = {}
+    for name, dtype, shape in about["arrays"]:
+        kind, count = np.dtype(dtype), int(np.prod(shape))
+        arrays[name] = np.frombuffer(data, kind, count, at).reshape(shape)
+        at += count * kind.itemsize
+    return document, arrays

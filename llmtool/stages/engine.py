@@ -1,0 +1,138 @@
+"""Which engine prepare works with, and the cleaning of its chunks by it: a large source is cleaned once."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmtool.core import files
+from llmtool.core.engine import Packed, one_thread
+from llmtool.core.environment import environment
+from llmtool.core.kept import Kept
+from llmtool.data import DataConfig
+from llmtool.data.cleaning import Cleaned, clean
+from llmtool.data.sampling import PACKED, UNPACKED
+from llmtool.data.sources import Chunk, frame
+from llmtool.stages.rows import complete
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LARGE = 1 << 25  # bytes of a source, unpacked: seconds of work, which starting processes pays for
+PARTS = ".parts"  # beside the stage's directory: what is done of a prepare that is not finished
+
+
+@contextmanager
+def opened(
+    data: DataConfig, seed: int, directory: Path, hashes: Mapping[str, str] | None
+) -> Iterator[Kept | None]:
+    """The engine of a large source, which remembers what it has done; None of a small one.
+
+    hashes: of every file that is read; without them, their size and time of change stand for them. Raises
+    ConfigError where the engine cannot be had.
+    """
+    data.engine.check()
+    with ExitStack() as stack:
+        if data.engine.count() == 1:
+            stack.enter_context(one_thread())
+        if size_of(data) < LARGE:
+            yield None
+            return
+        depends = {
+            "data": data.model_dump(mode="json", by_alias=True, exclude={"engine"}),
+            "seed": seed,
+            "inputs": dict(hashes) if hashes else data.source.stamps(),
+            "environment": {key: environment()[key] for key in ("llmtool", "packages")},
+        }
+        key = files.hash_bytes(json.dumps(depends, sort_keys=True).encode()).removeprefix("xxh3:")
+        engine = stack.enter_context(data.engine.open(__name__))
+        yield stack.enter_context(Kept(engine, directory.parent / PARTS, key))
+
+
+def size_of(data: DataConfig) -> int:
+    """Bytes of the source's files, unpacked, about; 0 of one of which a part is read, or that is made up."""
+    if data.source._sample is not None:
+        return 0
+    return sum(
+        path.stat().st_size * (UNPACKED if path.suffix.lower() in PACKED else 1)
+        for path in data.source.files()
+    )
+
+
+class Cleaner:
+    """Runs the cleaning steps over chunks, with every column of the source."""
+
+    def __init__(self, steps: Sequence[Any], columns: list[str], kept: Kept | None) -> None:
+        self._work = _Clean(steps, columns)
+        self._kept = kept if steps else None
+
+    def first(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Cleaned]]:
+        """Every chunk, and what is left of it. Raises ConfigError for a column that is not there."""
+        if self._kept is None:
+            for chunk in chunks:
+                yield chunk, self._work.clean(chunk)
+            return
+        for chunk, packed in self._kept.map(self._work, chunks, _name):
+            chunk.frame = complete(chunk.frame, self._work.columns)
+            yield chunk, _unpacked(packed)
+
+    def again(self, number: int, chunk: Chunk) -> pd.DataFrame:
+        """The cleaned rows of `chunk`, some of those that stayed of chunk `number`."""
+        packed = None if self._kept is None else self._kept.load(_name(number))
+        if packed is None:
+            return self._work.clean(chunk).frame
+        cleaned = _unpacked(packed).frame
+        return cleaned.loc[cleaned.index.isin(chunk.frame.index)]
+
+
+def _name(number: int) -> str:
+    return f"clean-{number:06d}"
+
+
+@dataclass(frozen=True)
+class _Clean:
+    """The steps over one chunk."""
+
+    steps: Sequence[Any]
+    columns: list[str]
+
+    def clean(self, chunk: Chunk) -> Cleaned:
+        chunk.frame = complete(chunk.frame, self.columns)
+        return clean(self.steps, chunk.frame)
+
+    def __call__(self, chunk: Chunk) -> Packed:
+        return _packed(self.clean(chunk))
+
+
+def _packed(cleaned: Cleaned) -> Packed:
+    """What `_unpacked` makes the same of."""
+    document: dict[str, Any] = {"columns": {name: cleaned.frame[name].tolist() for name in cleaned.frame}}
+    arrays = {"ordinals": cleaned.frame.index.to_numpy()}
+    for kind, found in (("dropped", cleaned.dropped), ("bad", cleaned.bad)):
+        document[kind] = list(found)
+        arrays |= {f"{kind}.{at}": rows for at, rows in enumerate(found.values())}
+    document["counts"] = {
+        name: dict(value) for name, value in vars(cleaned).items() if isinstance(value, Counter)
+    }
+    document["keys"] = list(cleaned.keys)
+    for position, (ordinals, keys) in cleaned.keys.items():
+        arrays |= {f"key.{position}": ordinals, f"keys.{position}": keys}
+    return document, arrays
+
+
+def _unpacked(packed: Packed) -> Cleaned:
+    document, arrays = packed
+    cells = zip(*document["columns"].values(), strict=True)
+    cleaned = Cleaned(frame(list(document["columns"]), list(cells), arrays["ordinals"]))
+    for kind, found in (("dropped", cleaned.dropped), ("bad", cleaned.bad)):
+        found |= {reason: arrays[f"{kind}.{at}"] for at, reason in enumerate(document[kind])}
+    for name, counts in document["counts"].items():
+        getattr(cleaned, name).update(counts)
+    for position in document["keys"]:
+        cleaned.keys[position] = (arrays[f"key.{position}"], arrays[f"keys.{position}"])
+    return cleaned
