@@ -19,7 +19,7 @@ RETRIES = 2  # of work whose process or machine is lost
 
 
 class RayEngine(Section):
-    """The machines of a Ray cluster; the source's files must be there under the same paths."""
+    """The machines of a Ray cluster; this one reads the source and writes the dataset."""
 
     name: Literal["ray"] = Field(description="The machines of a Ray cluster.")
     address: str = Field(

@@ -7,8 +7,8 @@ each document, with its own number in it; so nothing is a copy. The steps are th
 of blanks become one, documents under 200 characters go, tokens of one tokenizer (BPE of 8192, trained on
 20 MB before any clock starts). One worker is one processor: the process and its threads are bound to it.
 `llmtool` also accounts for every row, looks for copies, splits and hashes; datasets.map writes Arrow files,
-datatrove its .ds files. Seconds are of whole processes; memory is the proportional set (PSS) of all of them at
-its highest.
+datatrove its .ds files. Seconds are of whole processes; memory is the proportional set (PSS) of all of them,
+at its highest.
 
 `--peers` is a Python that has datasets and datatrove (pip install datasets datatrove[io,processing]).
 """
