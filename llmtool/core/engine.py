@@ -7,7 +7,7 @@ whoever asked takes the results in the order of the things: so the same comes ou
 from __future__ import annotations
 
 import os
-import pickle
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +17,8 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
+
+from llmtool.core.errors import LlmtoolError
 
 Thing = TypeVar("Thing")
 Packed = tuple[dict[str, Any], dict[str, np.ndarray]]  # what JSON can hold, and arrays
@@ -88,12 +90,12 @@ def attempt(work: Work, thing: Any) -> Packed | Failed:
         return work(thing)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # the tokenizers' library panics with a BaseException
-        try:
-            pickle.loads(pickle.dumps(error))  # noqa: S301 (our own bytes)
-        except Exception:
-            return Failed(RuntimeError(f"{type(error).__name__}: {error}"))
+    except (LlmtoolError, MemoryError) as error:
         return Failed(error)
+    except BaseException as error:  # a fault of ours; the tokenizers' library panics with a BaseException
+        wrong = RuntimeError(f"{type(error).__name__}: {error}")
+        wrong.add_note(traceback.format_exc())
+        return Failed(wrong)
 
 
 @contextmanager
