@@ -9,7 +9,7 @@ import signal
 from collections import deque
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -24,12 +24,10 @@ class LocalEngine(Section):
     """Processes of this machine."""
 
     name: Literal["local"] = Field(default="local", description="Processes of this machine.")
-    workers: int | Literal["auto"] = Field(
+    workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
         default="auto",
         description="How many processors are used: a process for each, where the source is large (32 MB on); "
         "auto: all of them.",
-        ge=1,
-        le=1024,
     )
 
     def count(self) -> int:
