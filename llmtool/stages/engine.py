@@ -14,7 +14,7 @@ from llmtool.core import files
 from llmtool.core.engine import Packed, one_thread
 from llmtool.core.environment import environment
 from llmtool.core.kept import Kept
-from llmtool.data import DataConfig
+from llmtool.data import DataConfig, data_files
 from llmtool.data.cleaning import Cleaned, clean
 from llmtool.data.sampling import PACKED, UNPACKED
 from llmtool.data.sources import Chunk, frame
@@ -46,12 +46,17 @@ def opened(
         depends = {
             "data": data.model_dump(mode="json", by_alias=True, exclude={"engine"}),
             "seed": seed,
-            "inputs": dict(hashes) if hashes else data.source.stamps(),
+            "inputs": dict(hashes) if hashes else _stamps(data),
             "environment": {key: environment()[key] for key in ("llmtool", "packages")},
         }
         key = files.hash_bytes(json.dumps(depends, sort_keys=True).encode()).removeprefix("xxh3:")
         engine = stack.enter_context(data.engine.open(__name__))
         yield stack.enter_context(Kept(engine, directory.parent / PARTS, key))
+
+
+def _stamps(data: DataConfig) -> list[tuple[str, int, int]]:
+    stats = [(str(path), path.stat()) for path in data_files(data)]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def size_of(data: DataConfig) -> int:
@@ -85,7 +90,7 @@ class Cleaner:
         """The cleaned rows of `chunk`, some of those that stayed of chunk `number`."""
         packed = None if self._kept is None else self._kept.load(_name(number))
         if packed is None:
-            return self._work.clean(chunk).frame
+            return self._work.clean(chunk, again=True).frame
         cleaned = _unpacked(packed).frame
         return cleaned.loc[cleaned.index.isin(chunk.frame.index)]
 
@@ -101,9 +106,9 @@ class _Clean:
     steps: Sequence[Any]
     columns: list[str]
 
-    def clean(self, chunk: Chunk) -> Cleaned:
+    def clean(self, chunk: Chunk, again: bool = False) -> Cleaned:
         chunk.frame = complete(chunk.frame, self.columns)
-        return clean(self.steps, chunk.frame)
+        return clean(self.steps, chunk.frame, again)
 
     def __call__(self, chunk: Chunk) -> Packed:
         return _packed(self.clean(chunk))

@@ -233,7 +233,7 @@ FORMS: dict[str, list[dict[str, Any]]] = {
     "finetune.schedule": [{"name": "linear"}],
     "finetune.method": [{"kind": "full"}, {"kind": "freeze", "blocks": 1}, {"kind": "head"}],
     "data.clean": CLEAN,
-    "data.engine": [{"name": "ray"}],
+    "data.engine": [{"name": "ray"}, {"name": "local"}],
     "model.rope_scaling": [
         {"kind": "linear", "factor": 2.0},
         {"kind": "dynamic", "factor": 2.0},
