@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -121,9 +120,7 @@ def _packed(cleaned: Cleaned) -> Packed:
     for kind, found in (("dropped", cleaned.dropped), ("bad", cleaned.bad)):
         document[kind] = list(found)
         arrays |= {f"{kind}.{at}": rows for at, rows in enumerate(found.values())}
-    document["counts"] = {
-        name: dict(value) for name, value in vars(cleaned).items() if isinstance(value, Counter)
-    }
+    document["changed"] = dict(cleaned.changed)
     document["keys"] = list(cleaned.keys)
     for position, (ordinals, keys) in cleaned.keys.items():
         arrays |= {f"key.{position}": ordinals, f"keys.{position}": keys}
@@ -136,8 +133,7 @@ def _unpacked(packed: Packed) -> Cleaned:
     cleaned = Cleaned(frame(list(document["columns"]), list(cells), arrays["ordinals"]))
     for kind, found in (("dropped", cleaned.dropped), ("bad", cleaned.bad)):
         found |= {reason: arrays[f"{kind}.{at}"] for at, reason in enumerate(document[kind])}
-    for name, counts in document["counts"].items():
-        getattr(cleaned, name).update(counts)
+    cleaned.changed.update(document["changed"])
     for position in document["keys"]:
         cleaned.keys[position] = (arrays[f"key.{position}"], arrays[f"keys.{position}"])
     return cleaned

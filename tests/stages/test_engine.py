@@ -31,6 +31,14 @@ JSONL: dict[str, Any] = {
     "encode": {"as": "tokens", "tokenizer": {"kind": "bpe", "vocabulary": 400}},
     "max_bad": 0.2,
 }
+CORPUS = JSONL | {
+    "clean": [
+        {"step": "fix_text", "columns": ["text"]},
+        {"step": "personal_data", "columns": ["text"]},
+        {"step": "decontaminate", "column": "text", "against": ["asked.txt"], "ngram": 5},
+        {"step": "drop_near_duplicates", "column": "text"},
+    ]
+}
 WHOLE = {  # documents that go on from chunk to chunk
     "source": {"format": "text", "path": ["a.txt", "b.txt"]},
     "clean": [{"step": "replace", "column": "text", "mapping": {"x": "y"}}],
@@ -54,6 +62,8 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = [{"id": at, "text": f"{text}\n\u00e9 {at}", "kind": chance.choice("ab")}
             for at, text in enumerate(texts)]  # fmt: skip
     rows += rows[3:9]
+    rows[5]["text"] += " Write to jane.roe@example.com or +41 44 668 18 00. It was cafÃ© noir."
+    (tmp_path / "asked.txt").write_text(texts[40])
     rows[11]["id"], rows[12]["text"], rows[70]["late"] = "none", "short", [1, None]
     lines = [json.dumps(row) for row in rows]
     lines[20:20] = ["{broken", ""]
@@ -82,7 +92,7 @@ def differing(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
 
 
 def test_every_engine_makes_the_same_bytes(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number, config in enumerate((JSONL, WHOLE, TABLE)):
+    for number, config in enumerate((JSONL, CORPUS, WHOLE, TABLE)):
         one = made(config, f"one{number}", workers=1)
         assert not differing(one, made(config, f"two{number}", workers=2))
         with monkeypatch.context() as small:
@@ -91,6 +101,7 @@ def test_every_engine_makes_the_same_bytes(corpus: Path, monkeypatch: pytest.Mon
             assert not differing(one, made(config, f"small{number}", workers=2))
         ledger = json.loads(one["ledger.json"])
         assert ledger["quarantined"] or config is WHOLE
+        assert config is not CORPUS or ledger["dropped"].keys() >= {"near-duplicate", "contaminated"}
         assert "train.tokens.bin" in one
 
 
