@@ -317,6 +317,23 @@ ROWS: list[Row] = [
         ),
     ),
     (
+        "personal data and secrets planted in real texts, 12 kinds: found",
+        nothing,
+        lambda r: percent([one["recall"]["mean"] for one in r.of("corpus_quality")["planted"].values()]),
+    ),
+    (
+        "cleaning steps for a corpus, the slowest and the fastest: documents a second on one core",
+        nothing,
+        lambda r: span(
+            [
+                one["documents_per_second"]["mean"]
+                for one in r.of("corpus_quality")["speed"].values()
+                if isinstance(one, dict)
+            ],
+            0,
+        ),
+    ),
+    (
         lambda r: (
             f"steps of {len(r.of('guard')['trainings'])} sound trainings "
             f"({sum(one['steps'] for one in r.of('guard')['trainings'].values()):,}) that the guard refused"
