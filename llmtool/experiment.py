@@ -15,6 +15,7 @@ from llmtool.core import config
 from llmtool.core.config import Document, Key, Section
 from llmtool.core.contracts import Images
 from llmtool.core.errors import ConfigError
+from llmtool.core.urls import without_secrets
 from llmtool.data import DataConfig
 from llmtool.evaluation import EvaluateConfig
 from llmtool.models import ModelConfig
@@ -141,6 +142,8 @@ class Experiment(Section):
             gives = f"data.encode gives {inputs.__name__.lower()}"
             raise ValueError(f"model.family: {self.model.family!r} takes {takes}; {gives}")
         for name, section in (("train", self.train), ("finetune", self.finetune)):
+            if section is not None and section.mixture is not None:
+                _refuse_other_parts(name, section.mixture, getattr(self.data.source, "parts", {}))
             if section is not None and section.augment.active and inputs is not Images:
                 gives = f"data.encode gives {inputs.__name__.lower()}"
                 raise ValueError(f"{name}.augment: changes pictures; {gives}")
@@ -148,6 +151,18 @@ class Experiment(Section):
         if kind and self.device not in ("auto", kind):
             raise ValueError(f"devices: {self.devices} is not on the device of this file ({self.device})")
         return self
+
+
+def _refuse_other_parts(section: str, mixture: Mapping[str, float], parts: Mapping[str, Any]) -> None:
+    """ValueError unless the mixture names just the parts of the data."""
+    if not parts:
+        raise ValueError(f"{section}.mixture: mixes the parts of a mixture (data.source.format: mixture)")
+    for name in mixture:
+        if name not in parts:
+            known = f"{config.suggest(name, list(parts))} (parts: {', '.join(parts)})"
+            raise ValueError(f"{section}.mixture.{name}: data.source.parts has no {name!r}{known}")
+    if missing := [name for name in parts if name not in mixture]:
+        raise ValueError(f"{section}.mixture: no weight for the part {missing[0]} (0 leaves a part out)")
 
 
 @dataclass(frozen=True)
@@ -247,8 +262,10 @@ def _written_out(value: Any) -> Any:
     standard` has bins it does not read, and is refused with them."""
     if isinstance(value, list | tuple):
         return [_written_out(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _written_out(item) for key, item in value.items()}
     if not isinstance(value, Section):
-        return value
+        return without_secrets(value) if isinstance(value, str) else value
     names = {name: field.alias or name for name, field in type(value).model_fields.items()}
     whole = {written: _written_out(getattr(value, name)) for name, written in names.items()}
     if _loads(type(value), whole):

@@ -19,7 +19,7 @@ RUNGS = {
 # pandas (0.3 s), which commands that read no rows do without.
 LAZY = {"pyarrow", "zstandard", "sklearn", "scipy", "threadpoolctl", "pandas", "tensorboard"}
 LAZY |= {"onnxruntime", "huggingface_hub", "bitsandbytes", "transformers", "onnx", "onnxscript", "gguf"}
-LAZY |= {"rensa", "ftfy", "py3langid", "ray"}
+LAZY |= {"rensa", "ftfy", "py3langid", "ray", "fsspec", "aiohttp"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -92,6 +92,7 @@ def _finetune(
         run, loaded, assembled, result, {"validation": found["new"]} if "new" in found else {},
         before=was, after=found, changes=as_json, head=said, merged=merged,
         start={"path": str(start.directory), "hash": start.hash}, suites=of_suites,
+        **({"seen": result.seen} if result.seen else {}),
     )  # fmt: skip
     _show(old_path := start.dataset["path"] if start.dataset else "", was, after, found, changes, bool(old))
     if of_suites:

@@ -30,7 +30,7 @@ READS = {
     "evaluate": (*COMPUTE, "evaluate"),
 }
 COSTS = (  # what a prediction reads of `train` or `finetune`
-    "micro_batch", "batch", "optimizer.name", "budget", "ema", "compile", "validate_every",
+    "micro_batch", "batch", "optimizer.name", "budget", "mixture", "ema", "compile", "validate_every",
     "checkpoint_every", "activation_checkpointing",
 )  # fmt: skip
 

@@ -37,6 +37,10 @@ def show(dataset: Dataset, directory: Path) -> None:
         if "trained" in meta:
             tokens += f", of which {100 * meta['trained'] / max(1, meta['tokens']):.3g} % are learned"
         rows.append([f"kept for {split}", f"{ledger['kept'][split]:,}{tokens}"])
+    for name, part in ledger.get("parts", {}).items():
+        share = card["splits"]["train"]["parts"][name]["share"]
+        kept = sum(part["kept"].values())
+        rows.append([f"part {name}", f"{part['read']:,} read, {kept:,} kept; {100 * share:.3g} % of train"])
     rows += [[f"changed: {what}", f"{count:,}"] for what, count in ledger.get("changed", {}).items()]
     rows += [[f"dropped: {reason}", f"{count:,}"] for reason, count in ledger["dropped"].items()]
     rows += [[f"quarantined: {reason}", f"{count:,}"] for reason, count in ledger["quarantined"].items()]

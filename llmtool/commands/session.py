@@ -20,6 +20,7 @@ from llmtool.core.environment import other_packages
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.core.freshness import CODE_CHANGED, Hashes
 from llmtool.core.run import UNFINISHED, Run, failed_result, hashes_of
+from llmtool.core.urls import without_secrets
 from llmtool.data import store
 from llmtool.data.store import CARD, Dataset
 from llmtool.evaluation import compare
@@ -395,7 +396,7 @@ def fit(run: Run, loaded: Loaded, assembled: Assembled, config: TrainConfig, opt
 def _as_given(command: str, options: Options) -> str:
     """The command line of this training, for a shell."""
     sets = (word for override in options.overrides for word in ("--set", override))
-    return shlex.join(["llmtool", command, options.config, *sets])
+    return without_secrets(shlex.join(["llmtool", command, options.config, *sets]))
 
 
 def flops_of(assembled: Assembled) -> float:

@@ -40,7 +40,8 @@ def _train(run: Run, loaded: Loaded, dataset: Dataset, options: Options, choice:
     splits = [split for split in ("validation",) if split in dataset.splits]
     tallies = score.score(assembled, splits)
     metrics = {split: tally.metrics() for split, tally in tallies.items()}
-    session.finish_fit(run, loaded, assembled, result, metrics, **chosen)
+    seen = {"seen": result.seen} if result.seen else {}
+    session.finish_fit(run, loaded, assembled, result, metrics, **chosen, **seen)
     rows = {split: dataset.split(split).rows for split in splits}
     if splits:
         console.show(report.metrics_table(metrics, rows))

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from llmtool.core.errors import ConfigError, ConfigErrors
+from llmtool.core.urls import without_secrets
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
@@ -198,7 +199,7 @@ def scalar(text: str) -> Any:
 
 def _override(document: Document, override: str) -> None:
     key, equals, value = override.partition("=")
-    place = f"--set {override}"
+    place = without_secrets(f"--set {override}")
     path = [int(part) if part.isdigit() else part for part in key.strip().split(".")]
     if not equals or not all(part != "" for part in path):
         raise ConfigError(f"{place}: expected section.key=value")
@@ -209,7 +210,7 @@ def _override(document: Document, override: str) -> None:
         if isinstance(where, list) and not (isinstance(part, int) and part < len(where)):
             raise ConfigError(f"{place}: {at} is a list of {len(where)}; {part} is no place in it")
         if not isinstance(where, list | dict):
-            raise ConfigError(f"{place}: {at} is {where!r}, not a section")
+            raise ConfigError(f"{place}: {at} is {without_secrets(repr(where))}, not a section")
         part = part if isinstance(where, list) else str(part)  # a key of digits is a key still
         if depth == len(path) - 1:
             where[part] = _override_value(value, place)
@@ -353,7 +354,7 @@ _WANTED = {
 def _message(item: dict[str, Any], path: Key, document: Document, model: type[BaseModel]) -> str:
     kind, context, value = item["type"], item.get("ctx", {}), item.get("input")
     shown = (
-        repr(value)
+        without_secrets(repr(value))
         if not isinstance(value, dict | list)
         else "a section"
         if isinstance(value, dict)
@@ -419,6 +420,8 @@ def _candidates(model: Any, path: Key, data: Any) -> list[Any]:
         for candidate in candidates:
             if isinstance(part, int):
                 found += typing.get_args(candidate) if typing.get_origin(candidate) is list else []
+            elif typing.get_origin(candidate) is dict:
+                found.append(typing.get_args(candidate)[1])
             elif isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 found += [f.annotation for n, f in candidate.model_fields.items() if _written(n, f) == part]
         candidates = [member for annotation in found for member in _members(annotation)]

@@ -27,21 +27,18 @@ from llmtool.data.cleaning import (
 )
 from llmtool.data.contamination import Decontaminate
 from llmtool.data.features import FeaturesEncode
+from llmtool.data.formats import PICTURES, Pictures, Rows
 from llmtool.data.games.moves import MovesEncode
-from llmtool.data.games.pgn import PgnSource
-from llmtool.data.games.sources import OthelloRandomSource, WthorSource
-from llmtool.data.image_sources import CifarSource, IdxSource, ImageFolderSource, listing_hash
+from llmtool.data.image_sources import listing_hash
 from llmtool.data.images import ImagesEncode
-from llmtool.data.json_sources import JsonlSource, JsonSource
 from llmtool.data.labelled import TextEncode
 from llmtool.data.language import KeepLanguages
+from llmtool.data.mixture import MixtureSource
 from llmtool.data.mojibake import FixText
 from llmtool.data.near_duplicates import DropNearDuplicates
-from llmtool.data.parquet_source import ParquetSource
 from llmtool.data.personal import PersonalData
 from llmtool.data.quality import C4Quality, GopherQuality
 from llmtool.data.repetition import GopherRepetition
-from llmtool.data.sources import CsvSource, TextSource, TsvSource
 from llmtool.data.splitting import (
     ColumnSplit,
     FilesSplit,
@@ -54,21 +51,7 @@ from llmtool.data.splitting import (
 )
 from llmtool.data.tokens import TokensEncode
 
-SourceConfig = Annotated[
-    CsvSource
-    | TsvSource
-    | JsonlSource
-    | JsonSource
-    | TextSource
-    | ParquetSource
-    | PgnSource
-    | WthorSource
-    | OthelloRandomSource
-    | ImageFolderSource
-    | IdxSource
-    | CifarSource,
-    Field(discriminator="format"),
-]
+SourceConfig = Annotated[Rows | Pictures | MixtureSource, Field(discriminator="format")]
 CleanStep = Annotated[
     DropMissing
     | Require
@@ -101,7 +84,6 @@ SplitConfig = Annotated[
     | FilesSplit,
     Field(discriminator="by"),
 ]
-PICTURES = ("image_folder", "idx", "cifar")  # formats whose rows name pictures
 EncodeConfig = Annotated[
     FeaturesEncode | TokensEncode | TextEncode | ChatEncode | MovesEncode | ImagesEncode,
     Field(discriminator="as_"),
@@ -143,8 +125,12 @@ class DataConfig(Section):
     def _choose_split(cls, data: Any) -> Any:
         source = data.get("source") if isinstance(data, dict) else None
         if isinstance(source, dict) and data.get("split") is None:
-            whole = source.get("format") == "text" and source.get("documents", "file") == "file"
-            by = "files" if isinstance(source.get("path"), dict) else "order" if whole else "random"
+            parts = source.get("parts") if source.get("format") == "mixture" else None
+            each = list(parts.values()) if isinstance(parts, dict) else [source]
+            every = [part for part in each if isinstance(part, dict)] or [{}]
+            whole = all(p.get("format") == "text" and p.get("documents", "file") == "file" for p in every)
+            named = all(isinstance(part.get("path"), dict) for part in every)
+            by = "files" if named else "order" if whole else "random"
             return {**data, "split": {"by": by}}
         return data
 
@@ -157,7 +143,9 @@ class DataConfig(Section):
     def _fits_together(self) -> Self:
         if self.source.format in PICTURES and self.encode.as_ != "images":
             raise ValueError(f"source.format: {self.source.format} gives pictures: encode: {{as: images}}")
-        named = isinstance(getattr(self.source, "path", None), dict)
+        if isinstance(self.source, MixtureSource) and self.encode.as_ == "images":
+            raise ValueError("source.format: a mixture is of texts or tables, not of pictures")
+        named = self.source.names_splits
         if named and self.split.by != "files":
             raise ValueError(
                 f"source.path names files for each split; split by {self.split.by} cannot hold too"

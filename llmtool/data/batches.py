@@ -16,7 +16,8 @@ import torch
 
 from llmtool.core import seeds
 from llmtool.core.contracts import IGNORE, Batch
-from llmtool.core.errors import DataError
+from llmtool.core.errors import ConfigError, DataError
+from llmtool.data import mixing
 from llmtool.data.image_batches import ImageBatches
 from llmtool.data.layout import Order, Windows, lay_out, named_rows, place_of
 from llmtool.data.packing import ChatBatches
@@ -48,19 +49,49 @@ class Batches(Protocol):
         """Every row (of tokens: each but the first of a document) once, at most `size` rows a batch."""
 
 
-def open_batches(dataset: Dataset, split: str, seed: int, context: int | None = None) -> Batches:
-    """The batches of a split; `context` is the window of a tokens dataset, in tokens."""
+def open_batches(
+    dataset: Dataset,
+    split: str,
+    seed: int,
+    context: int | None = None,
+    mixture: Mapping[str, float] | None = None,
+) -> Batches:
+    """The batches of a split; `context` is the window of a tokens dataset, in tokens.
+
+    mixture: the weight of each part of the data, by which the training order of `train` is mixed; None: every
+    row once an epoch.
+    """
     found = dataset.split(split)
+    whole = _batches_of(found, dataset, seed, context)
+    if mixture is None or split != "train":
+        return whole
+    mixing.refuse_other_parts(mixture, list(mixing.counts_of(found)))
+    parts = {
+        name: _batches_of(part, dataset, seeds.derive(seed, "part", name), context, mixed=True)
+        for name, part in mixing.parts_of(found).items()
+    }
+    return mixing.MixedBatches(parts, mixture, seed, whole)
+
+
+def _batches_of(
+    found: Split, dataset: Dataset, seed: int, context: int | None, mixed: bool = False
+) -> Batches:
+    """mixed: the rows stand among those of other parts, which may hold several documents."""
     if dataset.card["inputs"]["kind"] == "features":
         return FeatureBatches(found, seed)
     if dataset.card["inputs"]["kind"] == "images":
         return ImageBatches(found, dataset.card, seed)
     if is_labelled(found):
-        return TextBatches(found, seed, chunk_of(dataset.card))
+        chunk = chunk_of(dataset.card)
+        if mixed and chunk is not None:
+            raise ConfigError(
+                "train.mixture: texts in chunks (data.encode.long: chunks) are not mixed; cut them"
+            )
+        return TextBatches(found, seed, chunk)
     assert context is not None, "a tokens dataset needs a context"
     if dataset.card["encoding"] in ("chat", "moves"):
         return ChatBatches(found, context, seed, packing=dataset.card["encoder"].get("packing", False))
-    return TokenBatches(found, context, seed)
+    return TokenBatches(found, context, seed, packed=mixed)
 
 
 def chunk_of(card: Mapping[str, Any]) -> int | None:
@@ -72,6 +103,11 @@ def chunk_of(card: Mapping[str, Any]) -> int | None:
 def is_labelled(split: Split) -> bool:
     """Whether the rows of this split are texts that have a target each."""
     return "documents" in split.arrays and "targets" in split.arrays
+
+
+def is_stream(split: Split) -> bool:
+    """Whether it is a text without targets, in which the evidence of a batch says where it belongs."""
+    return "documents" in split.arrays and not is_labelled(split)
 
 
 def gather(batches: Batches, rows: np.ndarray) -> Batch:
@@ -100,6 +136,17 @@ def unit_edges(split: Split) -> np.ndarray:
         edges.append(np.linspace(begin, end, parts + 1)[1:].round().astype(np.int64))
         begin = end
     return np.concatenate(edges)
+
+
+def part_of_units(split: Split) -> tuple[list[str], np.ndarray]:
+    """The names of the split's parts, and (units,) int64 which of them each unit is of: each row, or of a
+    text each stretch between two `unit_edges`. No names where the data is no mixture."""
+    counts = mixing.counts_of(split)
+    part = np.repeat(np.arange(len(counts)), list(counts.values()))
+    if counts and is_stream(split):
+        starts = unit_edges(split)[:-1]
+        part = part[np.searchsorted(split.arrays["documents"], starts, side="right")]
+    return list(counts), part
 
 
 def in_stretches(split: Split) -> bool:
@@ -158,12 +205,13 @@ class TokenBatches:
     """Windows of a token stream: inputs (B, T) int64, targets (B, T) int64 the tokens one further.
 
     A target never crosses the end of a document. Segments (B, T) number the documents of a row where the
-    split has more than one. Each epoch shifts the grid by a seeded offset, so that borders fall elsewhere.
+    split has more than one, or `packed` says so. Each epoch shifts the grid by a seeded offset, so that
+    borders fall elsewhere.
     """
 
     scored: np.ndarray | None = None
 
-    def __init__(self, split: Split, context: int, seed: int) -> None:
+    def __init__(self, split: Split, context: int, seed: int, packed: bool = False) -> None:
         self._split, self._context, self._seed = split, context, seed
         self.tokens_per_row = context
         self._tokens = np.asarray(split.arrays["tokens"])
@@ -174,7 +222,7 @@ class TokenBatches:
         self._room = pairs - self.rows * context
         self._order = Order(self.rows, seed)
         self._offsets: dict[int, int] = {}
-        self._packed = len(self._ends) > 1
+        self.packed = packed or len(self._ends) > 1
         if self.rows:
             self._windows = np.lib.stride_tricks.sliding_window_view(
                 self._tokens, context + 1
@@ -185,7 +233,7 @@ class TokenBatches:
         starts = self._starts(start, count)  # (B,)
         window = self._windows[starts]  # (B, T + 1), in the two or four bytes of the store
         inputs, targets = window[:, :-1].astype(np.int64), window[:, 1:].astype(np.int64)
-        if not self._packed:
+        if not self.packed:
             return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
         borders = self._borders(starts)  # (B, T + 1)
         targets[borders[:, 1:]] = IGNORE
@@ -273,7 +321,7 @@ class TokenBatches:
             yield row
 
     def _lay_out(self, rows: list[Windows]) -> Batch:
-        return lay_out(self._tokens, rows, self._context, self._edges, packed=self._packed)
+        return lay_out(self._tokens, rows, self._context, self._edges, packed=self.packed)
 
 
 class TextBatches:

@@ -11,6 +11,7 @@ from llmtool.data.batches import Batches, ChatBatches, FeatureBatches, TextBatch
 from llmtool.data.columns import column_from_state
 from llmtool.data.image_batches import ImageBatches
 from llmtool.data.layout import place_of
+from llmtool.data.mixing import MixedBatches
 from llmtool.data.store import Dataset
 from llmtool.data.tokenizers import FittedTokenizer
 
@@ -43,12 +44,14 @@ def decoded_batch(
     dataset: Dataset, split: str, batches: Batches, start: int, count: int
 ) -> list[dict[str, Any]]:
     """Rows start to start + count of a training order, as of `decoded_rows`; of a text: its `text`."""
-    if isinstance(batches, FeatureBatches | TextBatches | ImageBatches):
-        return decoded_rows(dataset, split, batches.chosen(start, count))
+    whole = batches.whole if isinstance(batches, MixedBatches) else batches
+    if isinstance(whole, FeatureBatches | TextBatches | ImageBatches):
+        rows: np.ndarray = batches.chosen(start, count)  # type: ignore[attr-defined]
+        return decoded_rows(dataset, split, rows)
     tokenizer = FittedTokenizer.from_state(dataset.card["encoder"]["tokenizer"], dataset.directory)
     found = batches.batch(start, count)
-    if isinstance(batches, ChatBatches):  # without the padding, which ends each row
-        lengths = batches.lengths(start, count)
+    if isinstance(whole, ChatBatches):  # without the padding, which ends each row
+        lengths: list[int] = batches.lengths(start, count)  # type: ignore[attr-defined]
         return [
             {"text": tokenizer.decode(ids[:n])} for ids, n in zip(found.inputs.tolist(), lengths, strict=True)
         ]

@@ -37,6 +37,7 @@ class ImageFolderSource(Source):
     1.3 million of them would take hours to read.
     """
 
+    local = True
     format: Literal["image_folder"]
     path: str | dict[Literal["train", "validation", "test"], str] = Field(  # type: ignore[assignment]
         description="folder that holds a folder of pictures for each class, or one such folder for each of "
@@ -212,6 +213,8 @@ def listing_hash(root: Path) -> str:
 
 class PackedSource(Source):
     """Files that hold many pictures of one size each."""
+
+    local = True
 
     def _beside(self, path: Path) -> list[Path]:
         """Other files that belong to one."""

@@ -77,8 +77,8 @@ class ChatBatches:
         if self._longest > context:
             self._refuse(int(self._pairs.argmax()), context)
         self._bins = best_fit(self._pairs, context) if packing else [[row] for row in range(len(ends))]
-        self._packing = packing and not (self._games and len(self._bins) == len(ends))
-        self.tokens_per_row = context if self._packing else self._longest
+        self.packed = packing and not (self._games and len(self._bins) == len(ends))
+        self.tokens_per_row = context if self.packed else self._longest
         self.rows = len(self._bins)
         self.scored: np.ndarray | None = None
         self._order = Order(self.rows, seed)
@@ -100,7 +100,7 @@ class ChatBatches:
     def batch(self, start: int, count: int) -> Batch:
         """Rows start to start + count of the training order."""
         rows = [self._windows(self._bins[row]) for row in self._chosen(start, count)]
-        return self._lay_out(rows, self._packing)
+        return self._lay_out(rows, self.packed)
 
     def lengths(self, start: int, count: int) -> list[int]:
         """How many tokens of each of those rows are no padding."""
@@ -126,7 +126,7 @@ class ChatBatches:
 
         Games are judged one by one, and stand so.
         """
-        packed = self._packing and not self._games
+        packed = self.packed and not self._games
         rows: list[Windows] = []
         for documents in self._filled() if packed else ([one] for one in range(len(self._pairs))):
             rows.append(self._windows(documents))

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import readers
 from llmtool.data.readers import BadRow, BrokenFile
+from llmtool.data.remote import Remote
 from llmtool.data.sampling import UNPACKED
 from llmtool.data.sources import Layout, Record, Source, check_names, difference
 
@@ -31,7 +32,8 @@ class ParquetSource(Source):
             raise DataError(f"{path}: Parquet is compressed inside; it is not read from .gz or .zst")
         number = 0
         try:
-            with pyarrow.parquet.ParquetFile(path) as table:
+            file = path.open("rb", seeks=True) if isinstance(path, Remote) else path
+            with pyarrow.parquet.ParquetFile(file) as table:
                 names = list(table.schema_arrow.names)
                 if layout.first is None:
                     check_names(names, str(path))

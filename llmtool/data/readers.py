@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from llmtool.core.errors import ConfigError, DataError
+from llmtool.data import remote
 from llmtool.data.sampling import Thin
 
 BLOCK = 1 << 18  # bytes decompressed at a time
@@ -81,10 +82,10 @@ class BadRow:
 
 
 def expand(path: str, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files that a path names: itself, the matching files below a folder, or those of a glob; sorted.
-
-    Hidden files and folders are left out. Raises DataError when there is none.
-    """
+    """The files that a path (or URL) names: itself, the matching files below a folder, or those of a glob;
+    sorted. Hidden files and folders are left out. Raises DataError when there is none."""
+    if remote.is_url(path):
+        return remote.expand(path, suffixes)
     found = Path(path)
     if any(sign in path for sign in "*?[") and not found.exists():
         files = [Path(name) for name in glob.glob(path, recursive=True)]

@@ -42,7 +42,8 @@ class Reading:
         """What a card says of it."""
         how: dict[str, Any] = {"mode": "json", "by_alias": True, "exclude_unset": True}
         source = self.source.model_dump(**how)
-        source |= {"path": "-"} if "path" in source else {}
+        for one in [source, *source.get("parts", {}).values()]:
+            one |= {"path": "-"} if "path" in one else {}
         return {"source": source, "clean": [step.model_dump(**how) for step in self.clean]}
 
     @classmethod

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_serializer, field_validator, model_validator
 
 from llmtool.core.config import Section
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.core.files import HashFile
-from llmtool.data import readers
+from llmtool.core.urls import without_secrets
+from llmtool.data import readers, remote
 from llmtool.data.readers import BadRow, BrokenFile
 from llmtool.data.sampling import Sample, Thin
 
@@ -39,6 +40,7 @@ class Chunk:
     split: (rows,) object, the split whose files the row comes from; None when `path` names no splits.
     bad: the rows of this stretch that could not be read; they are not in `frame` and have no ordinal.
     characters: of the cells, about.
+    part: of a mixture, the number of the part that all these rows are from.
     """
 
     frame: pd.DataFrame
@@ -48,11 +50,13 @@ class Chunk:
     split: np.ndarray | None = None
     bad: list[BadRow] = field(default_factory=list)
     characters: int = 0
+    part: int | None = None
 
     def take(self, mask: np.ndarray) -> Chunk:
         """The rows where the boolean `mask` holds, without the bad ones."""
         split = None if self.split is None else self.split[mask]
-        return Chunk(self.frame.loc[mask], self.unit[mask], self.file[mask], self.line[mask], split)
+        rows = self.frame.loc[mask]
+        return Chunk(rows, self.unit[mask], self.file[mask], self.line[mask], split, part=self.part)
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -89,8 +93,11 @@ class RowSource(Section):
         return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.files()]
 
     def hashes(self, hash_file: HashFile) -> dict[str, str]:
-        """Each file with the hash of its bytes."""
-        return {str(path): hash_file(path) for path in self.files()}
+        """Each file with the hash of its bytes, or what stands for it where the file lies elsewhere."""
+        return {
+            str(path): path.token() if isinstance(path, remote.Remote) else hash_file(path)
+            for path in self.files()
+        }
 
     def notes(self) -> list[str]:
         """What a person should know of the last reading."""
@@ -105,15 +112,35 @@ class RowSource(Section):
         """Whether all rows of a file are pieces of one document."""
         return False
 
+    @property
+    def in_bytes(self) -> bool:
+        """Whether rows count by the bytes of their text, where a split is by order."""
+        return getattr(self, "format", None) == "text"
+
+    @property
+    def names_splits(self) -> bool:
+        """Whether `path` names files for each split."""
+        return isinstance(getattr(self, "path", None), dict)
+
+    @property
+    def grows_columns(self) -> bool:
+        """Whether any row may bring a new column: all of them are known at the end only."""
+        return getattr(self, "format", None) in ("jsonl", "json")
+
+    def columns(self) -> list[str]:
+        """Those of the first row."""
+        return list(next(self.read(rows=1)).frame.columns)
+
 
 class Source(RowSource):
     """What every format of files shares: `path`, and reading in chunks."""
 
     suffixes: ClassVar[tuple[str, ...]] = ()
+    local: ClassVar[bool] = False  # whether only files of this machine are read
 
     path: str | list[str] | dict[SplitName, str | list[str]] = Field(
         description="file, folder or glob, a list of them, or one for each of train, validation, test; "
-        "relative to the working directory; .gz and .zst are unpacked"
+        "relative to the working directory, or URLs (s3://, gs://, hf://, https://); .gz and .zst unpacked"
     )
 
     @field_validator("path")
@@ -124,7 +151,24 @@ class Source(RowSource):
             raise ValueError("names no file")
         if isinstance(path, dict) and "train" not in path:
             raise ValueError("a path for each split needs one for train")
+        for part in every:
+            for url in filter(remote.is_url, part if isinstance(part, list) else [part]):
+                remote.check(url)
+                if cls.local:
+                    raise ValueError(
+                        f"{without_secrets(url)}: pictures are read from this machine: copy them here"
+                    )
         return path
+
+    @field_serializer("path", when_used="json")
+    def _without_secrets(self, path: Any) -> Any:
+        if isinstance(path, dict):
+            return {split: self._without_secrets(part) for split, part in path.items()}
+        return [without_secrets(one) for one in path] if isinstance(path, list) else without_secrets(path)
+
+    def notes(self) -> list[str]:
+        """How changes of files elsewhere are seen, where that is weak."""
+        return remote.notes(self.files())
 
     def files(self) -> list[Path]:
         """Every file, in reading order. Raises DataError when a path names none, or no regular file."""

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from llmtool.core import seeds
 from llmtool.core.config import Section
 from llmtool.core.errors import ConfigError, DataError
+from llmtool.data import dealing
 from llmtool.data.cells import BLANK, Cells
 from llmtool.data.cleaning import Masks, need
 from llmtool.data.encoding import Encoder
@@ -32,6 +33,7 @@ class RowTable:
     size: (rows,) what counts for a split by order: 1, or the bytes of a text.
     given: (rows,) int8 split code of the file a row comes from, or None.
     value: (rows,) what the split's `observe` saw, or None; names: the words that its codes stand for, if so.
+    part: (rows,) number of the part of a mixture that a row is from, or None; parts: their names.
     """
 
     content: np.ndarray
@@ -40,9 +42,17 @@ class RowTable:
     given: np.ndarray | None = None
     value: np.ndarray | None = None
     names: list[str] = field(default_factory=list)
+    part: np.ndarray | None = None
+    parts: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.content)
+
+    def by_part(self) -> list[np.ndarray]:
+        """The numbers of the rows of each part; of all rows where there are no parts."""
+        if self.part is None:
+            return [np.arange(len(self))]
+        return [np.flatnonzero(self.part == number) for number in range(len(self.parts))]
 
 
 @dataclass
@@ -102,23 +112,44 @@ class _Fractions(_Split):
     def _by_chance(self, unit: np.ndarray, seed: int) -> Assigned:
         """Whole units dealt out in these shares; unit: (rows,) the number of the unit each row belongs to."""
         sizes = np.bincount(unit)
-        chosen = _deal(sizes, _counts(len(unit), self.shares), seeds.generator(seed, "split"))
-        _fill_empty(chosen, sizes, self.shares)
+        chosen = dealing.deal(sizes, dealing.counts(len(unit), self.shares), seeds.generator(seed, "split"))
+        dealing.fill_empty(chosen, sizes, self.shares)
         return _checked(Assigned(chosen[unit]), self.shares, len(sizes))
+
+    def _in_strata(
+        self, sizes: np.ndarray, stratum: np.ndarray, members: np.ndarray, seed: int
+    ) -> np.ndarray:
+        """(units,) int8 split of each unit, strata in these shares each; members: (strata,) rows of each."""
+        chosen = np.zeros(len(sizes), np.int8)
+        counts = dealing.class_counts(members, self.shares)
+        order = np.argsort(stratum, kind="stable")
+        edges = np.searchsorted(stratum[order], np.arange(len(members) + 1))
+        random = seeds.generator(seed, "split")
+        for which in range(len(members)):
+            inside = order[edges[which] : edges[which + 1]]
+            if len(inside):
+                chosen[inside] = dealing.deal(sizes[inside], counts[which], random)
+        dealing.fill_empty(chosen, sizes, self.shares)
+        return chosen
 
 
 # --- by chance ---
 
 
 class RandomSplit(_Fractions):
-    """By chance, in exact shares as far as duplicates allow."""
+    """By chance, in exact shares as far as duplicates allow. Each part of a mixture by itself."""
 
     by: Literal["random"]
 
     def assign(self, rows: RowTable, seed: int) -> Assigned:
         """Rows with the same content, or of the same document, stay together."""
         unit = together(labels(rows.content), rows.unit)
-        return self._by_chance(unit, seed)
+        if rows.part is None:
+            return self._by_chance(unit, seed)
+        sizes, stratum = np.bincount(unit), rows.part[_first_of(unit)]
+        members = np.bincount(stratum, weights=sizes, minlength=len(rows.parts)).astype(np.int64)
+        chosen = self._in_strata(sizes, stratum, members, seed)
+        return _checked(Assigned(chosen[unit]), self.shares, len(chosen))
 
 
 class StratifiedSplit(_Fractions):
@@ -141,8 +172,11 @@ class StratifiedSplit(_Fractions):
         assert rows.value is not None
         unit = together(labels(rows.content), rows.unit)
         sizes, first = np.bincount(unit), _first_of(unit)
-        stratum = rows.value[first]
-        members = np.bincount(stratum, weights=sizes, minlength=len(rows.names)).astype(np.int64)
+        stratum, names = rows.value[first], rows.names
+        if rows.part is not None:  # classes of each part
+            stratum = rows.part[first] * len(names) + stratum
+            names = [f"{name} of {part}" for part in rows.parts for name in names]
+        members = np.bincount(stratum, weights=sizes, minlength=len(names)).astype(np.int64)
         lone = np.flatnonzero(members == 1)
         if len(lone) > 100 and len(lone) * 2 > len(sizes):
             name = repr(self.on) if self.on else "the target"
@@ -150,17 +184,8 @@ class StratifiedSplit(_Fractions):
                 f"data.split: {len(lone):,} of {len(members):,} values of {name} stand in one row only; "
                 "a stratified split needs classes (use by: random)"
             )
-        chosen = np.zeros(len(sizes), np.int8)
-        counts = _class_counts(members, self.shares)
-        order = np.argsort(stratum, kind="stable")
-        edges = np.searchsorted(stratum[order], np.arange(len(members) + 1))
-        random = seeds.generator(seed, "split")
-        for which in range(len(members)):
-            inside = order[edges[which] : edges[which + 1]]
-            if len(inside):
-                chosen[inside] = _deal(sizes[inside], counts[which], random)
-        _fill_empty(chosen, sizes, self.shares)
-        shown = ", ".join(repr(rows.names[which]) for which in lone[:5]) + (", ..." if len(lone) > 5 else "")
+        chosen = self._in_strata(sizes, stratum, members, seed)
+        shown = ", ".join(repr(names[which]) for which in lone[:5]) + (", ..." if len(lone) > 5 else "")
         notes = [f"classes with a single row, which went to train: {shown}"] if len(lone) else []
         return _checked(Assigned(chosen[unit], notes=notes), self.shares, len(sizes))
 
@@ -204,15 +229,21 @@ class HashSplit(_Fractions):
 
 
 class OrderSplit(_Fractions):
-    """By position: the first rows train, the last ones test; text is measured in bytes and may be cut."""
+    """By position: the first rows train, the last ones test; text is measured in bytes and may be cut.
+
+    Each part of a mixture by itself.
+    """
 
     by: Literal["order"]
 
     def assign(self, rows: RowTable, seed: int) -> Assigned:
         """A copy of a row in an earlier split joins it there."""
-        ends = np.cumsum(rows.size, dtype=np.int64)
-        edges = _edges(int(ends[-1]) if len(rows) else 0, self.shares)
-        split = np.searchsorted(edges[:2], ends - rows.size, side="right").astype(np.int8)
+        split = np.zeros(len(rows), np.int8)
+        for inside in rows.by_part():
+            size = rows.size[inside]
+            ends = np.cumsum(size, dtype=np.int64)
+            edges = dealing.edges(int(ends[-1]) if len(ends) else 0, self.shares)
+            split[inside] = np.searchsorted(edges[:2], ends - size, side="right")
         return _checked(_earlier_copies(split, rows), self.shares, len(rows))
 
 
@@ -243,7 +274,7 @@ class TimeSplit(_Fractions):
         """Rows of one moment go to the earlier split, and so does a copy of a row there."""
         assert rows.value is not None
         ordered = np.sort(rows.value)
-        last = [ordered[edge - 1] if edge else -np.inf for edge in _edges(len(rows), self.shares)[:2]]
+        last = [ordered[edge - 1] if edge else -np.inf for edge in dealing.edges(len(rows), self.shares)[:2]]
         split = (rows.value > last[0]).astype(np.int8) + (rows.value > last[1])
         return _checked(_earlier_copies(split, rows), self.shares, len(rows))
 
@@ -280,8 +311,8 @@ class _Given(_Split):
             unit = together(label[inside], None if rows.unit is None else rows.unit[inside])
             sizes = np.bincount(unit)
             wanted = np.array([1 - self.validation, self.validation, 0.0])
-            chosen = _deal(sizes, _counts(len(inside), wanted), seeds.generator(seed, "split"))
-            _fill_empty(chosen, sizes, wanted)
+            chosen = dealing.deal(sizes, dealing.counts(len(inside), wanted), seeds.generator(seed, "split"))
+            dealing.fill_empty(chosen, sizes, wanted)
             result.split[inside] = chosen[unit]
         return _checked(result, shares, len(rows))
 
@@ -376,81 +407,6 @@ def _first_of(unit: np.ndarray) -> np.ndarray:
 
 def _numbered(words: Sequence[str], names: dict[str, int]) -> np.ndarray:
     return np.array([names.setdefault(word, len(names)) for word in words], np.int64)
-
-
-def _edges(total: int, shares: np.ndarray) -> np.ndarray:
-    return np.floor(np.cumsum(shares) * total + 1e-6).astype(np.int64)
-
-
-def _counts(total: int, shares: np.ndarray) -> np.ndarray:
-    """(3,) whole rows that add up to `total`; no wanted share gets nothing where there are enough rows."""
-    counts = np.diff(_edges(total, shares), prepend=0)
-    counts[0] += total - counts.sum()
-    for code in np.flatnonzero((shares > 0) & (counts == 0)):
-        if counts.max() > 1:
-            counts[counts.argmax()] -= 1
-            counts[code] += 1
-    return counts
-
-
-def _class_counts(members: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """(classes, 3) rows of each class for each split, within one of its share; sums as exact as can be."""
-    ideal = members[:, None] * shares
-    counts = np.floor(ideal + 1e-9).astype(np.int64)
-    lack = _counts(int(members.sum()), shares) - counts.sum(axis=0)
-    for which in np.argsort(members, kind="stable"):
-        for code in np.argsort(counts[which] - ideal[which], kind="stable")[
-            : members[which] - counts[which].sum()
-        ]:
-            counts[which, code] += 1
-            lack[code] -= 1
-    _exchange(counts, ideal, lack)
-    nobody = (members > 0) & (counts[:, 0] == 0)
-    for which in np.flatnonzero(nobody):  # a class that train lacks can be neither learned nor scored
-        counts[which, counts[which].argmax()] -= 1
-        counts[which, 0] += 1
-    return counts
-
-
-def _exchange(counts: np.ndarray, ideal: np.ndarray, lack: np.ndarray) -> None:
-    """Move rounded-up rows to splits that lack rows, where both stay within one row of the class's share."""
-    for which in np.argsort(-ideal.sum(axis=1), kind="stable"):
-        while lack.any():
-            giver, taker = int(lack.argmin()), int(lack.argmax())
-            up, down = counts[which, giver] - ideal[which, giver], ideal[which, taker] - counts[which, taker]
-            if up <= 1e-9 or down <= 1e-9:
-                break
-            counts[which, giver] -= 1
-            counts[which, taker] += 1
-            lack[giver] += 1
-            lack[taker] -= 1
-
-
-def _deal(sizes: np.ndarray, wanted: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """(units,) int8 split of each unit: big ones by chance, then single rows to make up the counts."""
-    chosen = np.zeros(len(sizes), np.int8)
-    order = random.permutation(len(sizes))
-    many, single = order[sizes[order] > 1], order[sizes[order] == 1]
-    left = wanted.astype(np.float64)
-    if len(many):
-        ends = np.cumsum(sizes[many])
-        bounds = np.cumsum(wanted)[:2] * (ends[-1] / wanted.sum())
-        chosen[many] = np.searchsorted(bounds, ends - sizes[many] / 2, side="right")
-        left -= np.bincount(chosen[many], weights=sizes[many], minlength=3)
-    if len(single):
-        left = np.maximum(left, 0)
-        bounds = np.round(np.cumsum(left)[:2] * (len(single) / left.sum()))
-        chosen[single] = np.searchsorted(bounds, np.arange(len(single)), side="right")
-    return chosen
-
-
-def _fill_empty(chosen: np.ndarray, sizes: np.ndarray, shares: np.ndarray) -> None:
-    """Give a split that is wanted but got nothing the smallest unit of the split with the most units."""
-    for code in np.flatnonzero(shares > 0):
-        units = np.bincount(chosen, minlength=3)
-        if len(chosen) and units[code] == 0 and units.max() > 1:
-            inside = np.flatnonzero(chosen == units.argmax())
-            chosen[inside[sizes[inside].argmin()]] = code
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

@@ -196,7 +196,13 @@ def fingerprint(card: Mapping[str, Any]) -> str:
         for key, array in meta["arrays"].items()
         if key not in PLACES
     }
-    return _hash([card["inputs"], card["targets"], without_places(card["encoder"]), arrays])
+    parts = {
+        name: [[part, about["rows"]] for part, about in meta["parts"].items()]
+        for name, meta in card["splits"].items()
+        if "parts" in meta
+    }  # of a mixture, whose training order knows them
+    more = [parts] if parts else []
+    return _hash([card["inputs"], card["targets"], without_places(card["encoder"]), arrays, *more])
 
 
 def encoder_hash(card: Mapping[str, Any]) -> str:
@@ -287,6 +293,9 @@ def _problem(card: dict[str, Any]) -> str:
         arrays = meta.get("arrays") if isinstance(meta, dict) else None
         if not isinstance(arrays, dict) or not isinstance(meta.get("rows"), int):
             return f"split {name} has no rows or arrays"
+        parts = meta.get("parts", {})
+        if not isinstance(parts, dict) or not all(_part_is_sound(part) for part in parts.values()):
+            return f"the parts of {name} are not described correctly"
         for key, array in arrays.items():
             if not isinstance(array, dict) or not _array_is_sound(array):
                 return f"array {key} of {name} is not described correctly"
@@ -303,6 +312,10 @@ def _problem_of_images(inputs: dict[str, Any]) -> str:
         if not numbers or len(values or []) != sides[0] or not all(map(math.isfinite, values or [])):
             return f"inputs say images whose {key} is no number for each channel"
     return "" if min(inputs["std"]) > 0 else "inputs say images whose std is not above 0"
+
+
+def _part_is_sound(part: Any) -> bool:
+    return isinstance(part, dict) and type(part.get("rows")) is int and part["rows"] >= 0
 
 
 def _array_is_sound(array: dict[str, Any]) -> bool:

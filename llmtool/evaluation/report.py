@@ -41,6 +41,7 @@ NOTHING: dict[str, Any] = {  # the evidence of a report that has none
     "no_against": "",
     "comparison": None,
     "calibration": {},
+    "parts": {},
     "slices": {},
     "examples": {},
     "overlap": {},
@@ -163,6 +164,7 @@ def show(report: Mapping[str, Any]) -> Group:
     """The report for a person: figures by split, classes and mistakes of the last split, requirements."""
     parts: list[RenderableType] = [metrics_table(report["metrics"], report["rows"], report["intervals"])]
     parts += [Text(line, style="dim") for line in [interval_line(report)] if line]
+    parts += [parts_table(split, found) for split, found in report["parts"].items()]
     if report["baselines"]:
         parts.append(baselines_table(report["baselines"], report["against"]))
     if report["against"]:
@@ -233,6 +235,16 @@ def metrics_table(
         [f"{rows[split]:,}" if split in rows else "-", *[""] * (split in intervals)] for split in metrics
     ]
     table.add_row("rows", *(cell for cells in counts for cell in cells), style="dim")
+    return table
+
+
+def parts_table(split: str, found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A line for each part of a mixture, with its figures on a split."""
+    names = list(dict.fromkeys(name for one in found.values() for name in one["metrics"]))
+    names = [name for name in names if not name.endswith(tuple(f"_{average}" for average in AVERAGES))]
+    table = _table(f"parts of {split}", ["part", *names, "units"])
+    for name, one in found.items():
+        table.add_row(name, *(number(one["metrics"].get(figure)) for figure in names), f"{one['units']:,}")
     return table
 
 

@@ -146,11 +146,12 @@ def refuse_unknown(
     metric: str | None,
     kind: str,
     asked: Mapping[str, str] | None = None,
+    parts_: Sequence[str] = (),
 ) -> None:
     """ConfigError for a name that no evaluation can have a figure of: before an hour is spent on training.
 
     metric: what `evaluate.metric` names. kind: of the dataset's targets, a key of FIGURES. asked: each
-    suite's name and kind.
+    suite's name and kind. parts_: of a mixture, whose figures are `code.loss`.
     """
     figures = list(FIGURES[kind])
     if metric is not None and metric not in figures:
@@ -163,6 +164,8 @@ def refuse_unknown(
             continue
         place, figure = parts(name)
         bare, known, more = _END.sub("", figure), figures, ["overlap"] * (kind in ("next_token", "games"))
+        if (part := bare.partition("."))[0] in parts_:
+            bare = part[2]
         if place.startswith(SUITES):
             known, more = list(suites.FIGURES[(asked or {})[place.removeprefix(SUITES)]]), []
         if bare not in known and figure not in more:
@@ -219,6 +222,8 @@ def with_bounds(
     for split, figures in metrics.items():
         if split in evidence["overlap"]:
             found[split]["overlap"] = evidence["overlap"][split]["share"]
+        for part, one in evidence.get("parts", {}).get(split, {}).items():
+            found[split] |= {f"{part}.{name}": value for name, value in one["metrics"].items()}
         for name in [*figures, *undefined.get(split, {})]:
             why = undefined.get(split, {}).get(name)
             bounds = evidence["intervals"].get(split, {}).get(name)

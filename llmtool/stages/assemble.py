@@ -24,6 +24,7 @@ from llmtool.experiment import Experiment
 from llmtool.models import adapters, lora, peft_files, pretrained
 from llmtool.models.causal import Transformer
 from llmtool.models.forms import huggingface
+from llmtool.stages import by_part
 from llmtool.stages.checkpoints import CARD_FILE, Start, fingerprint, lineage, made_from
 from llmtool.stages.likeness import refuse_other_pictures, say_how_prepared
 from llmtool.tasks import TaskConfig, default_task
@@ -40,6 +41,7 @@ class Assembled:
     adapter, base: how a start is being adapted, and where the weights under a LoRA adapter lie.
     made_from: the chains of what the model learns from: its dataset, and the start where there is one.
     speech: chat template, special and stop tokens of a start, where the data has no conversations of its own.
+    mixture: the weight of each part of the data in the training order; None: every row once an epoch.
     """
 
     model: nn.Module
@@ -54,6 +56,7 @@ class Assembled:
     adapter: adapters.AdapterMethod | None = None
     base: Path | None = None
     speech: dict[str, Any] = field(default_factory=dict)
+    mixture: dict[str, float] | None = None
 
     @property
     def rates(self) -> dict[str, float]:
@@ -62,7 +65,8 @@ class Assembled:
 
     def batches(self, split: str) -> Batches:
         """The rows of a split; language models see windows as long as their context."""
-        return open_batches(self.dataset, split, self.seed, context=getattr(self.model, "context", None))
+        context = getattr(self.model, "context", None)
+        return open_batches(self.dataset, split, self.seed, context, self.mixture)
 
     def decoded(self, start: int, count: int) -> list[dict[str, Any]]:
         """Rows start to start + count of the training order as a person knows them."""
@@ -132,7 +136,9 @@ def from_experiment(experiment: Experiment, dataset: Dataset) -> Assembled:
     outputs = task_config.outputs(dataset.targets)
     seeds.seed_torch(experiment.seed, "initialise")
     model = experiment.model.build(dataset.inputs, outputs)
-    return _assembled(experiment, dataset, model, task_config, dataset.targets, (dataset.lineage,))
+    made = _assembled(experiment, dataset, model, task_config, dataset.targets, (dataset.lineage,))
+    made.mixture = experiment.train.mixture if experiment.train else None
+    return made
 
 
 def from_start(experiment: Experiment, dataset: Dataset, start: Start) -> tuple[Assembled, str | None]:
@@ -166,6 +172,7 @@ def from_start(experiment: Experiment, dataset: Dataset, start: Start) -> tuple[
         adapters.pool_by(start.model, experiment.finetune.pooling)
     before = (start.lineage, dataset.lineage)
     made = _assembled(experiment, dataset, start.model, task_config, targets, before)
+    made.mixture = experiment.finetune.mixture if experiment.finetune else None
     spoken = start.card["encoder"]
     if targets["kind"] == "next_token" and "template" in spoken and "template" not in dataset.card["encoder"]:
         made.speech = {key: spoken[key] for key in ("template", "special", "stop") if key in spoken}
@@ -280,7 +287,7 @@ def refuse_unknown_figures(experiment: Experiment, dataset: Dataset) -> None:
         kind = "log_values"
     suites = {suite.name: suite.kind for suite in asked.suites}
     figures = "games" if "game" in dataset.targets else kind
-    requirements.refuse_unknown(asked.require, asked.metric, figures, suites)
+    requirements.refuse_unknown(asked.require, asked.metric, figures, suites, by_part.parts_of(dataset.card))
 
 
 def refuse_other_encoding(dataset: Dataset, start: Start) -> None:

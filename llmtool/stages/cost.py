@@ -90,8 +90,8 @@ def of_file(
     card, tokens = subject.card, tokens_of(model)
     known = card is not None and bool(card["splits"].get("train"))
     rows, validation = (
-        rows_of(card, split, 1.0, tokens) if known and card is not None else 0
-        for split in ("train", "validation")
+        rows_of(card, split, 1.0, tokens, mixture) if known and card is not None else 0
+        for split, mixture in (("train", config.mixture), ("validation", None))
     )
     ragged = known and card is not None and card.get("encoding") == "text"
     amount = Rows(rows or UNKNOWN_ROWS, tokens, () if ragged else None)

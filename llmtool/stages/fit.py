@@ -16,10 +16,11 @@ from llmtool.core.devices import is_out_of_memory, recover_memory
 from llmtool.core.environment import environment
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data.batches import Batches
+from llmtool.data.mixing import MixedBatches
 from llmtool.evaluation.loop import evaluate
 from llmtool.models import fp8
 from llmtool.models.recompute import recompute
-from llmtool.stages import compiling, divergence, history
+from llmtool.stages import by_part, compiling, divergence, history
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.history import METRICS
 from llmtool.stages.lowering import AtOnce, half_made
@@ -76,6 +77,7 @@ class FitResult:
     )  # micro-batches that did not fit (stages.lowering)
     notes: list[str] = field(default_factory=list)
     profile: dict[str, Any] | None = None  # as training.profile says
+    seen: dict[str, float] | None = None  # how often each part of a mixture was gone through
 
 
 def fit(
@@ -162,6 +164,7 @@ class _Session:
         self.config, self.at_once = config, AtOnce.of(config)
         self.usual_threads = torch.get_num_threads()
         self.metric = config.select.metric if config.select else assembled.task.metric
+        self.figure = self.metric.rpartition(".")[2]  # of `code.loss`, a part's
         self.optimizers = config.optimizer.build(assembled.model, assembled.rates)
         self.average = Average(assembled.model, config.ema) if config.ema else None
         self.saver = Saver(directory, assembled, self.optimizers, self.average, self.at_once)
@@ -339,7 +342,9 @@ class _Session:
         if self.tunes:  # what a checkpoint says of its labels from now on
             part, tally = self.assembled, self.assembled.task.tune(tally)  # type: ignore[attr-defined]
             part.targets = {**part.targets, "thresholds": part.task.thresholds}  # type: ignore[attr-defined]
-        metrics = tally.metrics()
+        metrics, figures = tally.metrics(), (self.assembled.task.metric, self.figure)
+        among = self.validation, self._scoring_rows(), self.together.of
+        metrics |= by_part.flat(self.assembled.dataset, "validation", tally, *among, figures)
         return metrics, metrics.get(self.metric)
 
     def _scored(self, split: Batches, batches: int | None = None) -> Any:
@@ -366,7 +371,7 @@ class _Session:
     def _refuse_unknown_metric(self, validation: Batches) -> None:
         """A misspelt `select.metric` is an error now, not after the first tenth of the run."""
         tally = self._scored(validation, batches=1)
-        known = sorted({*tally.metrics(), *tally.undefined})
+        known = by_part.with_parts(self.assembled.dataset, sorted({*tally.metrics(), *tally.undefined}))
         if self.metric not in known:
             raise ConfigError(
                 f"select.metric: {self.metric!r} is not a figure of this task (choices: {', '.join(known)})"
@@ -374,6 +379,8 @@ class _Session:
 
     def record(self, row: dict[str, Any]) -> None:
         """A row for metrics.jsonl and for whoever watches."""
+        if "epoch" in row and isinstance(self.train, MixedBatches):
+            row["seen"] = self.train.seen(row["step"] * self.plan.batch)
         if ranks.here().first:
             files.append_line(self.directory / METRICS, row)
             self.progress.row(row)
@@ -421,6 +428,12 @@ class _Session:
             )
         if state.skipped:
             self.note(f"{state.skipped} updates were left out (guard.action: skip); metrics.jsonl names each")
+        seen = None
+        if isinstance(self.train, MixedBatches):
+            seen = self.train.seen(state.step * self.plan.batch)
+            self.note(
+                "gone through: " + ", ".join(f"{name} {times:.3g} times" for name, times in seen.items())
+            )
         return FitResult(
             best=self.directory / "best",
             last=self.directory / "last",
@@ -436,4 +449,5 @@ class _Session:
             skipped=state.skipped,
             lowered=self.at_once.lowered,
             notes=self.notes,
+            seen=seen,
         )

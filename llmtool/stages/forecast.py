@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,22 @@ class Fitting(Resolved):
     expected: float  # seconds of a whole step, as predicted
 
 
-def rows_of(card: dict[str, Any], split: str, share: float, tokens_per_row: int) -> int:
-    """Rows (of text: windows) of a split of the whole data; share: the part of it that the card is of."""
+def rows_of(
+    card: dict[str, Any],
+    split: str,
+    share: float,
+    tokens_per_row: int,
+    mixture: Mapping[str, float] | None = None,
+) -> int:
+    """Rows (of text: windows) of a split of the whole data; share: the part of it that the card is of.
+    mixture: only the parts that it gives a weight.
+    """
     meta = card["splits"].get(split, {})
+    if mixture is not None and "parts" in meta:
+        drawn = [part for name, part in meta["parts"].items() if mixture.get(name)]
+        metas = [{**meta, **part, "documents": part["rows"]} for part in drawn]
+        cards = [{**card, "splits": {split: one}} for one in metas]
+        return sum(rows_of(one, split, share, tokens_per_row) for one in cards)
     if tokens_per_row == 1 or "targets" in meta.get("arrays", {}):
         return round(meta.get("rows", 0) / share)
     if is_packed(card, split, tokens_per_row):  # best fit leaves next to nothing free
@@ -89,7 +102,7 @@ def fitting(
 ) -> Fitting:
     """Resolve `config` for the whole data. rate: FLOP/s of the device. Raises what training would."""
     flops, tokens = description["flops"], description["flops"]["tokens_per_row"]
-    rows = rows_of(card, "train", share, tokens)
+    rows = rows_of(card, "train", share, tokens, config.mixture)
     device = torch.device(description["memory"]["training"]["device"])
     each = float(flops["row_forward"] + flops["row_backward"])
     labelled = card.get("encoding") == "text"

@@ -18,6 +18,7 @@ from llmtool.evaluation.baselines import Baseline
 from llmtool.evaluation.sentences import sentence
 from llmtool.metrics import bootstrap, calibration, direction
 from llmtool.metrics.classification import ClassificationTally
+from llmtool.stages import by_part
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.score import origin
 
@@ -55,6 +56,11 @@ def judge(
         "baselines": [_baseline(one) for one in simple],
         "calibration": _calibration(tallies),
         "slices": _slices(dataset, tallies, figure, seed) if config.slices else {},
+        "parts": {
+            split: by_part.by_part(dataset.split(split), tally)
+            for split, tally in tallies.items()
+            if by_part.parts_of(dataset.card)
+        },
         "examples": _examples(dataset, tallies),
         "overlap": _overlap(dataset, list(tallies)),
         "seconds": {one.name: round(one.seconds, 3) for one in simple if not one.cached},
@@ -77,13 +83,14 @@ def _calibration(tallies: Mapping[str, Tally]) -> dict[str, Any]:
 
 
 def _slices(dataset: Dataset, tallies: Mapping[str, Tally], figure: str, seed: int) -> dict[str, Any]:
-    """Of the last split: by the columns of a table and its classes, by the length of documents."""
+    """Of the last split: by the columns of a table and its classes, the length of documents, the part of a
+    mixture."""
     split, tally = list(tallies.items())[-1]
     if figure not in tally.metrics():
         return {}
-    if _stretches(dataset, split):
-        return {}  # nothing tells them apart
-    columns = decoding.columns_of(dataset, split)
+    # nothing but their part tells stretches apart
+    columns = {} if _stretches(dataset, split) else decoding.columns_of(dataset, split)
+    columns = by_part.columns(dataset.split(split)) | columns
     if isinstance(tally, ClassificationTally) and figure in ("accuracy", "log_loss"):
         names = np.array(tally.names, dtype=object)
         columns["class"] = names[tally.judgement().targets]

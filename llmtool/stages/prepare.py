@@ -22,6 +22,7 @@ from llmtool.data.dropped import FILE as EXAMPLES
 from llmtool.data.dropped import Account
 from llmtool.data.encoding import TOO_LONG, Encoder, RowError
 from llmtool.data.images import ImagesEncoder
+from llmtool.data.mixture import MixtureSource
 from llmtool.data.readers import BadRow
 from llmtool.data.reading import Reading
 from llmtool.data.sources import SPLITS, Chunk
@@ -30,7 +31,7 @@ from llmtool.data.store import CARD, make_card
 from llmtool.data.targets import NOT_IN_TRAIN
 from llmtool.data.templates import FILE as TEMPLATE_FILE
 from llmtool.data.tokens import TokenEncoder
-from llmtool.stages import sifting
+from llmtool.stages import mixture, sifting
 from llmtool.stages.engine import Cleaner, opened
 from llmtool.stages.leaks import LEAKAGE, leaks, text_columns
 from llmtool.stages.likeness import like_model
@@ -100,9 +101,14 @@ def _prepare(
     text = text or text_columns(encoder)
     sample = leakage.Sample.of(code, len(columns), names, seed, text)
     kept, splits = _write(encoder, reading, scan, directory, sample)
+    if isinstance(data.source, MixtureSource):
+        mixture.mark(splits, directory, data.source)
     _refuse_bad(data, scan)
     scan.account.write(directory)
     ledger = _ledger(scan, assigned, kept) | scan.account.ledger() | scan.sifted.ledger
+    if scan.mixed is not None:
+        part = mixture.account(scan.mixed, code, scan.fates[0], scan.reasons, assigned.dropped)
+        ledger["parts"] = part
     if isinstance(encoder, ChatEncoder):
         ledger |= audit.account(encoder, names, directory)
     found = leaks(data, encoder, sample, splits, directory)
@@ -141,12 +147,12 @@ def _stamps(data: DataConfig) -> list[tuple[str, int, int]]:
 
 def _columns(data: DataConfig, rows: Rows) -> list[str]:
     """All columns of the source. JSON objects may bring new ones anywhere: they are read to the end."""
-    if data.source.format not in ("jsonl", "json"):
-        return list(next(data.source.read(rows=1)).frame.columns)
-    columns: list[str] = []
+    if not data.source.grows_columns:
+        return data.source.columns()
+    columns: dict[str, None] = {}
     for chunk in rows:
-        columns = list(chunk.frame.columns)
-    return columns
+        columns |= dict.fromkeys(chunk.frame.columns)
+    return list(columns)
 
 
 # --- first reading: what becomes of each row --------------------------------------------------------------
@@ -158,6 +164,7 @@ class _Scan:
 
     quarantine: Path
     named: str | None = None  # the column whose cell names a row better than file and line do
+    mixed: mixture.Parts | None = None  # of a mixture
     read: int = 0
     fates: list[np.ndarray] = field(
         default_factory=list
@@ -200,11 +207,14 @@ def _scan(
 ) -> _Scan:
     content = encoder.columns(columns)
     paths = data.source.names()
-    scan = _Scan(directory / QUARANTINE, getattr(data.encode, "image", None), account=Account(data.clean))
+    named, mixed = getattr(data.encode, "image", None), mixture.Parts.of(data.source)
+    scan = _Scan(directory / QUARANTINE, named, mixed, account=Account(data.clean))
     files.write_bytes(scan.quarantine, b"")
     sifting.learn(data, columns)
     for chunk, cleaned in cleaner.first(rows):
         scan.read += len(chunk) + len(chunk.bad)
+        if scan.mixed is not None:
+            scan.mixed.note(chunk)
         scan.unread.update(row.reason for row in chunk.bad)
         scan.note_bad(chunk.bad)
         _look(data, encoder, content, paths, chunk, cleaned, scan)
@@ -257,7 +267,7 @@ def _look(
     part = {"content": contents(alike, content), "ordinal": rows + start}
     if data.source.one_unit_a_file:
         part["unit"] = chunk.unit[rows]
-    if data.split.by == "order" and data.source.format == "text":
+    if data.split.by == "order" and data.source.in_bytes:
         part["size"] = np.array([len(text.encode()) for text in frame["text"].tolist()], np.int64)
     if chunk.split is not None:
         part["given"] = np.array([SPLITS.index(name) for name in chunk.split[rows]], np.int8)
@@ -341,7 +351,11 @@ def _split(data: DataConfig, scan: _Scan, seed: int) -> tuple[np.ndarray, Assign
     assert content is not None
     size = np.broadcast_to(np.int64(1), len(content)) if size is None else size
     rows = RowTable(content, gather("unit"), size, gather("given"), gather("value"), list(scan.names))
+    if scan.mixed is not None:
+        rows.part, rows.parts = scan.mixed.of_rows()[ordinals], scan.mixed.names
     assigned = data.split.assign(rows, seed)
+    if scan.mixed is not None and rows.part is not None:
+        assigned.notes += scan.mixed.absent(rows.part, assigned.split)
     assert all((assigned.split[mask] == DROPPED).all() for mask in assigned.dropped.values())
     code = np.full(len(fates), DROPPED, np.int8)
     code[ordinals] = assigned.split

@@ -56,17 +56,18 @@ def learn(data: DataConfig, columns: list[str]) -> None:
 
 def _own(data: DataConfig, columns: list[str], position: int, column: str, found: EvaluationRuns) -> None:
     """Add the texts of validation and test, as the step would meet them."""
-    path = getattr(data.source, "path", None)
-    named = [path[name] for name in SPLITS[1:] if name in path] if isinstance(path, dict) else []
-    if not named:
-        return
-    every = [one for part in named for one in ([part] if isinstance(part, str) else part)]
-    source = data.source.model_copy(update={"path": every})
-    for chunk in source.read():
-        frame = clean(data.clean[:position], complete(chunk.frame, columns), again=True).frame
-        chunk = chunk.take(chunk.frame.index.isin(frame.index))
-        chunk.frame = frame
-        take(found, chunk, source.names(), [column])
+    for given in getattr(data.source, "parts", {"": data.source}).values():
+        path = getattr(given, "path", None)
+        named = [path[name] for name in SPLITS[1:] if name in path] if isinstance(path, dict) else []
+        if not named:
+            continue
+        every = [one for part in named for one in ([part] if isinstance(part, str) else part)]
+        source = given.model_copy(update={"path": every})
+        for chunk in source.read():
+            frame = clean(data.clean[:position], complete(chunk.frame, columns), again=True).frame
+            chunk = chunk.take(chunk.frame.index.isin(frame.index))
+            chunk.frame = frame
+            take(found, chunk, source.names(), [column])
 
 
 def gathered(step: Any, keys: Keys, chunk: Chunk) -> Keys:

@@ -13,6 +13,8 @@ from llmtool.training.guard import GuardConfig
 from llmtool.training.optimizers import AdamWConfig, OptimizerConfig
 from llmtool.training.schedules import CosineSchedule, ScheduleConfig
 
+SMALLEST = 1e-6  # share of a part of a mixture: one row in a million
+Weight = Annotated[float, Field(ge=0, le=1e9)]
 Count = Annotated[int, Field(gt=0)] | Literal["auto"]
 
 
@@ -33,6 +35,13 @@ class TrainConfig(Section):
     """How a model is trained."""
 
     budget: Budget = Field(default=Budget(epochs=10), description="how long: steps, epochs, tokens or time")
+    mixture: dict[str, Weight] | None = Field(
+        default=None,
+        description="weight of each part of the data (data.source.format: mixture): each gives its share of "
+        "the rows that are learned from, exactly in every long stretch, and goes through its own rows in "
+        "epochs of its own; 0 leaves a part out. An epoch of the budget is as many rows as the parts with a "
+        "weight have together; default: every row once in it",
+    )
     batch: Count = Field(default="auto", description="rows of one optimizer step")
     micro_batch: Count = Field(
         default="auto",
@@ -78,6 +87,17 @@ class TrainConfig(Section):
         default=None, description="what makes a checkpoint the best; default: the task's figure"
     )
     stop: Stop | None = Field(default=None, description="early stopping")
+
+    @model_validator(mode="after")
+    def _mixes(self) -> Self:
+        weights = list((self.mixture or {"": 1.0}).values())
+        if not any(weights):
+            raise ValueError("mixture: some part needs a weight above 0")
+        if (share := min(weight for weight in weights if weight) / sum(weights)) < SMALLEST:
+            raise ValueError(
+                f"mixture: a share of {share:.1g} is less than a row in a million; leave it out: 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

@@ -24,10 +24,15 @@ SETS = [
     "train.budget.steps=20", "train.log_every=1", "train.validate_every=5", "train.checkpoint_every=5",
     "train.ema=0.9",
 ]  # fmt: skip
+MIXED = (
+    "{format: mixture, parts: {tales: {format: text, path: story.txt, documents: blank}, "
+    "people: {format: text, path: people.csv, documents: line}}}"
+)
 PROJECTS = {  # dropout is drawn by the place of a micro-batch: it is the same wherever that is computed
     "table": [*SETS, "train.batch=16", "train.micro_batch=4"],
-    "text": [*SETS, "train.batch=4", "train.micro_batch=2", "train.optimizer.name=muon"],
-}
+    "text": [*SETS, "train.batch=4", "train.micro_batch=2", "train.optimizer.name=muon",
+             f"data.source={MIXED}", "train.mixture={tales: 1, people: 1}"],
+}  # fmt: skip
 
 
 def trained(directory: Path, project: str, stops: dict[int, int] | None = None, *more: str) -> str:
@@ -62,7 +67,7 @@ def seen(directory: Path, project: str) -> dict[int, list[float]]:
     return {
         (row["step"] if "loss" in row else -row["step"]): [row["loss"], row["norm"], row["lr"]]
         if "loss" in row
-        else [row["validation"].get("log_loss", row["validation"].get("loss"))]
+        else [value for name, value in row["validation"].items() if name.endswith("loss")]
         for row in rows
     }
 
@@ -85,6 +90,7 @@ def same(here: Path, there: Path) -> None:
 def straight(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both projects, trained by one process."""
     directory = Path(shutil.copytree(finished, tmp_path_factory.mktemp("one") / "run", symlinks=True))
+    shutil.rmtree(directory / "runs/text/prepare")  # it is a mixture here
     for project in PROJECTS:
         shutil.rmtree(directory / "runs" / project / "train")
         assert trained(directory, project) == "done"

@@ -53,6 +53,13 @@ TABLE: dict[str, Any] = {
     "max_bad": 0.2,
 }
 
+MIXED: dict[str, Any] = {
+    "source": {"format": "mixture", "parts": {"rows": JSONL["source"], "texts": WHOLE["source"]}},
+    "clean": [CLEAN[0], CLEAN[3]],
+    "encode": {"as": "tokens", "tokenizer": {"kind": "characters"}},
+    "max_bad": 0.2,
+}
+
 
 @pytest.fixture
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -92,7 +99,7 @@ def differing(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
 
 
 def test_every_engine_makes_the_same_bytes(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number, config in enumerate((JSONL, CORPUS, WHOLE, TABLE)):
+    for number, config in enumerate((JSONL, CORPUS, WHOLE, TABLE, MIXED)):
         one = made(config, f"one{number}", workers=1)
         assert not differing(one, made(config, f"two{number}", workers=2))
         with monkeypatch.context() as small:
