@@ -8,11 +8,13 @@ Datasets, chapter 3, http://www.mmds.org). The method is that of Lee et al. 2021
 connects; here a text leaves only if it is itself like an earlier one that stays.
 
 Memory of a row: 16 bytes and 4 for each band (100 in all at the threshold of 0.8), half as much again while
-it is decided who leaves. The sets of the rows that met lie on disk, in a file without a name.
+it is decided who leaves; 128 more for a row that met another. Their sets lie on disk, in a file that has no
+name.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from array import array
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 HASHES, SEED = 128, 1
 FOUND = 0.995  # chance that a pair meets whose index is just the threshold; more alike ones nearly always do
+SURE = 3  # standard deviations by which an estimate must be below the threshold for a pair not to be counted
 LARGEST, SHOWN, EXCERPT = 20, 5, 160  # clusters in the report, texts of each, characters of a text
 
 Read = Callable[[np.ndarray], Iterator[Chunk]]  # ordinals, ascending -> these rows as the step met them
@@ -122,8 +125,11 @@ Parts = Sequence[tuple[np.ndarray, np.ndarray]]  # of each chunk, what `keys` ga
 
 
 @contextmanager
-def leaving(step: DropNearDuplicates, parts: Parts, read: Read, directory: Path) -> Iterator[Leaving]:
-    """Decide which rows leave. directory: where their texts lie for as long as the block lasts."""
+def leaving(
+    step: DropNearDuplicates, parts: Parts, read: Read, directory: Path, hide: Callable[[str], str] = str
+) -> Iterator[Leaving]:
+    """Decide which rows leave. directory: where their texts lie for as long as the block lasts. hide: takes
+    out of a text what nobody should read."""
     ordinals = np.concatenate([part[0] for part in parts])
     own = _column(parts, 0).astype(np.uint64) << np.uint64(32) | _column(parts, 1)
     _, first, group = np.unique(own, return_index=True, return_inverse=True)
@@ -133,7 +139,7 @@ def leaving(step: DropNearDuplicates, parts: Parts, read: Read, directory: Path)
     met = _meeting(parts, np.flatnonzero(single), step)
     wanted = np.union1d(np.union1d(met, np.flatnonzero(~single)), original[~single])
     with _Spill(directory) as sets, _Spill(directory) as excerpts:
-        seen = _Seen(ordinals[wanted], sets, excerpts)
+        seen = _Seen(ordinals[wanted], sets, excerpts, hide)
         if len(wanted):
             seen.read(step, np.isin(wanted, met), read(seen.ordinals))
         groups = _groups(parts, met, step)
@@ -189,12 +195,14 @@ def _compare(
     like, index = np.full(len(at), -1), np.zeros(len(at))
     staying: dict[int, list[int]] = {}
     sizes = seen.sets.sizes()[at] if len(at) else at
+    least = step.threshold - SURE * math.sqrt(step.threshold * (1 - step.threshold) / HASHES)
     compared = 0
     for text in range(len(at)):
         mine = [group for group in groups[text].tolist() if group >= 0]
         others = np.array(sorted({other for group in mine for other in staying.get(group, ())}), np.int64)
         small, large = np.minimum(sizes[others], sizes[text]), np.maximum(sizes[others], sizes[text])
         others = others[small / large >= step.threshold]  # no more than the smaller set is common
+        others = others[seen.estimate(at[text], at[others]) >= least]
         if len(others):
             compared += len(others)
             shares = jaccard(seen.set(at[text]), [seen.set(row) for row in at[others].tolist()])
@@ -262,8 +270,10 @@ class _Seen:
     ordinals: np.ndarray
     sets: _Spill  # of the runs of those that are compared: sorted uint64, nothing twice
     excerpts: _Spill
+    hide: Callable[[str], str]
     file: array[int] = field(default_factory=lambda: array("i"))
     line: array[int] = field(default_factory=lambda: array("q"))
+    sketches: bytearray = field(default_factory=bytearray)  # the low byte of each hash
 
     def read(self, step: DropNearDuplicates, compared: np.ndarray, chunks: Iterable[Chunk]) -> None:
         """Take them in. compared: (rows,) bool. Raises DataError where the source has them no more."""
@@ -275,12 +285,22 @@ class _Seen:
             self.line.extend(chunk.line.tolist())
             texts = [spoken(cell) for cell in chunk.frame[step.column].tolist()]
             values, counts = runs(*padded(*numbered(texts), step.ngram), step.ngram)
+            self.sketches += _sketches(values, counts).astype(np.uint8).tobytes()
             ends = np.cumsum(counts).tolist()
             for row, (text, start, end) in enumerate(zip(texts, [0, *ends], ends, strict=False)):
                 self.sets.add(np.unique(values[start:end]).tobytes() if compared[begin + row] else b"")
-                self.excerpts.add(text[:EXCERPT].encode("utf-8", "replace"))
+                self.excerpts.add(self.hide(text)[:EXCERPT].encode("utf-8", "replace"))
         if len(self.file) != len(self.ordinals):
             raise DataError("the source changed while it was being prepared; prepare it again")
+
+    def estimate(self, row: int, others: np.ndarray) -> np.ndarray:
+        """(others,) about the Jaccard index of a row with others, not below it but by chance.
+
+        By one byte of each hash (https://arxiv.org/abs/0910.3349).
+        """
+        every = np.frombuffer(self.sketches, np.uint8).reshape(-1, HASHES)
+        shares: np.ndarray = (every[others] == every[row]).mean(axis=1)
+        return shares
 
     def set(self, row: int) -> np.ndarray:
         """(n,) uint64."""

@@ -11,7 +11,7 @@ import xxhash
 
 from llmtool.data.writing_systems import WORD
 
-_VOCABULARY = 1 << 20  # words whose hash is remembered
+_VOCABULARY = 1 << 18  # words whose hash is remembered, in some 40 MB
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no word's bits are lost
 _hashes: dict[str, int] = {}
 # Of ASCII, what stands in no word becomes a blank: four times as fast as the pattern.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from llmtool.core.errors import ConfigError
 from llmtool.data import DataConfig
 from llmtool.data.cleaning import DropDuplicates, clean
 from llmtool.data.contamination import Decontaminate, EvaluationRuns, read_evaluation, take
+from llmtool.data.dropped import Account
 from llmtool.data.near_duplicates import DropNearDuplicates, Leaving, Read, leaving, report
 from llmtool.data.sources import SPLITS, Chunk
 from llmtool.data.splitting import labels
@@ -127,6 +128,11 @@ def sift(
     Raises ConfigError for a column without text.
     """
     found = Sifted()
+    account = Account(data.clean)
+
+    def hide(text: str) -> str:
+        return str(account.hidden({"text": text})["text"])
+
     gone = np.zeros(len(bad), bool)
     names = data.source.names()
     removed = _Removed(directory / REMOVED)
@@ -143,12 +149,12 @@ def sift(
             raise ConfigError(f"data.clean.{position}: {step.step}: no text in column {step.column!r}")
         elif isinstance(step, DropNearDuplicates):
             read = _again(data, rows, columns, position)
-            with leaving(step, parts, read, directory) as near:
+            with leaving(step, parts, read, directory, hide) as near:
                 away = near.rows
                 clusters.append({"step": f"data.clean.{position}", **report(step, near, names)})
                 _near(near, bad, names, removed, found, clusters[-1])
         else:
-            away = _contaminated(step, parts, bad, names, removed, found)
+            away = _contaminated(step, parts, bad, names, removed, found, hide)
         gone[away] = True
         removed.write()
     if clusters:
@@ -212,6 +218,7 @@ def _contaminated(
     names: list[str],
     removed: _Removed,
     found: Sifted,
+    hide: Callable[[str], str],
 ) -> np.ndarray:
     """Account for rows in which evaluation text stands, and return them."""
     runs: EvaluationRuns = step.learned
@@ -226,7 +233,7 @@ def _contaminated(
                 why = runs.says(number)
                 hits[why["file"]] += 1
                 against = {"file": why["file"], "line": why["line"]}
-                removed.add("contaminated", names[file], line, against=against, ngram=why["ngram"])
+                removed.add("contaminated", names[file], line, against=against, ngram=hide(why["ngram"]))
     rows = np.array(away, np.int64)
     found.leave("contaminated", rows[~bad[rows]])
     place = f"data.clean.{removed.position}"

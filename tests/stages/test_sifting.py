@@ -155,3 +155,20 @@ def test_a_column_without_text_is_refused(tmp_path: Path, step: str) -> None:
     data = config(put(tmp_path / "a.jsonl", texts(3)), {"step": step, "column": "id", **more})
     with pytest.raises(ConfigError, match=rf"data\.clean\.0: {step}: no text in column 'id'"):
         run(data, tmp_path)
+
+
+def test_reports_hide_what_personal_data_looks_for(tmp_path: Path) -> None:
+    some = [f"Write to anna.{number}@example.org now. {text}" for number, text in enumerate(texts(30))]
+    against = tmp_path / "eval.txt"
+    against.write_text(some[9])
+    steps = [
+        {"step": "decontaminate", "column": "text", "against": [str(against)]},
+        NEAR,
+        {"step": "personal_data", "do": "redact", "kinds": ["email"]},
+    ]
+    result, lines = run(config(put(tmp_path / "a.jsonl", [*some, some[3]]), *steps), tmp_path)
+    assert result.ledger["dropped"] == {"near-duplicate": 1, "contaminated": 1}
+    assert lines[0]["ngram"].startswith("write to <EMAIL> now")
+    shown = (tmp_path / "prepare/near_duplicates.json").read_text()
+    assert "Write to <EMAIL> now" in shown
+    assert "example" not in shown
