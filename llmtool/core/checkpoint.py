@@ -43,27 +43,45 @@ def save(parent: Path, name: str, write: Callable[[Path], None]) -> Path:
     Returns when it survives a power cut. On any error the temporary directory is removed, and what was in
     `parent` stays as it was. Raises LlmtoolError when the name is taken, or the disk is full or broken.
     """
+    final, temporary = places(parent, name)
+    with or_nothing(temporary):
+        with _disk_errors(final):
+            files.fs.make_directory(temporary)
+            write(temporary)
+        finish(temporary, final, {})
+    return final
+
+
+def places(parent: Path, name: str) -> tuple[Path, Path]:
+    """Where the checkpoint will be, and where it is made."""
     if not name or "/" in name or name.startswith("."):
         raise LlmtoolError(f"{name!r} cannot name a checkpoint")
     final = parent / name
     if os.path.lexists(final):
         raise LlmtoolError(f"{final}: exists; a checkpoint is never written into")
     files.make_directories(parent)
-    temporary = files.temporary_beside(final)
+    return final, files.temporary_beside(final)
+
+
+@contextlib.contextmanager
+def or_nothing(temporary: Path | None) -> Iterator[None]:
+    """Whatever ends the block takes the directory with it; Ctrl-C in the middle too."""
     try:
-        with _disk_errors(final):
-            files.fs.make_directory(temporary)
-            write(temporary)
-        files.write_bytes(temporary / MANIFEST, _manifest_bytes(_describe(temporary)))
-        files.sync_tree(temporary)
-        with files.disk_errors(final):
-            files.fs.rename(temporary, final)
-    except BaseException:  # Ctrl-C in the middle too
-        with contextlib.suppress(OSError, LlmtoolError):
-            files.remove_tree(temporary)
+        yield
+    except BaseException:
+        if temporary is not None:
+            with contextlib.suppress(OSError, LlmtoolError):
+                files.remove_tree(temporary)
         raise
-    files.sync(parent)
-    return final
+
+
+def finish(temporary: Path, final: Path, known: dict[str, dict[str, Any]]) -> None:
+    """The manifest, and the name. known: entries of files that others have hashed."""
+    files.write_bytes(temporary / MANIFEST, _manifest_bytes(_describe(temporary, known)))
+    files.sync_tree(temporary)
+    with files.disk_errors(final):
+        files.fs.rename(temporary, final)
+    files.sync(final.parent)
 
 
 @contextlib.contextmanager
@@ -160,13 +178,28 @@ def prune(parent: Path, keep: set[str]) -> list[Path]:
 # --- the manifest -------------------------------------------------------------------------------------------
 
 
-def _describe(directory: Path) -> dict[str, dict[str, Any]]:
+def _describe(directory: Path, known: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     with files.disk_errors(directory):
         names = sorted(_walk(directory))
-        if MANIFEST in names:
-            raise LlmtoolError(f"{directory / MANIFEST}: this name is kept for the manifest")
-        sizes = {name: (directory / name).stat().st_size for name in names}
-    return {name: {"size": sizes[name], "hash": files.hash_file(directory / name)} for name in names}
+    if MANIFEST in names:
+        raise LlmtoolError(f"{directory / MANIFEST}: this name is kept for the manifest")
+    if unseen := sorted(known.keys() - set(names)):
+        raise LlmtoolError(
+            f"{directory / unseen[0]}: another rank has written it and it is not here: the directory of the "
+            "run must be one that all ranks share"
+        )
+    found = known | entries(directory, [directory / name for name in names if name not in known])
+    return {name: found[name] for name in names}
+
+
+def entries(directory: Path, paths: list[Path]) -> dict[str, dict[str, Any]]:
+    """What the manifest says of these files."""
+    with files.disk_errors(directory):
+        sizes = {path: path.stat().st_size for path in paths}
+    return {
+        path.relative_to(directory).as_posix(): {"size": size, "hash": files.hash_file(path)}
+        for path, size in sizes.items()
+    }
 
 
 def _manifest_bytes(entries: dict[str, dict[str, Any]]) -> bytes:

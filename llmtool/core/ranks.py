@@ -114,6 +114,31 @@ class FirstFailedError(LlmtoolError):
     """The first rank, on which this one waited, has ended with an error; the message is its own."""
 
 
+class RankFailedError(LlmtoolError):
+    """One of the ranks has failed; all of them raise it, and the message says which and why."""
+
+
+def agree(error: Exception | None) -> None:
+    """Raise RankFailedError at all ranks where any of them gives an error."""
+    said = gathered(None if error is None else f"{_here}: {str(error) or type(error).__name__}")
+    wrong = next((text for text in said if text is not None), None)
+    if error is not None and _here is ALONE:
+        raise error
+    if wrong is not None:
+        raise RankFailedError(wrong) from error
+
+
+def agreeing(work: Callable[[], Value]) -> Value:
+    """What `work` gives, which each rank does by itself; where it fails at one, all raise RankFailedError."""
+    value, error = None, None
+    try:
+        value = work()
+    except Exception as failed:
+        error = failed
+    agree(error)
+    return value  # type: ignore[return-value]
+
+
 def shared(value: Value) -> Value:
     """What the first rank gives; the others' own value does not matter."""
     if _here is ALONE:
