@@ -47,7 +47,7 @@ class Muon:
         self._stacks: list[tuple[list[nn.Parameter], Tensor, Tensor]] = []  # matrices, memory, (N, 1, 1) size
         for shape, stack in shapes.items():
             memory = torch.zeros(len(stack), *shape, device=stack[0].device)
-            heights = [math.sqrt(max(1.0, len(m) / m[0].numel())) for m in stack]
+            heights = [height(m.shape) for m in stack]
             self._stacks.append((stack, memory, torch.tensor(heights, device=memory.device).view(-1, 1, 1)))
             for matrix, part in zip(stack, memory.unbind(), strict=True):
                 self.state[matrix] = {"momentum_buffer": part.mT if _is_tall(matrix) else part}
@@ -74,6 +74,12 @@ class Muon:
             if self.found_inf is not None:
                 update *= 1 - self.found_inf
             torch._foreach_add_(wide, list(update.unbind()))
+
+
+def height(shape: torch.Size) -> float:
+    """What the update of a matrix of this shape is multiplied by: the root of how much taller than wide it
+    is."""
+    return math.sqrt(max(1.0, shape[0] / shape[1:].numel()))
 
 
 def _is_tall(matrix: Tensor) -> bool:
