@@ -17,7 +17,7 @@ from llmtool.data.store import Dataset
 from llmtool.evaluation import answers, report
 from llmtool.experiment import FinetuneConfig, Loaded
 from llmtool.metrics import bootstrap
-from llmtool.models import adapters
+from llmtool.models import adapters, shards
 from llmtool.stages import assemble, checkpoints, judge, score, suites
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import Start
@@ -73,6 +73,7 @@ def _finetune(
         )  # fmt: skip
     assemble.adapt(assembled, start, config.method)
     result = session.fit(run, loaded, assembled, config, options)
+    assembled.model = shards.mend(assembled.model, assembled.device, keep=first)
     if not first:
         return
     assembled.restore(result.best)

@@ -387,6 +387,7 @@ def fit(run: Run, loaded: Loaded, assembled: Assembled, config: TrainConfig, opt
             peak=peak_flops(assembled.device, assembled.precision)[0],
             command=None if options.scratch else _as_given(section, options),
             profile=profile,
+            parallel=loaded.experiment.parallel,
         )
     if alone and not options.scratch:  # a rehearsal of some steps says nothing of the real run
         run.finish(cost=spent.result(assembled, result.config, most, result.throughput, result.seconds))

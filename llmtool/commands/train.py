@@ -11,6 +11,7 @@ from llmtool.data.store import Dataset
 from llmtool.evaluation import report
 from llmtool.experiment import Loaded
 from llmtool.models.choice import Choice
+from llmtool.models.shards import cut_of
 from llmtool.stages import assemble, score
 
 
@@ -34,11 +35,13 @@ def _train(run: Run, loaded: Loaded, dataset: Dataset, options: Options, choice:
     assert config is not None
     assembled = assemble.from_experiment(loaded.experiment, dataset)
     result = session.fit(run, loaded, assembled, config, options)
-    if not ranks.here().first:
+    if not ranks.here().first and cut_of(assembled.model) is None:
         return
     assembled.restore(result.best)
     splits = [split for split in ("validation",) if split in dataset.splits]
-    tallies = score.score(assembled, splits)
+    tallies = score.score(assembled, splits)  # of a model in parts by all ranks, which each see every row
+    if not ranks.here().first:
+        return
     metrics = {split: tally.metrics() for split, tally in tallies.items()}
     seen = {"seen": result.seen} if result.seen else {}
     session.finish_fit(run, loaded, assembled, result, metrics, **chosen, **seen)

@@ -12,6 +12,7 @@ from torch import nn
 from llmtool.core.contracts import Batch, Tally, Task
 from llmtool.core.devices import release_memory
 from llmtool.core.errors import DataError
+from llmtool.models.shards import scored
 
 
 def evaluate(
@@ -29,7 +30,7 @@ def evaluate(
     release_memory()  # pieces that training has left are of no use to larger batches
     with eval_mode(model), torch.no_grad(), autocast():
         for batch in batches:
-            measured = task.measure(model, batch.to(device))
+            measured = scored(model, task.measure, model, batch.to(device))
             if tally is None:
                 tally = measured
             else:

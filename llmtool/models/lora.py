@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmtool.core.errors import ConfigError
+from llmtool.core.shards import local, piece
 from llmtool.models.layers import Conv1D
 from llmtool.models.quantised import NF4Linear, make_whole, replace
 
@@ -70,9 +71,9 @@ class LoRALinear(nn.Module):
         if self.start_A is not None and self.start_B is not None:
             if torch.equal(self.start_A, a) and torch.equal(self.start_B, b):
                 return
-            matrix(self.base).add_(self._product(self.start_A, self.start_B))
+            _add(self.base, self._product(self.start_A, self.start_B))
         self.start_A, self.start_B = a.detach().clone(), b.detach().clone()
-        matrix(self.base).sub_(self._product(self.start_A, self.start_B))
+        _add(self.base, -self._product(self.start_A, self.start_B))
 
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
         return (b @ a) * self.scale  # (out, in)
@@ -132,6 +133,12 @@ class LoRALinear(nn.Module):
             gain = self.lora_magnitude_vector / lengths
             weight.mul_(gain.unsqueeze(1))
         return layer
+
+
+def _add(layer: nn.Linear | Conv1D, change: Tensor) -> None:
+    """Add (out, in) to a layer's weight, or to the part of it that this rank holds."""
+    stored, weight = change.T if isinstance(layer, Conv1D) else change, layer.weight.detach()
+    local(weight).add_(stored[piece(weight).slices])
 
 
 def matrix(layer: Base) -> Tensor:

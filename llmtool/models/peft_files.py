@@ -16,9 +16,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from llmtool.core import files
+from llmtool.core import files, ranks
 from llmtool.core.contracts import Classes
 from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.core.shards import put
+from llmtool.core.shards import whole as whole_of
 from llmtool.models.adapters import Headed, LoRAConfig, head_is_new, matching, replace_head, untie
 from llmtool.models.encoder import Encoder
 from llmtool.models.forms import form_of
@@ -57,7 +59,8 @@ STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # that leave the 
 def save_adapter(model: nn.Module, directory: Path, method: LoRAConfig, base: str) -> None:
     """Write the updates (and a new head) of a model that `method` was applied to, in PEFT's format.
 
-    base: the path of the model underneath, for whoever loads the adapter.
+    base: the path of the model underneath, for whoever loads the adapter. Of a model that ranks hold in parts
+    all of them call it, and the first writes.
     """
     own = dict(updates(model))
     assert own, "apply the method first"
@@ -86,14 +89,16 @@ def save_adapter(model: nn.Module, directory: Path, method: LoRAConfig, base: st
         "use_rslora": stabilised,
         "use_dora": method.dora,
     }
+    written = {name: whole_of(tensor).cpu().contiguous() for name, tensor in tensors.items()}
+    if not ranks.here().first:
+        return
     files.write_json(directory / ADAPTER_CONFIG, form)
-    written = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     files.write_bytes(directory / ADAPTER_WEIGHTS, safetensors.torch.save(written, {"format": "pt"}))
 
 
 def stored(update: LoRALinear) -> dict[str, Tensor]:
     """What is stored of an update, by PEFT's names."""
-    a, b = update.lora_A.weight, update.lora_B.weight
+    a, b = whole_of(update.lora_A.weight), whole_of(update.lora_B.weight)
     if update.start_A is not None and update.start_B is not None:
         a, b = torch.cat((a, update.start_A)), torch.cat((b, -update.start_B), dim=1)
     tensors = {"lora_A.weight": a, "lora_B.weight": b}
@@ -134,19 +139,19 @@ def load_adapter(model: nn.Module, directory: Path) -> None:
         _take_over(update, {key: tensors[f"{theirs}.{key}"] for key in stored(update)})
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.requires_grad_(True).copy_(tensors[name])
+            put(parameter.requires_grad_(True), tensors[name])
 
 
 @torch.no_grad()
 def _take_over(update: LoRALinear, tensors: dict[str, Tensor]) -> None:
     a, b = tensors["lora_A.weight"], tensors["lora_B.weight"]
     rank = update.lora_A.out_features
-    update.lora_A.weight.copy_(a[:rank])
-    update.lora_B.weight.copy_(b[:, :rank])
+    put(update.lora_A.weight, a[:rank])
+    put(update.lora_B.weight, b[:, :rank])
     if update.start_A is not None:
         update.take_out(a[rank:].to(update.start_A.device), -b[:, rank:].to(update.start_A.device))
     if update.lora_magnitude_vector is not None:
-        update.lora_magnitude_vector.copy_(tensors["lora_magnitude_vector"])
+        put(update.lora_magnitude_vector, tensors["lora_magnitude_vector"])
 
 
 def _only_there(method: LoRAConfig, model: nn.Module) -> LoRAConfig:

@@ -8,7 +8,7 @@ What is particular to a kind of checkpoint is its page in `forms/`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from llmtool.core import files
+from llmtool.core import files, ranks, tensor_files
 from llmtool.core.config import suggest
 from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.core.shards import Piece, local, piece
 from llmtool.models import preprocessing
 from llmtool.models.forms import FORMS, form_of, huggingface
 from llmtool.models.forms.form import NOTHING, Form, Stored
@@ -58,13 +59,43 @@ def save(
         files.write_bytes(directory / file, safetensors.torch.save(part, {"format": "pt"}))
     if len(shards) > 1:
         places = {name: file for file, names in shards.items() for name in names}
-        total = sum(tensor.nbytes for tensor in tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-        files.write_json(directory / INDEX_FILE, index)
+        parts = {name: [tensor] for name, tensor in tensors.items()}
+        files.write_json(directory / INDEX_FILE, _index(places, parts))
+
+
+def save_together(model: nn.Module, directory: Path) -> list[Path]:
+    """The same in float32 by all ranks, of which each may hold parts of the weights; each writes some of the
+    tensors. Returns the files of weights that this rank wrote. Raises ranks.RankFailedError."""
+    parts = file_parts(model)
+    stem = WEIGHTS_FILE.removesuffix(".safetensors")
+    places, own = tensor_files.write(directory, stem, parts)
+
+    def rest() -> None:
+        files.write_json(directory / CONFIG_FILE, file_config(model))
+        if (recipe := vars(model).get("preprocessing")) is not None:
+            files.write_json(directory / preprocessing.FILE, recipe)
+        if len(set(places.values())) > 1:
+            files.write_json(directory / INDEX_FILE, _index(places, parts))
+
+    ranks.agreeing(rest if ranks.here().first else lambda: None)
+    return own
+
+
+def _index(places: Mapping[str, str], parts: Mapping[str, Sequence[Tensor]]) -> dict[str, Any]:
+    total = sum(part.numel() * part.element_size() for them in parts.values() for part in them)
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
 
 
 def file_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of the model's file under the file's names, in the model's own precision."""
+    return {
+        name: torch.cat([part.cpu() for part in parts]) if len(parts) > 1 else parts[0].cpu().contiguous()
+        for name, parts in file_parts(model).items()
+    }
+
+
+def file_parts(model: nn.Module) -> dict[str, list[Tensor]]:
+    """The same as what makes each: a tensor of the model, or several, one below another."""
     assert not any(".lora_A." in name or name.endswith(".packed") for name in model.state_dict()), (
         "merge an adapter, or save it with peft_files.save_adapter"
     )
@@ -74,15 +105,11 @@ def file_tensors(model: nn.Module) -> dict[str, Tensor]:
     for name, tensor in model.state_dict().items():
         if name in stored and name not in copies:
             start = (stored[name].rows or (0, 0))[0]
-            parts.setdefault(stored[name].name, []).append((start, tensor.detach().cpu()))
-    tensors = {
-        name: torch.cat([part for _, part in sorted(them, key=lambda pair: pair[0])])
-        if len(them) > 1
-        else them[0][1].contiguous()
-        for name, them in parts.items()
+            parts.setdefault(stored[name].name, []).append((start, tensor.detach()))
+    found = {
+        name: [part for _, part in sorted(them, key=lambda pair: pair[0])] for name, them in parts.items()
     }
-    tensors |= form.filler(model)
-    return tensors
+    return found | {name: [tensor] for name, tensor in form.filler(model).items()}
 
 
 def file_config(model: nn.Module) -> dict[str, Any]:
@@ -145,6 +172,18 @@ def load(directory: Path) -> nn.Module:
             if callable(fill := getattr(module, "fill", None)):  # tables that are computed and not stored
                 fill(torch.device("cpu"))
     return model
+
+
+@torch.no_grad()
+def restore(model: nn.Module, directory: Path) -> None:
+    """Put the weights of a directory into a model of the same kind, in place: of one that ranks hold in parts
+    each reads no more than its own."""
+    form, copies, state = form_of(model), _copies(model), model.state_dict()
+    stored = form.stored(model)
+    wanted = {name: tensor for name, tensor in state.items() if name in stored and name not in copies}
+    found = _read(weight_files(directory), wanted, stored, copies, form)
+    for name, tensor in wanted.items():
+        local(tensor).copy_(found[name])
 
 
 def skeleton(directory: Path) -> nn.Module:
@@ -292,13 +331,15 @@ def _read(
         for name, like in wanted.items():
             path, key, file = headers[stored[name].name]
             with _named(path):
-                tensors[name] = _tensor(file, key, stored[name].rows, like.dtype)
-            assert tensors[name].shape == like.shape
+                there = piece(like)  # of a tensor that ranks hold in parts, this one's
+                tensors[name] = _tensor(file, key, stored[name].rows, like.dtype, there)
+            assert tensors[name].shape == there.shape
             if not bool(torch.isfinite(tensors[name]).all()):
                 raise LlmtoolError(f"{path}: {key} contains NaN or infinity")
         for name, (path, key, file) in extra.items():
             with _named(path):
-                same = torch.equal(file.get_tensor(key).to(torch.float32), tensors[copied[name]])
+                there = piece(wanted[copied[name]])
+                same = torch.equal(_tensor(file, key, None, torch.float32, there), tensors[copied[name]])
             if not same:
                 raise LlmtoolError(f"{path}: {key} differs from the embedding that {CONFIG_FILE} ties it to")
     return tensors
@@ -333,8 +374,14 @@ def _named(path: Path) -> Iterator[None]:
         raise LlmtoolError(f"{path}: {error.strerror or error}") from None
 
 
-def _tensor(file: Any, key: str, rows: tuple[int, int] | None, dtype: torch.dtype) -> Tensor:
-    found = file.get_tensor(key) if rows is None else file.get_slice(key)[rows[0] : rows[1]]
+def _tensor(file: Any, key: str, rows: tuple[int, int] | None, dtype: torch.dtype, there: Piece) -> Tensor:
+    if there.empty:
+        return torch.empty(there.shape, dtype=dtype)
+    if not there.shape:
+        return file.get_tensor(key).to(dtype, copy=True)
+    first, *others = there.slices
+    above = 0 if rows is None else rows[0]
+    found = file.get_slice(key)[(slice(above + first.start, above + first.stop), *others)]
     return found.to(dtype, copy=True)
 
 

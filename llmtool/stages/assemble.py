@@ -9,12 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmtool.core import checkpoint, files, seeds
+from llmtool.core import checkpoint, files, ranks, seeds
 from llmtool.core.config import Section
 from llmtool.core.contracts import Images, NextToken, Task, Tokens
-from llmtool.core.devices import Precision, resolve_device, resolve_precision, set_determinism
+from llmtool.core.devices import (
+    Precision,
+    memory_bytes,
+    resolve_device,
+    resolve_precision,
+    set_determinism,
+)
 from llmtool.core.errors import ConfigError
 from llmtool.core.lineage import Chain, document
+from llmtool.core.shards import in_parts
 from llmtool.data import templates
 from llmtool.data.batches import Batches, open_batches
 from llmtool.data.decoding import decoded_batch
@@ -27,6 +34,7 @@ from llmtool.models.forms import huggingface
 from llmtool.stages import by_part
 from llmtool.stages.checkpoints import CARD_FILE, Start, fingerprint, lineage, made_from
 from llmtool.stages.likeness import refuse_other_pictures, say_how_prepared
+from llmtool.stages.parting import is_cut
 from llmtool.tasks import TaskConfig, default_task
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -74,14 +82,33 @@ class Assembled:
 
     def save(self, directory: Path) -> None:
         """Write the model (or its adapter), the tokenizer and our card of it into `directory`."""
+        if self.base is not None:
+            self._save_adapter(directory)
+        else:
+            pretrained.save(self.model, directory)
+        self._save_card(directory)
+
+    def save_together(self, directory: Path) -> list[Path]:
+        """The same of a model that ranks hold in parts, by all of them; returns the files of weights that
+        this one wrote. Raises ranks.RankFailedError."""
+        own: list[Path] = []
+        if self.base is not None:
+            ranks.agreeing(lambda: self._save_adapter(directory))
+        else:
+            own = pretrained.save_together(self.model, directory)
+        ranks.agreeing(lambda: self._save_card(directory) if ranks.here().first else None)
+        return own
+
+    def _save_adapter(self, directory: Path) -> None:
+        assert isinstance(self.adapter, adapters.LoRAConfig)
+        peft_files.save_adapter(self.model, directory, self.adapter, base=str(self.base))
+
+    def _save_card(self, directory: Path) -> None:
         base = None
         if self.base is not None:
             assert isinstance(self.adapter, adapters.LoRAConfig)
-            peft_files.save_adapter(self.model, directory, self.adapter, base=str(self.base))
             base = {"path": str(self.base), "hash": fingerprint(self.base)}
             base |= self.adapter.base_form() | huggingface.about(self.model) | self._pools()
-        else:
-            pretrained.save(self.model, directory)
         for name in TOKENIZER_FILES:
             if (self.dataset.directory / name).is_file():
                 files.write_bytes(directory / name, (self.dataset.directory / name).read_bytes())
@@ -110,6 +137,8 @@ class Assembled:
         """Take over, in place, the weights that `save` wrote into `directory`, and their thresholds."""
         if self.base is not None:
             peft_files.load_adapter(self.model, directory)
+        elif in_parts(self.model):
+            pretrained.restore(self.model, directory)
         else:
             self.model.load_state_dict(pretrained.load(directory).state_dict())
         task: Any = self.task
@@ -136,8 +165,12 @@ def from_experiment(experiment: Experiment, dataset: Dataset) -> Assembled:
     outputs = task_config.outputs(dataset.targets)
     seeds.seed_torch(experiment.seed, "initialise")
     model = experiment.model.build(dataset.inputs, outputs)
-    made = _assembled(experiment, dataset, model, task_config, dataset.targets, (dataset.lineage,))
-    made.mixture = experiment.train.mixture if experiment.train else None
+    train, there = experiment.train, memory_bytes(resolve_device(experiment.device))
+    # what ranks cut among them goes to the device block by block
+    stays = train is not None and is_cut(model, train, experiment.parallel, there)
+    before = (dataset.lineage,)
+    made = _assembled(experiment, dataset, model, task_config, dataset.targets, before, stays)
+    made.mixture = train.mixture if train else None
     return made
 
 
@@ -242,6 +275,7 @@ def _assembled(
     task_config: TaskConfig,
     targets: dict[str, Any],
     before: tuple[Chain, ...],
+    stays: bool = False,
 ) -> Assembled:
     _refuse_long_texts(dataset, model)
     if "labels" in vars(model):  # of families whose files name the classes
@@ -257,9 +291,8 @@ def _assembled(
         _say_where_texts_end(model, dataset.card["encoder"])
     elif isinstance(model, Transformer):  # others' classifiers read the last token that is not this one
         pretrained.carry(model, pad_token_id=dataset.card["encoder"]["tokenizer"].get("end"))
-    return Assembled(
-        model.to(device), task_config, task, dataset, targets, experiment.seed, device, precision, before
-    )
+    model = model if stays else model.to(device)
+    return Assembled(model, task_config, task, dataset, targets, experiment.seed, device, precision, before)
 
 
 def _say_where_texts_end(model: nn.Module, encoder: dict[str, Any]) -> None:

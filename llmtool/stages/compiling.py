@@ -12,6 +12,7 @@ from llmtool.core.contracts import Batch, Loss
 from llmtool.core.devices import is_out_of_memory
 from llmtool.models import flex
 from llmtool.models.causal import Transformer
+from llmtool.models.shards import cut_of
 from llmtool.training.loop import Compute, Loop
 from llmtool.training.recorded import Recorded
 
@@ -39,8 +40,9 @@ def tried(
         return None, False
     if how == "graphs":
         why = "fp16 scales its loss" if loop.plan.fp16 else "rows are of different lengths"
+        why, parted = ("the model is in parts", True) if cut_of(loop.model) else (why, False)
         try:
-            if even and not loop.plan.fp16:
+            if even and not loop.plan.fp16 and not parted:
                 return Recorded(graph, loop.optimizers.parameters, batch), "graphs"
         except Exception as failed:  # whatever cannot be recorded, the same graph does call by call
             if is_out_of_memory(failed):

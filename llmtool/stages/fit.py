@@ -20,10 +20,12 @@ from llmtool.data.mixing import MixedBatches
 from llmtool.evaluation.loop import evaluate
 from llmtool.models import fp8
 from llmtool.models.recompute import recompute
+from llmtool.models.shards import entered
 from llmtool.stages import by_part, compiling, divergence, history
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.history import METRICS
 from llmtool.stages.lowering import AtOnce, half_made
+from llmtool.stages.parting import part
 from llmtool.stages.saving import Saver
 from llmtool.stages.score import auto_batch, in_parts
 from llmtool.stages.settings import (
@@ -39,6 +41,7 @@ from llmtool.training import TrainConfig
 from llmtool.training.augment import Augment
 from llmtool.training.average import Average
 from llmtool.training.loop import Compute, Loop, Plan, State, Verbs
+from llmtool.training.parallel import ParallelConfig
 from llmtool.training.parts import WeightsMovedError
 from llmtool.training.profile import Profile
 from llmtool.training.replay import Refused
@@ -92,6 +95,7 @@ def fit(
     peak: float | None = None,
     command: str | None = None,
     profile: Profile | None = None,
+    parallel: ParallelConfig | None = None,
 ) -> FitResult:
     """Train `assembled.model` in place; checkpoints, metrics.jsonl and what was resolved go into `directory`.
 
@@ -99,10 +103,10 @@ def fit(
     as_yaml: the whole experiment as YAML with this config in its place, for experiment.yaml.
     flops_per_row: forward and backward of one row. peak: FLOP/s of the device at this precision.
     command: the one that trains, as it was given, for what is left behind of an update that was not made;
-    None: only the error tells of it. profile: records a few steps.
+    None: only the error tells of it. profile: records a few steps. parallel: how several ranks share it.
     Raises DivergedError, MemoryLimitError, Interrupted, Cancelled, ConfigError.
     """
-    session = _Session(assembled, config, directory, progress, command, as_yaml, flops_per_row)
+    session = _Session(assembled, config, directory, progress, command, as_yaml, flops_per_row, parallel)
     session.begin(resume)
     config = session.config
     session.write_down()
@@ -152,7 +156,9 @@ class _Session:
         command: str | None = None,
         as_yaml: Callable[[TrainConfig], str] | None = None,
         flops_per_row: float | None = None,
+        parallel: ParallelConfig | None = None,
     ) -> None:
+        self.notes: list[str] = []
         self.assembled, self.directory, self.progress = assembled, directory, progress
         self.command, self.as_yaml, self.flops_per_row = command, as_yaml, flops_per_row
         if assembled.precision.eight:
@@ -165,13 +171,13 @@ class _Session:
         self.usual_threads = torch.get_num_threads()
         self.metric = config.select.metric if config.select else assembled.task.metric
         self.figure = self.metric.rpartition(".")[2]  # of `code.loss`, a part's
+        self.cut = part(assembled, config, parallel or ParallelConfig(), self.note)
         self.optimizers = config.optimizer.build(assembled.model, assembled.rates)
         self.average = Average(assembled.model, config.ema) if config.ema else None
-        self.saver = Saver(directory, assembled, self.optimizers, self.average, self.at_once)
-        self.together = Together(self.optimizers.parameters, assembled.device)
+        self.saver = Saver(directory, assembled, self.optimizers, self.average, self.at_once, self.cut)
+        self.together = Together(self.optimizers.parameters, assembled.device, self.cut)
         self.state = State()
         self.resumed_from: int | None = None
-        self.notes: list[str] = []
         self.tunes = getattr(assembled.task, "tunes", False)
         refuse_misfits(config, self.section, assembled.task, self.validation is not None)
 
@@ -305,7 +311,7 @@ class _Session:
 
         def loss(batch: Batch) -> Loss:
             with precision.autocast(device):
-                return task.loss(model, batch)
+                return entered(model)(task.loss, model, batch)
 
         return loss
 
@@ -391,7 +397,7 @@ class _Session:
         before = State(step=update.step - 1, scale=state.scale, seconds=state.seconds)
         place: Path | None = None
         try:
-            if self.command is not None and ranks.here().first:
+            if self.command is not None and ranks.here().first and self.cut is None:
                 place = divergence.write(
                     self.directory / divergence.DIRECTORY,
                     update,

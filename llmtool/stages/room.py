@@ -15,6 +15,7 @@ from llmtool.models.accounting import Memory, OptimizerName, memory, saved
 from llmtool.models.activations import Activations
 from llmtool.models.layers import statistics
 from llmtool.models.recompute import learning_blocks
+from llmtool.models.shards import Cut, cut_of, outline
 from llmtool.stages.assemble import Assembled
 from llmtool.training import TrainConfig
 from llmtool.training.average import moving
@@ -48,7 +49,7 @@ class ModelRoom:
 
     how: precision, kind of device ("cpu", "cuda"), and whether a mask keeps documents of a row apart.
     flops_per_row: forward and backward; None: not known, no activation is counted. device_bytes:
-    None: not known.
+    None: not known. cut: how ranks share the model, which is then its outline.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class ModelRoom:
         how: tuple[str, str, bool],
         flops_per_row: float | None,
         device_bytes: int | None,
+        cut: Cut | None = None,
     ) -> None:
         self.model, self.optimizer, self.how = model, optimizer, how
         self.average = average_bytes(model) if averaged else 0
@@ -66,6 +68,7 @@ class ModelRoom:
         self.blocks = len(learning_blocks(model))
         self.norms = bool(statistics(model))
         self.device_bytes = device_bytes
+        self.cut = cut
         self._kept: dict[int, Activations] = {}
 
     def needs(self, rows: int, recomputed: int) -> Memory:
@@ -79,16 +82,18 @@ class ModelRoom:
 
     def _with(self, activations: int) -> Memory:
         found = memory(self.model, self.optimizer, activations)
-        return replace(found, optimizer=found.optimizer + self.average)
+        found = replace(found, optimizer=found.optimizer + self.average)
+        return found if self.cut is None else self.cut.share(found)
 
 
 def room_of(assembled: Assembled, config: TrainConfig, flops_per_row: float | None) -> ModelRoom:
     """Of an assembled model on its device."""
-    model: Any = assembled.model
+    model: Any = outline(assembled.model)
     mixed = packed(assembled.dataset.card, tokens_of(model))
     how = (assembled.precision.name, assembled.device.type, mixed)
     averaged, there = config.ema is not None, memory_bytes(assembled.device)
-    return ModelRoom(model, config.optimizer.name, averaged, how, flops_per_row, there)
+    cut = cut_of(assembled.model)
+    return ModelRoom(model, config.optimizer.name, averaged, how, flops_per_row, there, cut)
 
 
 def refuse_what_never_fits(room: Room, config: TrainConfig, section: str) -> None:

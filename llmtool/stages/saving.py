@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safetensors.torch
+from torch import Tensor
 
-from llmtool.core import checkpoint, files, ranks
+from llmtool.core import checkpoint, files, joint, ranks, tensor_files
+from llmtool.models.shards import Cut
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import STATE
 from llmtool.stages.history import CHECKPOINTS, METRICS
@@ -18,19 +20,25 @@ from llmtool.training.average import Average, moving
 from llmtool.training.loop import State
 from llmtool.training.optimizers import Optimizers
 
-OPTIMIZER, LOOP = "optimizer.safetensors", "loop.json"
-WEIGHTS = "weights.safetensors"  # as trained, where those of the model are their average
+# stems of safetensors files, of which there are several where ranks hold the model in parts; of WEIGHTS as
+# trained, where those of the model are their average
+OPTIMIZER, WEIGHTS = "optimizer", "weights"
+LOOP = "loop.json"
 
 
 @dataclass
 class Saver:
-    """Writes checkpoints of a training into `directory`, and reads them. Of several ranks one writes."""
+    """Writes checkpoints of a training into `directory`, and reads them.
+
+    Of several ranks one writes, or, where they hold the model in parts (`cut`), each some of the tensors.
+    """
 
     directory: Path
     assembled: Assembled
     optimizers: Optimizers
     average: Average | None
     at_once: AtOnce
+    cut: Cut | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -42,15 +50,18 @@ class Saver:
 
     def save(self, state: State, config: TrainConfig) -> None:
         """A checkpoint of this step; the links follow, older ones go."""
-        if not ranks.here().first:
-            return
-        if (self.directory / METRICS).exists():
+        first, name = ranks.here().first, checkpoint.step_name(state.step)
+        if first and (self.directory / METRICS).exists():
             files.sync(self.directory / METRICS)  # the rows a resumed run will not write again
-        checkpoint.save(
-            self.checkpoints,
-            checkpoint.step_name(state.step),
-            lambda directory: self.write(directory, state, config),
-        )
+        if self.cut is not None:
+            write = lambda directory: self.write_together(directory, state, config)  # noqa: E731
+            joint.save(self.checkpoints, name, write)
+            ranks.by_first(lambda: self._settle(state, config))  # others read what `best` leads to
+        elif first:
+            checkpoint.save(self.checkpoints, name, lambda directory: self.write(directory, state, config))
+            self._settle(state, config)
+
+    def _settle(self, state: State, config: TrainConfig) -> None:
         self.point(state)
         newest = [path.name for path in checkpoint.steps(self.checkpoints)[-config.keep :]]
         checkpoint.prune(self.checkpoints, {*newest, checkpoint.step_name(state.best_step)})
@@ -62,8 +73,29 @@ class Saver:
         (directory / STATE).mkdir()
         if self.average is not None:
             weights = {name: tensor.contiguous() for name, tensor in moving(self.assembled.model).items()}
-            files.write_bytes(directory / STATE / WEIGHTS, safetensors.torch.save(weights))
-        files.write_bytes(directory / STATE / OPTIMIZER, safetensors.torch.save(self.optimizers.state()))
+            _write(directory / STATE / f"{WEIGHTS}.safetensors", weights)
+        _write(directory / STATE / f"{OPTIMIZER}.safetensors", self.optimizers.state())
+        self._write_loop(directory, state, config)
+
+    def write_together(self, directory: Path, state: State, config: TrainConfig) -> list[Path]:
+        """The same by all ranks; returns what this one wrote of the tensors."""
+        assert self.cut is not None
+        self.cut.rest()
+        with self.averaged():
+            own = self.assembled.save_together(directory)
+        first = ranks.here().first
+        ranks.agreeing(lambda: self._write_loop(directory, state, config, new=True) if first else None)
+        state_of = {OPTIMIZER: self.optimizers.live()}
+        if self.average is not None:
+            state_of[WEIGHTS] = moving(self.assembled.model)
+        for stem, tensors in state_of.items():
+            parts = {name: [tensor] for name, tensor in tensors.items()}
+            own += tensor_files.write(directory / STATE, stem, parts)[1]
+        return own
+
+    def _write_loop(self, directory: Path, state: State, config: TrainConfig, new: bool = False) -> None:
+        if new:
+            (directory / STATE).mkdir()
         fields = asdict(state)
         seconds = fields.pop("seconds")
         about = {
@@ -80,12 +112,12 @@ class Saver:
         saved = files.read_json(found / STATE / LOOP)
         config = self.at_once.resumed(saved.get("rows"), config)
         config = config.model_copy(update={"compile": saved["compile"]})  # kernels differ in the last bits
-        self.optimizers.restore(safetensors.torch.load_file(found / STATE / OPTIMIZER))
+        self.optimizers.restore(tensor_files.Files(found / STATE, OPTIMIZER))
         self.assembled.goes_on_from(found)
         if self.average is not None:
             self.average.begin()
-        if (path := found / STATE / WEIGHTS).is_file():
-            average.restore(self.assembled.model, safetensors.torch.load_file(path))
+        if any((found / STATE).glob(f"{WEIGHTS}*.safetensors")):
+            average.restore(self.assembled.model, tensor_files.Files(found / STATE, WEIGHTS))
         return State(**saved["state"], seconds=saved["time"]["seconds"]), config
 
     def point(self, state: State) -> None:
@@ -94,3 +126,7 @@ class Saver:
         best = self.checkpoints / checkpoint.step_name(state.best_step)
         checkpoint.point(self.directory / "last", last)
         checkpoint.point(self.directory / "best", best if best.is_dir() else last)
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    files.write_bytes(path, safetensors.torch.save(tensors))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llmtool.core.errors import LlmtoolError
+from llmtool.core.shards import like, local, take
 from llmtool.models.layers import statistics
 
 
@@ -22,11 +23,11 @@ def moving(model: nn.Module) -> dict[str, Tensor]:
 def restore(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     """Put saved values of `moving` back, bit by bit. LlmtoolError where they are another model's."""
     live = moving(model)
-    shapes = [{name: tensor.shape for name, tensor in each.items()} for each in (live, saved)]
+    shapes = [{name: like(each, name).shape for name in each} for each in (live, saved)]
     if shapes[0] != shapes[1]:
         raise LlmtoolError("the saved weights are of another model than this")
     for name, tensor in live.items():
-        tensor.copy_(saved[name])
+        take(tensor, saved, name)
 
 
 class Average:
@@ -39,7 +40,8 @@ class Average:
     # https://arxiv.org/abs/1312.6120 judges by averaged weights; the rule is TensorFlow's
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay, self._live = decay, moving(model)
+        self.decay = decay
+        self._live = {name: local(tensor) for name, tensor in moving(model).items()}
         self._kept = {name: tensor.clone() for name, tensor in self._live.items()}
 
     @torch.no_grad()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from llmtool.core.shards import local
 
 
 class AdamW:
@@ -45,29 +48,30 @@ class AdamW:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not parameters:
                 continue
-            states = [self.state[parameter] for parameter in parameters]
             step = self.state[group["params"][0]]["step"]
             step += 1
             self.moved = True
-            torch._fused_adamw_(
-                parameters,
-                [parameter.grad for parameter in parameters if parameter.grad is not None],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                [],
-                [step] * len(parameters),
-                lr=group["lr"],
-                beta1=self.betas[0],
-                beta2=self.betas[1],
-                weight_decay=group["weight_decay"],
-                eps=self.epsilon,
-                amsgrad=False,
-                maximize=False,
-                grad_scale=self.grad_scale,
-                found_inf=self.found_inf,
-            )
+            for device, those in _by_device(parameters):
+                numbers, gradients = _here(those)
+                torch._fused_adamw_(
+                    numbers,
+                    gradients,
+                    [local(self.state[parameter]["exp_avg"]) for parameter in those],
+                    [local(self.state[parameter]["exp_avg_sq"]) for parameter in those],
+                    [],
+                    [step.to(device)] * len(those),
+                    lr=group["lr"],
+                    beta1=self.betas[0],
+                    beta2=self.betas[1],
+                    weight_decay=group["weight_decay"],
+                    eps=self.epsilon,
+                    amsgrad=False,
+                    maximize=False,
+                    grad_scale=_on(self.grad_scale, device),
+                    found_inf=_on(self.found_inf, device),
+                )
             if self.found_inf is not None:
-                step -= self.found_inf
+                step -= self.found_inf.to(step.device)
 
 
 class SGD:
@@ -97,17 +101,36 @@ class SGD:
             if not parameters:
                 continue
             self.moved = True
-            torch._fused_sgd_(
-                parameters,
-                [parameter.grad for parameter in parameters if parameter.grad is not None],
-                [buffer for parameter in parameters for buffer in self.state[parameter].values()],
-                weight_decay=group["weight_decay"],
-                momentum=self.momentum,
-                lr=group["lr"],
-                dampening=0.0,
-                nesterov=self.nesterov,
-                maximize=False,
-                is_first_step=False,
-                grad_scale=self.grad_scale,
-                found_inf=self.found_inf,
-            )
+            for device, those in _by_device(parameters):
+                numbers, gradients = _here(those)
+                torch._fused_sgd_(
+                    numbers,
+                    gradients,
+                    [local(buffer) for parameter in those for buffer in self.state[parameter].values()],
+                    weight_decay=group["weight_decay"],
+                    momentum=self.momentum,
+                    lr=group["lr"],
+                    dampening=0.0,
+                    nesterov=self.nesterov,
+                    maximize=False,
+                    is_first_step=False,
+                    grad_scale=_on(self.grad_scale, device),
+                    found_inf=_on(self.found_inf, device),
+                )
+
+
+def _by_device(parameters: list[nn.Parameter]) -> Iterator[tuple[torch.device, list[nn.Parameter]]]:
+    """The parameters by where they lie: what ranks hold in parts may be in the host's memory."""
+    devices = dict.fromkeys(parameter.device for parameter in parameters)
+    for device in devices:
+        yield device, parameters if len(devices) == 1 else [p for p in parameters if p.device == device]
+
+
+def _here(parameters: list[nn.Parameter]) -> tuple[list[Tensor], list[Tensor]]:
+    """Of parameters and of their gradients the numbers that are here."""
+    gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    return [local(parameter) for parameter in parameters], gradients
+
+
+def _on(scalar: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if scalar is None else scalar.to(device)

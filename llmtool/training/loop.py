@@ -151,7 +151,8 @@ class Loop:
         self.total, self.count = state.total, state.count
         self.highest, self.longest = state.highest, state.longest
         memory = Memory(state.recent, state.began)
-        known = self.waits or plan.fp16 or plan.skip  # the host waits for each step's numbers
+        # the host waits for each step's numbers
+        known = self.waits or plan.fp16 or plan.skip or self.together.offloads
         self.guard = Guard(plan.spread, memory) if known else DeviceGuard(plan.spread, memory, self.device)
         self.model.train()
         with caught_signals() as received, self.feed.running():
@@ -285,8 +286,7 @@ class Loop:
             with self.meter.part("data"):
                 batch = self.rows(step * plan.batch + start, min(plan.micro_batch, mine.stop - start))
             self._seed(derive(plan.seed, "step", step, index))
-            if start == starts[-1]:
-                self.together.last_part()
+            self.together.part(last=start == starts[-1])
             started = time.perf_counter()
             with self.meter.part("forward"):
                 loss = compute(batch)
@@ -309,8 +309,7 @@ class Loop:
         """The norm of all gradients together."""
         started = time.perf_counter()
         with self.meter.part("clip"):
-            norms = torch.stack(torch._foreach_norm(self.optimizers.gradients()))
-            norm = self._number(torch.linalg.vector_norm(norms))
+            norm = self._number(self.together.norm(self.optimizers.gradients()))
         self.work += time.perf_counter() - started
         return norm
 

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from llmtool.core.config import Section
 from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.core.shards import is_part, like, take
 from llmtool.models.layers import hidden_matrices
 from llmtool.training.fused import SGD, AdamW
 from llmtool.training.muon import Muon
+from llmtool.training.muon_parts import PartsMuon
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 LR = "learning rate at the schedule's full height"
@@ -22,7 +24,7 @@ DECAY = "decoupled weight decay of matrices (vectors, such as biases and norms, 
 Named = list[tuple[str, nn.Parameter]]
 Rates = Mapping[str, float]  # parameter -> its learning rate in multiples of the optimizer's; others have 1
 NO_RATES: Rates = {}
-Part = AdamW | SGD | Muon
+Part = AdamW | SGD | Muon | PartsMuon
 
 
 class AdamWConfig(Section):
@@ -96,8 +98,9 @@ class MuonConfig(Section):
         rest = [(name, p) for name, p in named if id(p) not in chosen]
         if not hidden:
             raise ConfigError("optimizer muon: this model trains no hidden matrix; use adamw")
+        kind = PartsMuon if any(is_part(p) for _, p in hidden) else Muon
         parts: dict[str, Part] = {
-            "muon": Muon(
+            "muon": kind(
                 [p for _, p in hidden],
                 self.lr,
                 self.momentum,
@@ -166,10 +169,11 @@ class Optimizers:
         exactly."""
         return {
             name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for name, tensor in self._live().items()
+            for name, tensor in self.live().items()
         }
 
-    def _live(self) -> dict[str, Tensor]:
+    def live(self) -> dict[str, Tensor]:
+        """The state itself, by the same names."""
         return {
             f"{kind}/{self._names[id(parameter)]}/{key}": value
             for kind, part in self.parts.items()
@@ -178,21 +182,22 @@ class Optimizers:
         }
 
     @torch.no_grad()
-    def restore(self, saved: dict[str, Tensor]) -> None:
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Take over a saved `state`, bit by bit. LlmtoolError when it is of another model or optimizer."""
-        own = self._live()
+        own = self.live()
         if own.keys() != saved.keys():
             other = sorted(own.keys() ^ saved.keys())[0]
             raise LlmtoolError(
                 f"the saved optimizer state is of another model or optimizer (differs in {other})"
             )
         for name, value in own.items():
-            if value.shape != saved[name].shape or value.dtype != saved[name].dtype:
+            there = like(saved, name)
+            if value.shape != there.shape or value.dtype != there.dtype:
                 raise LlmtoolError(
-                    f"the saved optimizer state is of another model: {name} is {tuple(saved[name].shape)}, "
+                    f"the saved optimizer state is of another model: {name} is {tuple(there.shape)}, "
                     f"not {tuple(value.shape)}"
                 )
-            value.copy_(saved[name])
+            take(value, saved, name)
 
 
 def trainable(model: nn.Module) -> Named:

@@ -85,7 +85,7 @@ def replay(loop: Loop, step: int) -> Replayed:
     loop.statistics.put_back()
     divisor = max(count, TINY)
     norms = {
-        name: float(torch.linalg.vector_norm(parameter.grad)) / divisor
+        name: float(loop.together.norm([parameter.grad])) / divisor
         for name, parameter in model.named_parameters()
         if parameter.grad is not None
     }

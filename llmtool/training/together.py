@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from llmtool.core import ranks
 from llmtool.core.contracts import Batch, Tally
+from llmtool.core.shards import groups, is_part, local
+from llmtool.models.shards import Cut
 
 BUCKET = 25 * 2**20  # bytes of gradients that travel together, as torch's DDP has it
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -24,34 +26,50 @@ class Together:
     """One rank of those that share every step's batch; alone, nothing here does anything.
 
     index, of: the part of a batch's rows that are computed here. Whatever a rank decides by (loss, norm,
-    clock, signals) is the same number on all of them, so that they decide alike.
+    clock, signals) is the same number on all of them, so that they decide alike. cut: where each rank holds
+    a part of the model only.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter] = (), device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter] = (),
+        device: torch.device | None = None,
+        cut: Cut | None = None,
+    ) -> None:
         here = ranks.here()
         self.index, self.of = here.rank, here.size
         self.device = device or torch.device("cpu")
-        self.gradients = Gradients(parameters) if self.of > 1 else None
+        self.cut = cut
+        by_us = parameters if cut is None else cut.beside  # the others' gradients FSDP adds up
+        self.gradients = Gradients(by_us) if self.of > 1 and by_us else None
         self.clock = Clock() if self.of > 1 else None
+
+    @property
+    def offloads(self) -> bool:
+        """Whether the optimizer works on the host, which then waits for each step's numbers anyway."""
+        return self.cut is not None and self.cut.offload
 
     def rows(self, batch: int) -> range:
         """Which rows of a step's batch are computed here, all ranks equally many."""
         share = batch // self.of
         return range(self.index * share, (self.index + 1) * share)
 
-    def last_part(self) -> None:
-        """Said before the backward pass after which gradients are whole: they may travel as they come."""
+    def part(self, last: bool) -> None:
+        """Said before each part of a step; after the last one gradients are whole, and travel."""
         if self.gradients is not None:
-            self.gradients.ready = True
+            self.gradients.ready = last
+        if self.cut is not None:
+            self.cut.sums(last)
 
     def added(self, total: Any, count: Any) -> tuple[Any, Any]:
         """Loss and count of all ranks; their gradients too are summed from here on."""
-        if self.gradients is None:
+        if self.of == 1:
             return total, count
         on = self.device if isinstance(total, Tensor) else torch.device("cpu")
         sums = torch.stack([torch.as_tensor(n, dtype=torch.float64, device=on) for n in (total, count)])
         dist.all_reduce(sums)
-        self.gradients.sum()
+        if self.gradients is not None:
+            self.gradients.sum()
         return (sums[0], sums[1]) if isinstance(total, Tensor) else (sums[0].item(), sums[1].item())
 
     def beat(self, received: list[int], seconds: float, session: float) -> Beat:
@@ -65,15 +83,49 @@ class Together:
 
     def evidence(self, batches: Iterable[Batch], judge: Callable[[Iterable[Batch]], Tally]) -> Tally:
         """What `judge` finds in all batches, of which each rank is given every n-th."""
-        mine = islice(batches, self.index, None, self.of)
+        spare: list[Batch] = []
+        mine = self._dealt(batches, spare)
         first = list(islice(mine, 1))  # there may be fewer than ranks
         found = judge(chain(first, mine)) if first or self.of == 1 else None
+        if spare and self.cut is not None:  # a model in parts is whole only where all ranks use it
+            judge(spare)
         tallies = [tally for tally in ranks.gathered(found) if tally is not None]
         if not tallies:
             return judge(())  # says that there are none
         for tally in tallies[1:]:
             tallies[0].add(tally)
         return tallies[0]
+
+    def _dealt(self, batches: Iterable[Batch], spare: list[Batch]) -> Iterator[Batch]:
+        """Every n-th batch. spare: the last one of all, at ranks that are given one fewer than others."""
+        number, batch = -1, None
+        for number, batch in enumerate(batches):
+            if number % self.of == self.index:
+                yield batch
+        if batch is not None and self.index >= (number + 1) % self.of > 0:
+            spare.append(batch)
+
+    @torch.no_grad()
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """The norm of all gradients together, of which a rank may hold parts."""
+        whole = [gradient for gradient in gradients if not is_part(gradient)]
+        if len(whole) == len(gradients):
+            return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(whole)))
+        found: list[tuple[list[Tensor], list[Any]]] = [(whole, [])] if whole else []
+        for gradient in gradients:
+            if not is_part(gradient):
+                continue
+            among = groups(gradient)
+            if not found or found[-1][1] != among:
+                found.append(([], among))
+            found[-1][0].append(local(gradient))
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for those, among in found:
+            square = torch.stack(torch._foreach_norm(those)).to(self.device).double().square().sum()
+            for group in among:
+                dist.all_reduce(square, group=group)
+            total += square
+        return total.sqrt().float()
 
     def settle(self) -> None:
         """End what is still under way between the ranks."""
@@ -159,12 +211,6 @@ class Gradients:
         gradients = [local(p.grad) for p in bucket if p.grad is not None]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         self._sent.append((gradients, flat, dist.all_reduce(flat, async_op=True)))
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this rank holds."""
-    to_local: Callable[[], Tensor] | None = getattr(tensor, "to_local", None)
-    return tensor if to_local is None else to_local()
 
 
 class Clock:

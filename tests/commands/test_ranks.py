@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from llmtool.commands import Options, train
+from llmtool.commands import Options, evaluate, finetune, train
 from llmtool.core import ranks
 from llmtool.core.errors import Interrupted, LlmtoolError
 from llmtool.stages import fit
@@ -111,6 +111,36 @@ def test_two_are_as_one(straight: Path, tmp_path: Path) -> None:
     result = json.loads((two / "runs/table/train/result.json").read_text())
     assert result["status"] == "done"
     assert result["metrics"]["validation"]["log_loss"]
+
+
+def in_parts(directory: Path) -> list[str]:
+    """Both projects, each rank with a part of the model; then the text's model tuned so, by an update."""
+    found = [trained(directory, "table", None, "parallel.data=fsdp")]
+    found.append(trained(directory, "text", None, "parallel.data=fsdp", "train.optimizer.name=adamw"))
+    tune = ["finetune.start=runs/text/train", "finetune.method.kind=lora", "finetune.budget.steps=4"]
+    tune += ["finetune.batch=4", "parallel.data=fsdp", "train.optimizer.name=adamw", *SETS[1:2]]
+    with contextlib.chdir(directory):
+        finetune.run(Options("text.yaml", [*tune, *PROJECTS["text"][:-1]]))
+    return found
+
+
+def test_two_with_parts_of_the_model(straight: Path, tmp_path: Path) -> None:
+    two = without_training(straight, tmp_path / "parts")
+    shutil.rmtree(two / "runs/text/finetune", ignore_errors=True)
+    assert run_ranks(in_parts, 2, two) == [["done", "done"]] * 2
+    one = seen(straight, "table")
+    found = seen(two, "table")
+    assert one.keys() == found.keys()
+    for step, figures in one.items():
+        assert found[step] == pytest.approx(figures, rel=1e-5), step
+    for stage in ("table/train", "text/train", "text/finetune"):
+        result = json.loads((two / "runs" / stage / "result.json").read_text())
+        assert result["status"] == "done"
+        best = result["best"]
+        assert result["metrics"]["validation"][best["metric"]] == pytest.approx(best["value"], rel=1e-6)
+    assert (two / "runs/text/train/best/model-00002-of-00002.safetensors").is_file()
+    with contextlib.chdir(two):  # by one process
+        evaluate.run(Options("text.yaml", ["evaluate.of=runs/text/train"]))
 
 
 def test_two_then_one_then_two(straight: Path, tmp_path: Path) -> None:
