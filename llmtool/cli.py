@@ -19,10 +19,11 @@ from llmtool.commands import (
     ExportOptions,
     GenerateOptions,
     InitOptions,
+    LaunchOptions,
     Options,
     PredictOptions,
     ReportOptions,
-)
+)  # fmt: skip
 from llmtool.core.errors import Cancelled, ConfigError, Interrupted, LlmtoolError, Terminated
 
 app = typer.Typer(
@@ -228,6 +229,23 @@ def evaluate(
 
 
 @app.command()
+def launch(
+    config: Config,
+    slurm: Annotated[bool, typer.Option("--slurm", help="A batch script for Slurm's sbatch.")] = False,
+    stage: Annotated[str | None, typer.Option("--stage", metavar="train|finetune", help="Which.")] = None,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="Machines.")] = 1,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="GPUs of each machine.")] = None,
+    time: Annotated[str | None, typer.Option("--time", metavar="H:MM:SS", help="At most.")] = None,
+    sbatch: Annotated[list[str] | None, typer.Option("--sbatch", metavar="KEY=VALUE", help="More.")] = None,
+    set_: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Print a batch script that trains on several machines, and nothing else."""
+    options = LaunchOptions(config, set_ or [], slurm, stage, nodes, gpus, time, sbatch or [])
+    _run("launch", options, False, debug)
+
+
+@app.command()
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Directories of runs.")],
     html: Annotated[
@@ -379,7 +397,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def _run(
     command: str,
-    options: Options | InitOptions | ReportOptions | ExportOptions | GenerateOptions | PredictOptions,
+    options: Any,  # of commands/__init__.py
     as_json: bool,
     debug: bool,
     rehearse: bool = False,

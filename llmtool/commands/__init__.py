@@ -108,3 +108,17 @@ class PredictOptions:
     only: str | None = None
     strict: bool = False
     force: bool = False
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What the command line of `llmtool launch` says. stage: what is run; None: what the file has."""
+
+    config: str
+    overrides: list[str] = field(default_factory=list)
+    slurm: bool = False
+    stage: str | None = None
+    nodes: int = 1
+    gpus: int | None = None  # of each node
+    time: str | None = None
+    sbatch: list[str] = field(default_factory=list)  # further options of sbatch, "partition=gpu"

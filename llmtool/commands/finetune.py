@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llmtool.commands import Options, keys, profiled, session
-from llmtool.core import console, files, ranks
+from llmtool.commands import Options, keys, launching, profiled, session
+from llmtool.core import console, files, ranks, watch
 from llmtool.core.contracts import Tally
 from llmtool.core.errors import DataError
 from llmtool.core.freshness import Hashes
@@ -27,12 +27,17 @@ Asked = Mapping[str, suites.Answered]
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Run the command; returns the content of result.json."""
+    """Run the command, on as many devices as there are; returns the content of result.json."""
+    return launching.run(_run, options, "finetune")
+
+
+def _run(options: Options) -> dict[str, Any]:
     with session.command(options, "finetune", "finetune") as loaded:
         config = loaded.experiment.finetune
         assert config is not None
         directory = session.model_to_start(loaded)
         dataset = session.prepared(loaded, options)
+        launching.same_data(dataset)
         hashes = hashes_of(loaded.experiment.run, "finetune")
         weights = checkpoints.verify(Path(directory), hashes.hash)
         key = keys.fit(loaded, "finetune", {"dataset": dataset.fingerprint, "start": weights})
@@ -59,18 +64,19 @@ def _finetune(
         console.note(rounded)
     old = _old_data(start, dataset)
     first = ranks.here().first  # which alone scores and asks
-    before: Tallies = _validation("old", assemble.as_scored(experiment, old, start)) if old and first else {}
+    before = _before(loaded, old, start) if old and first else {}
     assembled, said = assemble.from_start(experiment, dataset, start)
     if said:
         console.say(said)
-    before |= _validation("new", assembled) if first else {}
     cache, seed = run.root / judge.CACHE, experiment.seed
     asked: Asked = {}
     if first:
-        asked = session.asked(
-            loaded, assembled, start, weights=_asked_weights(start, config),
-            cache=cache / "suites of the start", hashes=hashes,
-        )  # fmt: skip
+        with watch.phase("score", patient=True):  # the others wait
+            before |= _validation("new", assembled)
+            asked = session.asked(
+                loaded, assembled, start, weights=_asked_weights(start, config),
+                cache=cache / "suites of the start", hashes=hashes,
+            )  # fmt: skip
     assemble.adapt(assembled, start, config.method)
     result = session.fit(run, loaded, assembled, config, options)
     assembled.model = shards.mend(assembled.model, assembled.device, keep=first)
@@ -105,6 +111,12 @@ def _finetune(
     profiled.say(result.profile)
     if merged:
         console.say(f"merged model: {merged}")
+
+
+def _before(loaded: Loaded, old: Dataset, start: Start) -> Tallies:
+    """What the start says of the data it learned from; the other ranks wait meanwhile."""
+    with watch.phase("score", patient=True):
+        return _validation("old", assemble.as_scored(loaded.experiment, old, start))
 
 
 def _show(

@@ -14,17 +14,8 @@ from typing import Any
 import llmtool
 from llmtool.commands import Options, Scratch, finetune, train
 from llmtool.core import console
-from llmtool.core.errors import (
-    Cancelled,
-    ConfigError,
-    DataError,
-    DivergedError,
-    Interrupted,
-    LlmtoolError,
-    MemoryLimitError,
-)
+from llmtool.core.errors import LlmtoolError, MemoryLimitError, of_code
 
-KINDS = (ConfigError, DataError, DivergedError, MemoryLimitError, Interrupted, Cancelled)
 CODE = "from llmtool.commands.killed import child; child()"
 
 
@@ -79,8 +70,7 @@ def _ended(code: int, out: str, err: str) -> LlmtoolError:
     except (ValueError, IndexError):
         last = (err.strip().splitlines() or ["no word"])[-1]
         return LlmtoolError(f"the process ended with {code}: {last}")
-    kind = next((kind for kind in KINDS if kind.exit_code == said["exit_code"]), LlmtoolError)
-    return kind(said["error"])
+    return of_code(said["exit_code"], said["error"])
 
 
 def child() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from llmtool import experiment
 from llmtool.commands import Options, following, keys, scratch, shown
-from llmtool.core import console, files, lineage, ranks
+from llmtool.core import console, files, lineage, ranks, watch
 from llmtool.core.devices import is_out_of_memory, peak_flops, resolve_device
 from llmtool.core.environment import other_packages
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
@@ -61,7 +61,7 @@ def command(options: Options, name: str, *needs: str) -> Iterator[Loaded]:
         with located(loaded, name), following.joined(loaded):
             yield loaded
     except BaseException as error:
-        if getattr(error, "result", {}).get("command") != name:
+        if ranks.here().first and getattr(error, "result", {}).get("command") != name:
             root = loaded.experiment.run if loaded else experiment.run_of(options.config, options.overrides)
             if root := options.scratch.run if options.scratch else root:
                 failed_result(root, name, error)
@@ -375,7 +375,8 @@ def fit(run: Run, loaded: Loaded, assembled: Assembled, config: TrainConfig, opt
     first, alone = ranks.here().first, ranks.here().size == 1
     profile = Profile(run.directory, assembled.device) if options.profile and first else None
     bar = console.progress(total if config.batch != "auto" else None, "step")
-    with spent.watched(assembled.model, assembled.device) as most, bar as display, profile or NOTHING:
+    aside = spent.watched(assembled.model, assembled.device)
+    with watch.phase("fit"), aside as most, bar as display, profile or NOTHING:
         result = stage_fit(
             assembled,
             config,

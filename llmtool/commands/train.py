@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmtool.commands import Options, keys, profiled, session
+from llmtool.commands import Options, keys, launching, profiled, session
 from llmtool.core import console, ranks
 from llmtool.core.run import Run
 from llmtool.data.store import Dataset
@@ -16,9 +16,14 @@ from llmtool.stages import assemble, score
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Run the command; returns the content of result.json."""
+    """Run the command, on as many devices as there are; returns the content of result.json."""
+    return launching.run(_run, options, "train")
+
+
+def _run(options: Options) -> dict[str, Any]:
     with session.command(options, "train", "train") as loaded:
         dataset = session.prepared(loaded, options)
+        launching.same_data(dataset)
         loaded, choice = session.with_model(loaded, dataset.card)
         key = keys.fit(loaded, "train", {"dataset": dataset.fingerprint})
         with session.stage(loaded, "train", key, options, resumable=True) as run:

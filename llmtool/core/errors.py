@@ -84,3 +84,17 @@ class Cancelled(LlmtoolError):
 
     exit_code = 130
     status = "cancelled"
+
+
+def of_code(code: int, message: str) -> LlmtoolError:
+    """The error with that exit code, of a process that has told us of it."""
+    kinds = (
+        ConfigError,
+        RequirementError,
+        DataError,
+        DivergedError,
+        MemoryLimitError,
+        Interrupted,
+        Cancelled,
+    )
+    return next((kind for kind in kinds if kind.exit_code == code), LlmtoolError)(message)

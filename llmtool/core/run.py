@@ -296,10 +296,13 @@ def hashes_of(root: str | Path, stage: str) -> Hashes:
     return Hashes((_read_record(_checked(root) / stage) or {}).get("seen"))
 
 
-def failed_result(root: str | Path, stage: str, error: BaseException, **fields: Any) -> None:
+def failed_result(
+    root: str | Path, stage: str, error: BaseException, /, *, beside: bool = False, **fields: Any
+) -> None:
     """Write `result.json` for a command that failed before its Run was open (a bad config, no data). Best
     effort, never raises.
 
+    fields: what it says besides, or instead. beside: another thread of this process may hold the lock.
     Finished work stays good: the next command with the old config is a no-op again. Nothing is written into a
     run that another process works on, nor into a directory that is not ours.
     """
@@ -307,13 +310,14 @@ def failed_result(root: str | Path, stage: str, error: BaseException, **fields: 
         directory = _checked(root) / stage
         _check_stage(directory)
         files.make_directories(directory.parent)
-        lock = _acquire(directory.parent)
+        lock = None if beside and _held_here(directory.parent) else _acquire(directory.parent)
         try:
             files.make_directories(directory)
             said = document(stage, error, datetime.now(UTC), 0.0, None)
             files.write_json(directory / RESULT, said | fields)
         finally:
-            _let_go(lock)
+            if lock is not None:
+                _let_go(lock)
 
 
 def document(
@@ -476,6 +480,13 @@ def _held(root: Path, descriptor: int) -> LlmtoolError:
     holder = os.pread(descriptor, 1000, 0).decode("utf-8", "replace").strip()
     who = holder or "another llmtool process"
     return LlmtoolError(f"{root}: {who} is working on this run; wait for it or choose another `run:`")
+
+
+def _held_here(root: Path) -> bool:
+    """Whether this very process works on the run."""
+    with contextlib.suppress(OSError):
+        return (root / LOCK).read_text().startswith(f"process {os.getpid()} on {socket.gethostname()} (")
+    return False
 
 
 def _let_go(lock: int) -> None:

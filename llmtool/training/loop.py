@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from llmtool.core import watch
 from llmtool.core.contracts import Batch, Loss
 from llmtool.core.devices import is_out_of_memory, recover_memory
 from llmtool.core.errors import Cancelled, DivergedError, Interrupted
@@ -160,6 +161,7 @@ class Loop:
                 progress = _progress(plan, state)
                 rate = self.optimizers.set_rate(self.schedule.factor(state.step, plan.steps, progress))
                 waited = self.feed.waited
+                watch.step(state.step + 1)
                 norm = self._update(state)
                 self.meter.step(self.work, self.feed.waited - waited)
                 state.step += 1
@@ -171,11 +173,13 @@ class Loop:
                 if last or state.step % plan.log_every == 0:
                     verbs.record(self._line(state, norm, rate))
                 if verbs.validate and (last or _due(plan.validate_every, state.step, tenth)):
-                    better = self._validate(state, verbs.validate)
+                    with watch.phase("validate"):
+                        better = self._validate(state, verbs.validate)
                     last = last or _finished(plan, state) is not None
                 stop = self._interruption(signals, session)
                 if better or last or stop or _due(plan.checkpoint_every, state.step, tenth):
-                    self._save(state, better)
+                    with watch.phase("save"):
+                        self._save(state, better)
                 if stop and not last:
                     raise stop
             self.together.settle()

@@ -509,7 +509,9 @@ def bulks(document: dict[str, Any], stage: str) -> Iterator[dict[str, Any]]:
     left = [
         (path, name)
         for path, name in leaves(base)
-        if stage not in readers(path, document) and path != ("run",)  # a place, which is spoken of
+        if stage not in readers(path, document)
+        and path != ("run",)  # a place, which is spoken of
+        and path not in (("parallel", "tensor"), ("parallel", "context"))  # which need several processes
     ]
     left = [(path, name) for path, name in left if next(others(document, base, path, name), None)]
     assert len(left) > 30

@@ -1,0 +1,171 @@
+"""The watchdog: what it says of a rank, who is late, gone or absent for it, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from llmtool.core import watch
+from llmtool.core.errors import Cancelled, ConfigError, DataError, Interrupted, LlmtoolError, Terminated
+from llmtool.core.ranks import FirstFailedError, Ranks
+from llmtool.core.watch import Failure, Watch
+
+
+def beat(**said: Any) -> str:
+    """What a rank says of itself, all well but for `said`."""
+    well = {
+        "phase": "fit", "step": 7, "steps": 7, "still": 0.0, "waited": 0.0, "patient": False, "line": None,
+        "done": False, "host": socket.gethostname(), "pid": os.getpid(), "log": "ranks/rank-1.log",
+        "clock": 0.0,
+    }  # fmt: skip
+    return json.dumps({**well, **said})
+
+
+class Two:
+    """The first of two ranks with its watchdog; the second is what the test says of it."""
+
+    def __init__(self, store: Any) -> None:
+        self.store, self.ended = store, threading.Event()
+        self.watch = Watch(Ranks(0, 2, 0, 2), None, lambda _: self.ended.set())
+        self.watch.deadline = 5.0
+
+    def says(self, **said: Any) -> None:
+        self.store.set(f"{self.watch._prefix}1", beat(**said))
+
+    def verdict(self, within: float = 10.0) -> Failure | None:
+        end = time.monotonic() + within
+        while self.watch.verdict is None and time.monotonic() < end:
+            time.sleep(0.05)
+        return self.watch.verdict
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[Two]:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setattr(watch, "START", 1.0)
+    made = Two(store)
+    made.watch.claim()  # this process goes on in any case
+    yield made
+    made.watch.close()
+    made.watch._thread.join(timeout=watch.STUCK + 30)
+
+
+def test_phases_and_steps_are_remembered_by_what_ends_them() -> None:
+    with pytest.raises(DataError) as raised, watch.phase("fit"):  # noqa: PT012 (where it comes from matters)
+        watch.step(3)
+        with watch.phase("save"):
+            raise DataError("a.csv: gone")
+    assert raised.value.__dict__["at"] == ("save", 3)
+    assert watch._place.phase == "start"
+
+
+def test_what_is_said_of_a_rank() -> None:
+    me = Ranks(1, 4, 1, 4)
+    with pytest.raises(ValueError, match="odd") as raised, watch.phase("validate"):  # noqa: PT012
+        watch.step(12)
+        raise ValueError("odd")
+    host = socket.gethostname()
+    said = watch._of(raised.value, me, Path("ranks/rank-1.log"))
+    assert str(said) == (
+        f"rank 1 of 4 on {host} failed at step 12 (validate): ValueError: odd; more: ranks/rank-1.log"
+    )
+    assert (said.status, said.code) == ("failed", 1)
+    of_data = watch._of(DataError("a.csv: gone"), me, None)
+    assert str(of_data).endswith(": a.csv: gone")
+    assert of_data.code == 4
+    # what every rank meets is told as it is
+    assert str(watch._of(Interrupted("time limit reached"), me, None)) == "time limit reached"
+    assert str(watch._of(Cancelled("cancelled"), me, None)) == "cancelled"
+    assert str(watch._of(ConfigError("a.yaml:1:1: x"), Ranks(0, 4, 0, 4), None)) == "a.yaml:1:1: x"
+    assert watch._of(Terminated("by SIGTERM"), me, None).code == 75
+
+
+def test_echoes_of_what_befell_others() -> None:
+    for error in (
+        RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:57068"),
+        RuntimeError("NCCL communicator was aborted"), Terminated("x"), FirstFailedError("rank 0: x"),
+        LlmtoolError("rank 0 of 2 did not meet the others within 60 s"),
+    ):  # fmt: skip
+        assert watch._echo(error), error
+    for error in (RuntimeError("shapes differ"), ValueError("gloo"), DataError("the store is closed")):
+        assert not watch._echo(error), error
+
+
+def test_a_rank_for_which_others_wait_is_late(two: Two) -> None:
+    two.says()
+    two.watch._waits = True  # we wait
+    assert two.verdict(within=2.5) is None  # nobody longer than the deadline
+    two.says(still=9.0, line="in data/feed.py:7 (read)")
+    found = two.verdict()
+    assert found is not None
+    assert str(found).startswith(f"rank 1 of 2 on {socket.gethostname()} has not moved for ")
+    assert "(parallel.deadline: 5 s) at step 7 (fit), in data/feed.py:7 (read)" in str(found)
+    assert str(found).endswith("stacks of its threads: ranks/rank-1.log")
+
+
+@pytest.mark.parametrize("said", [{"patient": True}, {"done": True}, {"still": 1.0}])
+def test_a_rank_that_takes_its_time_is_left_alone(two: Two, said: dict[str, Any]) -> None:
+    two.watch.deadline = 0.5
+    two.watch._waits = True
+    end = time.monotonic() + 3.5
+    while time.monotonic() < end:
+        two.says(**{"still": 100.0, "clock": time.monotonic(), **said})
+        if said == {"still": 1.0}:
+            two.watch.deadline = 5.0
+        time.sleep(0.3)
+    assert two.watch.verdict is None
+
+
+def test_a_rank_that_never_comes(two: Two) -> None:
+    two.watch.deadline = 0.5
+    assert str(two.verdict()) == "rank 1 of 2 has not come within 1 s"
+
+
+def test_a_rank_that_was_killed(two: Two) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    two.says(pid=gone.pid)
+    found = two.verdict()
+    assert found is not None
+    assert (found.rank, found.why, found.step) == (1, "gone", 7)
+    assert two.watch.places() == {"1": ("fit", 7)}
+    # and what this rank then runs into is told as that
+    assert two.watch.cause(RuntimeError("gloo: Connection closed by peer")) == found
+    assert two.watch.cause(ConfigError("a.yaml: x")).message == "a.yaml: x"
+
+
+def test_the_first_verdict_stands(two: Two) -> None:
+    other = Failure(1, 2, "h", "fit", 3, "failed", "no space left", code=4)
+    two.store.set(f"{two.watch._prefix}verdict", json.dumps(other.__dict__))
+    assert two.watch.cause(DataError("mine")) == other
+
+
+def test_all_have_done_their_work(two: Two) -> None:
+    two.says()
+    later = threading.Timer(1.5, lambda: two.store.add(f"{two.watch._prefix}done", 1))
+    later.start()
+    began = time.monotonic()
+    assert two.watch.finish() is None
+    assert time.monotonic() - began > 1
+    assert two.store.check([f"{two.watch._prefix}told"])
+
+
+def test_stacks_go_to_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "rank-1.log"
+    watch.dump(log)
+    assert "test_stacks_go_to_the_log" in log.read_text()
+    watch.dump(tmp_path / "nowhere" / "rank-1.log")  # a disk that is full ends nothing
+    watch.trace(tmp_path / "nowhere" / "rank-1.log", ValueError("x"))
