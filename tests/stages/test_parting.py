@@ -44,6 +44,7 @@ CASES: dict[str, dict[str, Any]] = {  # model/optimizer -> how it is trained
     "llama/muon": {"batch": 12, "micro_batch": 2, "optimizer": {"name": "muon", "weight_decay": 0.01}},
     "lora/adamw": {"batch": 12, "micro_batch": 2, "ema": 0.9, "guard": {"action": "skip"}},
 }
+OFFLOADED = "llama/muon"  # on a CPU the same place, but by the same path
 CHANGING = ("llama/adamw", "llama/muon")  # these with other numbers of ranks on the way
 
 
@@ -107,7 +108,9 @@ def trained(case: str, directory: Path, data: str = "fsdp", stop: int | None = N
             os.kill(os.getpid(), signal.SIGTERM)
 
     assembled: Any = toy(case)
-    how = {"progress": Silent(), "resume": True, "parallel": ParallelConfig(data=data)}  # type: ignore[arg-type]
+    there = case == OFFLOADED and data == "fsdp"
+    parallel = ParallelConfig(data=data, offload=there)  # type: ignore[arg-type]
+    how = {"progress": Silent(), "resume": True, "parallel": parallel}
     stage._Session.record = watched  # type: ignore[method-assign]
     try:
         stage.fit(assembled, config_of(case), directory / case, **how)  # type: ignore[arg-type]
