@@ -51,6 +51,7 @@ READERS: dict[str, set[str]] = {
     "train": {"train"},
     "train.budget": {"train", "describe"},
     "train.budget.time": set(),  # beside another budget: of one session
+    "train.mixture": {"train", "describe"},
     "train.batch": {"train", "describe"},
     "train.micro_batch": {"train", "describe"},
     "train.ema": {"train", "describe"},
@@ -90,6 +91,7 @@ OTHERS: dict[str, Any] = {
     "TextEncode.chunks": Beside(long="chunks", chunks=5),
     "ChatEncode.long": Beside(long="cut", length=64),
     "Decontaminate.against": ["a.jsonl"],
+    "KeepLanguages.languages": ["de"],
     "Filter.drop": Beside(keep=None, drop=["x"]),
     "Filter.matches": Beside(keep=None, matches="x"),
     "Normalize.lower": Beside(lower=False, strip=True),
@@ -104,6 +106,8 @@ OTHERS: dict[str, Any] = {
     "Play.games": 20,
     "EvaluateConfig.require": {"test.accuracy": ">=0.5"},
     "ParallelConfig.deadline": "90s",
+    "MixtureSource.parts": {name: {"format": "csv", "path": f"{name}.csv"} for name in ("a", "other")},
+    "TrainConfig.mixture": {"a": 1, "b": 5},
 }
 OTHER_VALUES: list[Any] = [
     1, 2, 4, 32, 0.25, 0.5, 1.5, "x", "10m", ";", ["x"], [1], [0.5, 0.5], True, False, None,
@@ -134,6 +138,12 @@ CLEAN: list[dict[str, Any]] = [
     {"step": "drop_duplicates"},
     {"step": "drop_near_duplicates", "column": "a"},
     {"step": "decontaminate", "column": "a", "against": ["b.jsonl"]},
+    {"step": "fix_text", "columns": ["a"]},
+    {"step": "keep_languages", "column": "a", "languages": ["en"]},
+    {"step": "gopher_quality", "column": "a"},
+    {"step": "gopher_repetition", "column": "a"},
+    {"step": "c4_quality", "column": "a"},
+    {"step": "personal_data", "columns": ["a"]},
     {"step": "types", "columns": {"a": "number"}},
     {"step": "range", "column": "a", "min": 0},
     {"step": "filter", "column": "a", "keep": ["b"]},
@@ -353,6 +363,10 @@ def documents() -> Iterator[tuple[str, dict[str, Any], str]]:
         with_value(by_files, ("data", "source", "path"), {"train": "a.csv", "test": "b.csv"}),
         "data",
     )
+    parts = {name: {"format": "csv", "path": f"{name}.csv"} for name in ("a", "b")}
+    mixed = with_value(TABLE_FILE, ("data", "source"), {"format": "mixture", "parts": parts})
+    yield "mixture", mixed, "data.source"
+    yield "weights", with_value(mixed, ("train", "mixture"), {"a": 1, "b": 1}), "train.mixture"
     for spot, forms in FORMS.items():
         for number, form in enumerate(forms):
             if spot in ("data.clean", "evaluate.suites"):
