@@ -218,12 +218,15 @@ def _dimension(step: Step, module: nn.Module, name: str) -> int | None:
 def _local(name: str, group: str | None, ranks: int) -> property:
     """What `module.weight` is to whoever computes with it: this rank's part.
 
+    While FSDP has cut that part among other ranks too, it is the parameter: nobody computes with it then.
     group: where the gradient is the sum of the ranks'. ranks: of a bias, which the sum has from each of them.
     """
 
     def read(module: nn.Module) -> Tensor:
         parameter = module._parameters[name]
         assert isinstance(parameter, DTensor)
+        if parameter.device_mesh.ndim > 1:
+            return parameter
         local = parameter.to_local()
         if group is not None:
             local = copied(local, group)

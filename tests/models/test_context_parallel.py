@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.attention.flex_attention import create_mask
 
 from llmtool.core.contracts import IGNORE, Batch, Classes, NextToken, Tokens
@@ -14,7 +16,7 @@ from llmtool.models.encoder import EncoderConfig
 from llmtool.models.flex import BLOCK, block_mask
 from llmtool.models.layers import document_mask
 from llmtool.models.recompute import recompute
-from llmtool.models.tensor_parallel import split, whole
+from llmtool.models.tensor_parallel import share, split, whole
 from llmtool.models.transformer import TransformerConfig
 from llmtool.tasks.language import LanguageTask
 from tests.models.test_tensor_parallel import DECODERS, SIZES, Moved, distance, mesh_of
@@ -155,12 +157,33 @@ def test_what_cannot_be_shared_is_refused(told):
     refuse_uneven(6, 1)
 
 
+def with_fsdp(name="phi3"):
+    """Gradients of parts that FSDP cuts again among ranks with other rows."""
+    mesh = init_device_mesh("cpu", (2, 1, 2), mesh_dim_names=("data", "context", "tensor"))
+    alone, batch, row = decoder(name), batch_of(True), mesh["data"].get_local_rank()
+    model = copy.deepcopy(alone)
+    split(model, mesh)
+    for part in (*model.blocks, model):
+        fully_shard(part, mesh=mesh["data"])
+        part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)  # gloo has no other
+    rows = lambda where: Batch(batch.inputs[where], batch.targets[where], batch.segments[where])  # noqa: E731
+    LanguageTask().loss(alone, rows(slice(0, 2))).total.backward()
+    LanguageTask().loss(model, rows(slice(row, row + 1))).total.backward()
+    parts = dict(model.named_parameters())
+    far = [distance(whole(model, key, parts[key].grad), p.grad) for key, p in alone.named_parameters()]
+    for key, p in alone.named_parameters():
+        mine = share(model, key, p.detach(), parts[key]).to_local()
+        assert torch.equal(mine, parts[key].to_local())
+    return max(far)
+
+
 def four_ranks():
-    return with_tensor_parallel(mesh_of(2, context=2))
+    return with_tensor_parallel(mesh_of(2, context=2)), with_fsdp()
 
 
-def test_both_kinds_at_once():
-    assert all(far < 1e-5 for far in run_ranks(four_ranks, 4))
+def test_tensor_parallel_with_context_parallel_and_with_fsdp():
+    assert all(max(far) < 1e-5 for far in run_ranks(four_ranks, 4))
 
 
 @pytest.mark.parametrize("window", [None, 100, 200])
