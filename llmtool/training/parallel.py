@@ -44,7 +44,10 @@ def found(devices: int | str, device: DeviceName) -> tuple[str, int]:
     auto: all visible GPUs, one process on a CPU. Raises ConfigError for more than there is.
     """
     kind, count = asked(devices)
-    if kind == "cuda" or (kind is None and device != "cpu"):
+    wanted = kind == "cuda" or (kind is None and device != "cpu")
+    if wanted and torch.cuda.is_available():  # asking for one would take some of its memory
+        kind = "cuda"
+    elif wanted:
         try:
             kind = resolve_device("cuda" if kind else device).type
         except ConfigError as error:
