@@ -154,7 +154,8 @@ class DataConfig(Section):
             raise ValueError("split by files needs source.path to be a mapping: {train: ..., test: ...}")
         if self.encode.as_ == "moves" and self.source.one_unit_a_file:
             raise ValueError("source.documents: of a text of games each line is one: set documents: line")
-        others = named and set(getattr(self.source, "path", ())) > {"train"}
+        parts = getattr(self.source, "parts", {"": self.source}).values()
+        others = named and any(set(part.path) > {"train"} for part in parts)
         for position, step in enumerate(self.clean):
             if isinstance(step, Decontaminate) and not step.against and not others:
                 raise ValueError(f"clean.{position}.against: names no file, and source.path none for test")

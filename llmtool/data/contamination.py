@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, PrivateAttr, field_validator
 
 from llmtool.core.errors import DataError
-from llmtool.data import readers
+from llmtool.data import readers, remote
 from llmtool.data.cleaning import WholeSource, need
 from llmtool.data.json_sources import JsonlSource, JsonSource
 from llmtool.data.parquet_source import ParquetSource
@@ -52,6 +52,8 @@ class Decontaminate(WholeSource):
     def _names_something(cls, against: list[str]) -> list[str]:
         if "" in against:
             raise ValueError("names no file")
+        if any(map(remote.is_url, against)):
+            raise ValueError("evaluation files are read from this machine: copy them here")
         return against
 
     def files(self) -> list[Path]:

@@ -7,8 +7,8 @@ Datasets, chapter 3, http://www.mmds.org). The method is that of Lee et al. 2021
 (https://arxiv.org/abs/2107.06499), but for one thing: they keep one text of all that a chain of neighbours
 connects; here a text leaves only if it is itself like an earlier one that stays.
 
-Memory of a row: 16 bytes and 4 for each band (100 in all at the threshold of 0.8), half as much again while
-it is decided who leaves; 128 more for a row that met another. Their sets lie on disk, in a file that has no
+Memory of a row: 16 bytes and 4 for each band (100 in all at the threshold of 0.8), twice that while it
+is decided who leaves; 128 more for a row that met another. Their sets lie on disk, in a file that has no
 name.
 """
 

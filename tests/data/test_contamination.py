@@ -109,6 +109,8 @@ def test_wrong_settings_and_files_are_errors_that_say_where(tmp_path: Path) -> N
         step("a.txt", ngram=0)
     with pytest.raises(ValidationError, match="names no file"):
         step("")
+    with pytest.raises(ValidationError, match="are read from this machine"):
+        step("https://example.org/test.jsonl")
     with pytest.raises(DataError, match=r"decontaminate: against: .*none\.jsonl: no such file"):
         step(tmp_path / "none.jsonl").files()
     broken = tmp_path / "broken.jsonl"
@@ -134,6 +136,9 @@ def test_wrong_settings_and_files_are_errors_that_say_where(tmp_path: Path) -> N
     ):
         DataConfig.model_validate(data)
     DataConfig.model_validate(data | {"source": source | {"path": {"train": "a.jsonl", "test": "b.jsonl"}}})
+    part = source | {"path": {"train": "c.jsonl", "test": "d.jsonl"}}
+    mixture = {"format": "mixture", "parts": {"one": part, "two": source | {"path": {"train": "e.jsonl"}}}}
+    DataConfig.model_validate(data | {"source": mixture})
 
 
 def test_new_rows_are_not_compared() -> None:
