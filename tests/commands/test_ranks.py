@@ -140,7 +140,7 @@ def test_two_with_parts_of_the_model(straight: Path, tmp_path: Path) -> None:
         assert result["metrics"]["validation"][best["metric"]] == pytest.approx(best["value"], rel=1e-6)
     assert (two / "runs/text/train/best/model-00002-of-00002.safetensors").is_file()
     with contextlib.chdir(two):  # by one process
-        evaluate.run(Options("text.yaml", ["evaluate.of=runs/text/train"]))
+        evaluate.run(Options("text.yaml", [*PROJECTS["text"], "evaluate.of=runs/text/train"]))
 
 
 def test_two_then_one_then_two(straight: Path, tmp_path: Path) -> None:
