@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import socket
+import subprocess
+import sys
 from typing import Any, Literal
 
 from pydantic import Field
@@ -15,6 +16,8 @@ from llmtool.core.engine import THREADS, Engine, Failed, Packed, Work, attempt
 from llmtool.core.errors import ConfigError, LlmtoolError, MemoryLimitError
 
 REACH = 5.0  # seconds in which an address has to answer
+ANSWER = 60.0  # seconds in which a process has to have joined what answers there
+JOIN = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')"
 RETRIES = 2  # of work whose process or machine is lost
 
 
@@ -113,20 +116,28 @@ class RayCluster(Engine):
 
 
 def _connect(ray: Any, address: str) -> None:
-    said: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
-    if address == "auto":
-        with contextlib.suppress(ConnectionError):  # none runs here
-            ray.init(address="auto", **said)
-            return
-        ray.init(address="local", include_dashboard=False, **said)
-        return
-    try:
+    """Join the cluster, or start one. Ray itself would try for many minutes where something else answers, or
+    where a cluster that was killed left its address behind: so another process, which can be ended, is first.
+    """
+    said: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    problem = _problem(address)
+    if not problem:
         ray.init(address=address, **said)
-    except Exception as error:
-        raise ConfigError(
-            f"data.engine.address: no Ray cluster that this one could join answers at {address} "
-            f"({type(error).__name__}: {_line(error)})"
-        ) from None
+    elif address == "auto":
+        ray.init(address="local", include_dashboard=False, **said)
+    else:
+        raise ConfigError(f"data.engine.address: no Ray cluster answers at {address} ({problem})")
+
+
+def _problem(address: str) -> str:
+    """Why a process of this machine cannot join the cluster; "" where it can."""
+    command = [sys.executable, "-c", JOIN, address]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER)  # noqa: S603 (our words)
+    except subprocess.TimeoutExpired:
+        return f"something else does: it could not be joined in {ANSWER:.0f} s"
+    lines = done.stderr.strip().splitlines() or ["no word"]
+    return " ".join(lines[-1].split())[:300] if done.returncode else ""
 
 
 def _run(work: Work, thing: Any) -> Packed | Failed:

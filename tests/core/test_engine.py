@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -147,3 +149,26 @@ def test_an_address_where_nobody_answers(fresh: Path, process: Run) -> None:
     assert ended.code == 2
     assert "data.engine.address: no Ray cluster answers at 127.0.0.1:9 (connection refused)" in ended.err
     assert time.monotonic() - began < 60  # most of it is loading libraries
+
+
+MUTE = """
+import socket
+from llmtool.core import cluster
+from llmtool.core.errors import ConfigError
+cluster.ANSWER = 2
+with socket.socket() as mute:
+    mute.bind(("127.0.0.1", 0))
+    mute.listen()
+    try:
+        cluster.RayEngine(name="ray", address=f"127.0.0.1:{mute.getsockname()[1]}").open("os")
+    except ConfigError as error:
+        print(error)
+"""
+
+
+def test_an_address_where_something_else_answers() -> None:
+    pytest.importorskip("ray")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
+    command = [sys.executable, "-c", MUTE]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=True)
+    assert "something else does: it could not be joined in 2 s" in ended.stdout
