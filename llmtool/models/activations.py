@@ -43,9 +43,10 @@ class Activations:
 def count_saved(model: nn.Module, run: Any) -> Activations:
     """The storages that `run()` saves for its backward pass, those of `model` itself excepted, by block.
 
-    model: without recomputed blocks, whose inside nobody sees.
+    model: without recomputed blocks, whose inside nobody sees. Ranks may hold it in parts (FSDP), of which
+    those of a block are whole when it begins.
     """
-    own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
+    own = _storages(model)
     kept: dict[int, Tensor] = {}  # alive, so that no storage's address is given out again
     found = Activations()
     place = found.before
@@ -62,6 +63,7 @@ def count_saved(model: nn.Module, run: Any) -> Activations:
 
     def enter(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         nonlocal place
+        own.update(_storages(module if found.blocks else model))
         found.before |= found.after  # of what lies between blocks, too
         found.after, place = {}, {}
         found.blocks.append(place)
@@ -96,6 +98,12 @@ def tensors_in(given: Any) -> Iterator[Tensor]:
             yield from tensors_in(each)
     elif isinstance(given, dict):
         yield from tensors_in(list(given.values()))
+
+
+def _storages(model: nn.Module) -> set[int]:
+    """Of parameters and buffers, and of the parts of them that this rank holds (DTensors)."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return {getattr(t, "_local_tensor", t).untyped_storage()._cdata for t in tensors}
 
 
 def _union(*parts: dict[int, int]) -> int:
