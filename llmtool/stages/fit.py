@@ -25,7 +25,7 @@ from llmtool.stages import by_part, compiling, divergence, history
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.history import METRICS
 from llmtool.stages.lowering import AtOnce, half_made
-from llmtool.stages.parting import part
+from llmtool.stages.parting import own_tokens, part, share_tokens
 from llmtool.stages.saving import Saver
 from llmtool.stages.score import auto_batch, in_parts
 from llmtool.stages.settings import (
@@ -171,11 +171,13 @@ class _Session:
         self.usual_threads = torch.get_num_threads()
         self.metric = config.select.metric if config.select else assembled.task.metric
         self.figure = self.metric.rpartition(".")[2]  # of `code.loss`, a part's
-        self.cut = part(assembled, config, parallel or ParallelConfig(), self.note)
+        parallel = parallel or ParallelConfig()
+        self.mesh = share_tokens(assembled, parallel, self.train.tokens_per_row)
+        self.cut = part(assembled, config, parallel, self.note)
         self.optimizers = config.optimizer.build(assembled.model, assembled.rates)
         self.average = Average(assembled.model, config.ema) if config.ema else None
         self.saver = Saver(directory, assembled, self.optimizers, self.average, self.at_once, self.cut)
-        self.together = Together(self.optimizers.parameters, assembled.device, self.cut)
+        self.together = Together(self.optimizers.parameters, assembled.device, self.cut, parallel.context)
         self.state = State()
         self.resumed_from: int | None = None
         self.tunes = getattr(assembled.task, "tunes", False)
@@ -189,7 +191,8 @@ class _Session:
     def begin(self, resume: bool) -> None:
         """Resolve the config, then take over the newest valid checkpoint or clear what is there."""
         found = ranks.by_first(self._newest) if resume else None
-        self.config = settle(self.assembled, self.config, self.train, self.flops_per_row)
+        replicas = self.together.of
+        self.config = settle(self.assembled, self.config, self.train, self.flops_per_row, replicas)
         if self.config.select and self.validation:
             self._refuse_unknown_metric(self.validation)
         if found is None:
@@ -232,7 +235,7 @@ class _Session:
         """Run the loop to its end; returns the reason for it."""
         compiled = self.compile() if self.config.compile else None
         tries = self.at_once.asked["micro_batch"] == "auto" and self.assembled.device.type == "cuda"
-        tries = tries and self.together.of == 1
+        tries = tries and ranks.here().size == 1
         while True:
             # what was recorded is let go where it has to be lowered
             loop, compiled = self.loop(meter, compiled), None
@@ -287,7 +290,7 @@ class _Session:
                 self.record,
                 lambda state, better: self.saver.save(state, self.config),
                 self.refuse,
-                self.lower if self.together.of == 1 else None,  # a rank alone cannot take fewer rows
+                self.lower if ranks.here().size == 1 else None,  # a rank alone cannot take fewer rows
             ),
             augment=changes,
             average=self.average,
@@ -307,11 +310,11 @@ class _Session:
     def loss(self) -> Callable[[Batch], Loss]:
         """The training loss of a batch at the run's precision."""
         model, task, device = self.assembled.model, self.assembled.task, self.assembled.device
-        precision = self.assembled.precision
+        precision, mesh = self.assembled.precision, self.mesh
 
         def loss(batch: Batch) -> Loss:
             with precision.autocast(device):
-                return entered(model)(task.loss, model, batch)
+                return entered(model)(task.loss, model, own_tokens(batch, model, mesh))
 
         return loss
 
@@ -363,7 +366,7 @@ class _Session:
                 part.task, part.model, mine, part.device, lambda: part.precision.autocast(part.device)
             ))  # fmt: skip
 
-        if self.together.of > 1:
+        if ranks.here().size > 1:
             return scored(before)
         tally, rows = in_parts(scored, before, "scoring validation")
         if rows < before:

@@ -1,14 +1,17 @@
-"""Whether the ranks of a training cut its model among them (parallel.data), and that done."""
+"""How ranks share a training's model (parallel.data) and the tokens of its rows (parallel.context)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from llmtool.core import ranks
+from llmtool.core.contracts import Batch
 from llmtool.core.devices import memory_bytes
+from llmtool.core.errors import ConfigError
+from llmtool.models import context_parallel
 from llmtool.models.accounting import memory
 from llmtool.models.shards import Cut, cut, cut_of
 from llmtool.training import TrainConfig
@@ -47,3 +50,29 @@ def part(
     among = ranks.here().size
     note(f"the model is cut into {among} parts, one for each rank (parallel.data: {parallel.data})")
     return made
+
+
+def share_tokens(assembled: Assembled, parallel: ParallelConfig, tokens: int) -> Any:
+    """The mesh (data, context) of ranks that are to share the tokens of a row, and the model made to; None
+    where each has all of them. tokens: of a row. ConfigError where the model or the rows do not allow it."""
+    size = ranks.here().size
+    replicas = parallel.replicas(size)
+    if parallel.tensor > 1:
+        raise ConfigError(
+            "parallel.tensor: training does not cut matrices among ranks yet (models.tensor_parallel can; "
+            "checkpoints and Muon have to learn it): parallel.data: fsdp shares their memory"
+        )
+    if parallel.context == 1:
+        return None
+    from torch.distributed.device_mesh import init_device_mesh  # imports for seconds
+
+    context_parallel.refuse_uneven(tokens, parallel.context)
+    shape = (replicas, parallel.context)
+    mesh = init_device_mesh(assembled.device.type, shape, mesh_dim_names=("data", "context"))
+    context_parallel.share_context(assembled.model, mesh)
+    return mesh
+
+
+def own_tokens(batch: Batch, model: nn.Module, mesh: Any) -> Batch:
+    """What of a batch this rank computes; in eval mode, in which it shares nothing, all of it."""
+    return batch if mesh is None or not model.training else context_parallel.cut(batch, mesh)

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import torch
 
-from llmtool.core import ranks
 from llmtool.core.devices import is_out_of_memory
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.data.batches import Batches
@@ -45,8 +44,11 @@ def resolve(
     device: torch.device,
     flops_per_row: float | None,
     room: Room | None = None,
+    replicas: int = 1,
 ) -> TrainConfig:
     """The config with every `auto` replaced by what it means here; the batch is at most all rows.
+
+    replicas: among how many ranks, or groups of ranks, the rows of a batch are cut.
 
     room: without it no block is recomputed by itself, and a batch goes through the model at once.
     """
@@ -66,7 +68,7 @@ def resolve(
     else:
         batch = _power_of_two(rows / 64, 32, 1024)
     batch = min(batch, rows)
-    share = share_of(batch, section_of(config))
+    share = share_of(batch, replicas, section_of(config))
     if config.micro_batch == "auto":
         micro = _at_once(config, share, room, flops_per_row if cuda else None)
     else:
@@ -93,16 +95,15 @@ def resolve(
     return config.model_copy(update=updates)
 
 
-def share_of(batch: int, section: str) -> int:
+def share_of(batch: int, replicas: int, section: str) -> int:
     """Rows of a batch that each rank computes. ConfigError where they cannot be equally many."""
-    size = ranks.here().size
-    if batch % size:
-        near = [size * count for count in (batch // size, batch // size + 1) if count]
+    if batch % replicas:
+        near = [replicas * count for count in (batch // replicas, batch // replicas + 1) if count]
         raise ConfigError(
-            f"{section}.batch: {batch} rows cannot be cut among {size} ranks equally (nearest: "
+            f"{section}.batch: {batch} rows cannot be cut among {replicas} ranks equally (nearest: "
             f"{' or '.join(map(str, near))})"
         )
-    return batch // size
+    return batch // replicas
 
 
 def section_of(config: TrainConfig) -> str:
@@ -111,11 +112,15 @@ def section_of(config: TrainConfig) -> str:
 
 
 def settle(
-    assembled: Assembled, config: TrainConfig, train: Amount, flops_per_row: float | None
+    assembled: Assembled,
+    config: TrainConfig,
+    train: Amount,
+    flops_per_row: float | None,
+    replicas: int = 1,
 ) -> TrainConfig:
     """`resolve` for an assembled model, which from now on recomputes the blocks that it is to."""
     room = room_of(assembled, config, flops_per_row)
-    resolved = resolve(config, train, assembled.device, flops_per_row, room)
+    resolved = resolve(config, train, assembled.device, flops_per_row, room, replicas)
     assert isinstance(resolved.activation_checkpointing, int)
     recompute(assembled.model, resolved.activation_checkpointing)
     refuse_what_never_fits(room, resolved, section_of(config))

@@ -27,7 +27,7 @@ class Together:
 
     index, of: the part of a batch's rows that are computed here. Whatever a rank decides by (loss, norm,
     clock, signals) is the same number on all of them, so that they decide alike. cut: where each rank holds
-    a part of the model only.
+    a part of the model only. context: ranks that have the same rows, and some of their tokens each.
     """
 
     def __init__(
@@ -35,14 +35,15 @@ class Together:
         parameters: Sequence[nn.Parameter] = (),
         device: torch.device | None = None,
         cut: Cut | None = None,
+        context: int = 1,
     ) -> None:
-        here = ranks.here()
-        self.index, self.of = here.rank, here.size
+        here = self.ranks = ranks.here()
+        self.index, self.of = here.rank // context, here.size // context
         self.device = device or torch.device("cpu")
         self.cut = cut
         by_us = parameters if cut is None else cut.beside  # the others' gradients FSDP adds up
-        self.gradients = Gradients(by_us) if self.of > 1 and by_us else None
-        self.clock = Clock() if self.of > 1 else None
+        self.gradients = Gradients(by_us) if here.size > 1 and by_us else None
+        self.clock = Clock() if here.size > 1 else None
 
     @property
     def offloads(self) -> bool:
@@ -63,7 +64,7 @@ class Together:
 
     def added(self, total: Any, count: Any) -> tuple[Any, Any]:
         """Loss and count of all ranks; their gradients too are summed from here on."""
-        if self.of == 1:
+        if self.ranks.size == 1:
             return total, count
         on = self.device if isinstance(total, Tensor) else torch.device("cpu")
         sums = torch.stack([torch.as_tensor(n, dtype=torch.float64, device=on) for n in (total, count)])
@@ -86,7 +87,7 @@ class Together:
         spare: list[Batch] = []
         mine = self._dealt(batches, spare)
         first = list(islice(mine, 1))  # there may be fewer than ranks
-        found = judge(chain(first, mine)) if first or self.of == 1 else None
+        found = judge(chain(first, mine)) if first or self.ranks.size == 1 else None
         if spare and self.cut is not None:  # a model in parts is whole only where all ranks use it
             judge(spare)
         tallies = [tally for tally in ranks.gathered(found) if tally is not None]
@@ -100,9 +101,9 @@ class Together:
         """Every n-th batch. spare: the last one of all, at ranks that are given one fewer than others."""
         number, batch = -1, None
         for number, batch in enumerate(batches):
-            if number % self.of == self.index:
+            if number % self.ranks.size == self.ranks.rank:
                 yield batch
-        if batch is not None and self.index >= (number + 1) % self.of > 0:
+        if batch is not None and self.ranks.rank >= (number + 1) % self.ranks.size > 0:
             spare.append(batch)
 
     @torch.no_grad()
@@ -135,12 +136,12 @@ class Together:
     @torch.no_grad()
     def alike(self, statistics: Iterable[Tensor]) -> None:
         """Statistics of norms, each rank's of its own rows, become their mean."""
-        if self.of == 1:
+        if self.ranks.size == 1:
             return
         for tensor in statistics:
             if tensor.is_floating_point():
                 dist.all_reduce(tensor)
-                tensor /= self.of
+                tensor /= self.ranks.size
 
 
 class Gradients:

@@ -156,6 +156,31 @@ def test_two_then_one_then_two(straight: Path, tmp_path: Path) -> None:
     same(straight, directory)
 
 
+# dropout would draw for the tokens that a rank has; documents are packed, which ranks must know of each other
+PACKED = ("model.dropout=0", "train.optimizer.name=adamw", "train.micro_batch=4")
+
+
+def by_tokens(directory: Path) -> list[str]:
+    """The text, each rank with half of the tokens of every row; then with a part of the model as well."""
+    found = []
+    for data in ("ddp", "fsdp"):
+        more = ("parallel.context=2", f"parallel.data={data}", f"run=runs/{data}", *PACKED)
+        found.append(trained(directory, "text", None, *more))
+    return found
+
+
+def test_two_with_parts_of_the_rows(straight: Path, tmp_path: Path) -> None:
+    two = without_training(straight, tmp_path / "tokens")
+    assert trained(two, "text", None, *PACKED) == "done"
+    assert run_ranks(by_tokens, 2, two) == [["done", "done"]] * 2
+    one = seen(two, "text")
+    for name in ("ddp", "fsdp"):
+        found = seen(two, name)
+        assert one.keys() == found.keys()
+        for step, figures in one.items():
+            assert found[step] == pytest.approx(figures, rel=1e-5), (name, step)
+
+
 def uneven(directory: Path) -> str:
     try:
         trained(directory, "table", None, "train.batch=15", "train.micro_batch=5")
