@@ -25,7 +25,7 @@ from llmtool.stages import by_part, compiling, divergence, history
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.history import METRICS
 from llmtool.stages.lowering import AtOnce, half_made
-from llmtool.stages.parting import own_tokens, part, share_tokens
+from llmtool.stages.parting import arrange, own_tokens, part, summed_over
 from llmtool.stages.saving import Saver
 from llmtool.stages.score import auto_batch, in_parts
 from llmtool.stages.settings import (
@@ -172,12 +172,14 @@ class _Session:
         self.metric = config.select.metric if config.select else assembled.task.metric
         self.figure = self.metric.rpartition(".")[2]  # of `code.loss`, a part's
         parallel = parallel or ParallelConfig()
-        self.mesh = share_tokens(assembled, parallel, self.train.tokens_per_row)
+        self.mesh = arrange(assembled, config, parallel, self.train.tokens_per_row)
         self.cut = part(assembled, config, parallel, self.note)
         self.optimizers = config.optimizer.build(assembled.model, assembled.rates)
         self.average = Average(assembled.model, config.ema) if config.ema else None
         self.saver = Saver(directory, assembled, self.optimizers, self.average, self.at_once, self.cut)
-        self.together = Together(self.optimizers.parameters, assembled.device, self.cut, parallel.context)
+        self.together = Together(
+            self.optimizers.parameters, assembled.device, self.cut, parallel, summed_over(self.mesh)
+        )
         self.state = State()
         self.resumed_from: int | None = None
         self.tunes = getattr(assembled.task, "tunes", False)

@@ -12,7 +12,7 @@ from llmtool.core.contracts import Batch
 from llmtool.core.devices import memory_bytes
 from llmtool.core.errors import ConfigError
 from llmtool.models import context_parallel
-from llmtool.models.accounting import memory
+from llmtool.models.accounting import copy_on, memory
 from llmtool.models.shards import Cut, cut, cut_of
 from llmtool.training import TrainConfig
 from llmtool.training.average import moving
@@ -52,25 +52,67 @@ def part(
     return made
 
 
-def share_tokens(assembled: Assembled, parallel: ParallelConfig, tokens: int) -> Any:
-    """The mesh (data, context) of ranks that are to share the tokens of a row, and the model made to; None
-    where each has all of them. tokens: of a row. ConfigError where the model or the rows do not allow it."""
+def arrange(assembled: Assembled, config: TrainConfig, parallel: ParallelConfig, tokens: int) -> Any:
+    """The mesh (data, context, tensor) of ranks that share more than the rows of a batch, and the model made
+    to; None where they share rows alone. tokens: of a row.
+
+    Raises ConfigError where the model, the rows or the number of ranks do not allow it.
+    """
     size = ranks.here().size
     replicas = parallel.replicas(size)
-    if parallel.tensor > 1:
-        raise ConfigError(
-            "parallel.tensor: training does not cut matrices among ranks yet (models.tensor_parallel can; "
-            "checkpoints and Muon have to learn it): parallel.data: fsdp shares their memory"
-        )
-    if parallel.context == 1:
+    if parallel.context == parallel.tensor == 1:
         return None
     from torch.distributed.device_mesh import init_device_mesh  # imports for seconds
 
     context_parallel.refuse_uneven(tokens, parallel.context)
-    shape = (replicas, parallel.context)
-    mesh = init_device_mesh(assembled.device.type, shape, mesh_dim_names=("data", "context"))
+    shape = (replicas, parallel.context, parallel.tensor)
+    mesh = init_device_mesh(assembled.device.type, shape, mesh_dim_names=("data", "context", "tensor"))
+    if parallel.tensor > 1:
+        _split(assembled.model, config, parallel, mesh)
     context_parallel.share_context(assembled.model, mesh)
     return mesh
+
+
+def _split(model: nn.Module, config: TrainConfig, parallel: ParallelConfig, mesh: Any) -> None:
+    """Cut the matrices of a model among the ranks of the mesh's dimension "tensor", in place."""
+    from llmtool.models.tensor_parallel import split  # imports for seconds
+
+    if parallel.data == "fsdp" or parallel.offload:
+        raise ConfigError("parallel.tensor: more than 1 goes with parallel.data: ddp only, so far")
+    if config.optimizer.name == "muon":
+        raise ConfigError(
+            "parallel.tensor: more than 1 does not go with optimizer muon yet: use adamw or sgd"
+        )
+    outline = copy_on(model, "meta")
+    split(model, mesh)
+    if getattr(model, "split_order", None):
+        raise ConfigError(
+            "parallel.tensor: a model that keeps several matrices in one (gpt2, phi3, modernbert) cannot be "
+            "written in parts yet: parallel.data: fsdp shares its memory too"
+        )
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    vars(model)["cut"] = Cut(Whole(), outline, trained, False, False, parallel.tensor, 0)
+
+
+class Whole(nn.Module):
+    """In the place of FSDP's root, where nothing has to be made whole before it is used."""
+
+    def forward(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """What `work(*arguments)` gives."""
+        return work(*arguments)
+
+    def set_requires_gradient_sync(self, now: bool) -> None:
+        """Gradients of the parts are summed by training.together."""
+
+    def reshard(self) -> None:
+        """There is nothing to let go of."""
+
+
+def summed_over(mesh: Any) -> Any:
+    """The group of ranks whose losses and gradients are added: data x context; None where that is all."""
+    if mesh is None or mesh["tensor"].size() == 1:
+        return None
+    return mesh["data", "context"]._flatten("summed").get_group()
 
 
 def own_tokens(batch: Batch, model: nn.Module, mesh: Any) -> Batch:

@@ -15,6 +15,7 @@ from llmtool.core import ranks
 from llmtool.core.contracts import Batch, Tally
 from llmtool.core.shards import groups, is_part, local
 from llmtool.models.shards import Cut
+from llmtool.training.parallel import ParallelConfig
 
 BUCKET = 25 * 2**20  # bytes of gradients that travel together, as torch's DDP has it
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -27,7 +28,8 @@ class Together:
 
     index, of: the part of a batch's rows that are computed here. Whatever a rank decides by (loss, norm,
     clock, signals) is the same number on all of them, so that they decide alike. cut: where each rank holds
-    a part of the model only. context: ranks that have the same rows, and some of their tokens each.
+    a part of the model only. parallel: which ranks share rows. group: those whose losses and gradients are
+    added, None for all: ranks that share the matrices of a block (tensor) have the same ones.
     """
 
     def __init__(
@@ -35,14 +37,18 @@ class Together:
         parameters: Sequence[nn.Parameter] = (),
         device: torch.device | None = None,
         cut: Cut | None = None,
-        context: int = 1,
+        parallel: ParallelConfig | None = None,
+        group: Any = None,
     ) -> None:
         here = self.ranks = ranks.here()
-        self.index, self.of = here.rank // context, here.size // context
+        self.tensor, self.group = (1 if parallel is None else parallel.tensor), group
+        beside = self.tensor * (1 if parallel is None else parallel.context)  # ranks with the same rows
+        self.index, self.of = here.rank // beside, here.size // beside
         self.device = device or torch.device("cpu")
         self.cut = cut
         by_us = parameters if cut is None else cut.beside  # the others' gradients FSDP adds up
-        self.gradients = Gradients(by_us) if here.size > 1 and by_us else None
+        adds = here.size > self.tensor and by_us
+        self.gradients = Gradients(by_us, group) if adds else None
         self.clock = Clock() if here.size > 1 else None
 
     @property
@@ -68,7 +74,7 @@ class Together:
             return total, count
         on = self.device if isinstance(total, Tensor) else torch.device("cpu")
         sums = torch.stack([torch.as_tensor(n, dtype=torch.float64, device=on) for n in (total, count)])
-        dist.all_reduce(sums)
+        dist.all_reduce(sums, group=self.group)
         if self.gradients is not None:
             self.gradients.sum()
         return (sums[0], sums[1]) if isinstance(total, Tensor) else (sums[0].item(), sums[1].item())
@@ -90,7 +96,7 @@ class Together:
         found = judge(chain(first, mine)) if first or self.ranks.size == 1 else None
         if spare and self.cut is not None:  # a model in parts is whole only where all ranks use it
             judge(spare)
-        tallies = [tally for tally in ranks.gathered(found) if tally is not None]
+        tallies = [tally for tally in ranks.gathered(found)[:: self.tensor] if tally is not None]
         if not tallies:
             return judge(())  # says that there are none
         for tally in tallies[1:]:
@@ -99,11 +105,12 @@ class Together:
 
     def _dealt(self, batches: Iterable[Batch], spare: list[Batch]) -> Iterator[Batch]:
         """Every n-th batch. spare: the last one of all, at ranks that are given one fewer than others."""
+        group, groups = self.ranks.rank // self.tensor, self.ranks.size // self.tensor
         number, batch = -1, None
         for number, batch in enumerate(batches):
-            if number % self.ranks.size == self.ranks.rank:
+            if number % groups == group:
                 yield batch
-        if batch is not None and self.ranks.rank >= (number + 1) % self.ranks.size > 0:
+        if batch is not None and group >= (number + 1) % groups > 0:
             spare.append(batch)
 
     @torch.no_grad()
@@ -152,7 +159,8 @@ class Gradients:
     sent (a ring, https://doi.org/10.1016/j.jpdc.2008.09.002).
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], group: Any = None) -> None:
+        self.group = group
         self.parameters = [
             p for p in reversed(parameters) if p.requires_grad
         ]  # the last ones are there first
@@ -211,7 +219,7 @@ class Gradients:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [local(p.grad) for p in bucket if p.grad is not None]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        self._sent.append((gradients, flat, dist.all_reduce(flat, async_op=True)))
+        self._sent.append((gradients, flat, dist.all_reduce(flat, group=self.group, async_op=True)))
 
 
 class Clock:

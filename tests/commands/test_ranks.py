@@ -16,7 +16,7 @@ import torch
 
 from llmtool.commands import Options, evaluate, finetune, train
 from llmtool.core import ranks
-from llmtool.core.errors import Interrupted, LlmtoolError
+from llmtool.core.errors import ConfigError, Interrupted, LlmtoolError
 from llmtool.stages import fit
 from tests.two import run_ranks
 
@@ -160,25 +160,50 @@ def test_two_then_one_then_two(straight: Path, tmp_path: Path) -> None:
 PACKED = ("model.dropout=0", "train.optimizer.name=adamw", "train.micro_batch=4")
 
 
+WAYS = {"tokens": ("context=2",), "both": ("context=2", "data=fsdp"), "blocks": ("tensor=2",)}
+
+
 def by_tokens(directory: Path) -> list[str]:
-    """The text, each rank with half of the tokens of every row; then with a part of the model as well."""
+    """The text, each rank with half of the tokens of every row, or of the heads of every block."""
     found = []
-    for data in ("ddp", "fsdp"):
-        more = ("parallel.context=2", f"parallel.data={data}", f"run=runs/{data}", *PACKED)
+    for name, how in WAYS.items():
+        more = (*(f"parallel.{key}" for key in how), f"run=runs/{name}", *PACKED)
         found.append(trained(directory, "text", None, *more))
     return found
 
 
-def test_two_with_parts_of_the_rows(straight: Path, tmp_path: Path) -> None:
+def by_all(directory: Path) -> str:
+    """The same by tokens and heads at once, on four ranks; what cannot be is refused."""
+    for wrong in (
+        "train.optimizer.name=muon",
+        "model.architecture=gpt2",
+        "parallel.data=fsdp",
+        "model.heads=1",
+    ):
+        more = ("parallel.tensor=2", "run=runs/wrong", *PACKED, wrong)
+        with pytest.raises(ConfigError, match=r": parallel\.tensor: "):
+            trained(directory, "text", None, *more)
+    more = ("parallel.context=2", "parallel.tensor=2", "run=runs/all", *PACKED)
+    return trained(directory, "text", None, *more)
+
+
+def test_two_with_parts_of_rows_or_blocks(straight: Path, tmp_path: Path) -> None:
     two = without_training(straight, tmp_path / "tokens")
     assert trained(two, "text", None, *PACKED) == "done"
-    assert run_ranks(by_tokens, 2, two) == [["done", "done"]] * 2
+    assert run_ranks(by_tokens, 2, two) == [["done"] * 3] * 2
+    assert run_ranks(by_all, 4, two) == ["done"] * 4
     one = seen(two, "text")
-    for name in ("ddp", "fsdp"):
+    for name in [*WAYS, "all"]:
         found = seen(two, name)
         assert one.keys() == found.keys()
         for step, figures in one.items():
             assert found[step] == pytest.approx(figures, rel=1e-5), (name, step)
+    with contextlib.chdir(two):  # by one process
+        again = evaluate.run(Options("text.yaml", ["evaluate.of=runs/all/train", *PACKED]))
+    result = json.loads((two / "runs/all/train/result.json").read_text())
+    expected = result["metrics"]["validation"]["loss"]
+    assert again["metrics"]["validation"]["loss"] == pytest.approx(expected, rel=1e-5)
+    assert trained(two, "text", None, *PACKED, "run=runs/all", "train.budget.steps=22") == "done"
 
 
 def uneven(directory: Path) -> str:
