@@ -140,7 +140,7 @@ def test_two_with_parts_of_the_model(straight: Path, tmp_path: Path) -> None:
         assert result["metrics"]["validation"][best["metric"]] == pytest.approx(best["value"], rel=1e-6)
     assert (two / "runs/text/train/best/model-00002-of-00002.safetensors").is_file()
     with contextlib.chdir(two):  # by one process
-        evaluate.run(Options("text.yaml", [*PROJECTS["text"], "evaluate.of=runs/text/train"]))
+        evaluate.run(Options("text.yaml", ["evaluate.of=runs/text/train", f"data.source={MIXED}"]))
 
 
 def test_two_then_one_then_two(straight: Path, tmp_path: Path) -> None:
@@ -199,7 +199,9 @@ def test_two_with_parts_of_rows_or_blocks(straight: Path, tmp_path: Path) -> Non
         for step, figures in one.items():
             assert found[step] == pytest.approx(figures, rel=1e-5), (name, step)
     with contextlib.chdir(two):  # by one process
-        again = evaluate.run(Options("text.yaml", ["evaluate.of=runs/all/train", *PACKED]))
+        again = evaluate.run(
+            Options("text.yaml", ["evaluate.of=runs/all/train", f"data.source={MIXED}", *PACKED])
+        )
     result = json.loads((two / "runs/all/train/result.json").read_text())
     expected = result["metrics"]["validation"]["loss"]
     assert again["metrics"]["validation"]["loss"] == pytest.approx(expected, rel=1e-5)
