@@ -21,6 +21,7 @@ LAZY = {"pyarrow", "zstandard", "sklearn", "scipy", "threadpoolctl", "pandas", "
 LAZY |= {"onnxruntime", "huggingface_hub", "bitsandbytes", "transformers", "onnx", "onnxscript", "gguf"}
 LAZY |= {"rensa", "ftfy", "py3langid", "ray", "fsspec", "aiohttp"}
 SLOW = ("torch.distributed.device_mesh", "torch.distributed.fsdp", "torch.distributed.tensor")
+SLOW += ("llmtool.models.tensor_parallel",)  # imports the last of these
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
