@@ -64,12 +64,12 @@ def arrange(assembled: Assembled, config: TrainConfig, parallel: ParallelConfig,
         return None
     from torch.distributed.device_mesh import init_device_mesh  # imports for seconds
 
-    context_parallel.refuse_uneven(tokens, parallel.context)
     shape = (replicas, parallel.context, parallel.tensor)
     mesh = init_device_mesh(assembled.device.type, shape, mesh_dim_names=("data", "context", "tensor"))
     if parallel.tensor > 1:
         _split(assembled.model, config, parallel, mesh)
     context_parallel.share_context(assembled.model, mesh)
+    context_parallel.refuse_uneven(tokens, parallel.context)
     return mesh
 
 
