@@ -1,5 +1,5 @@
 # make demo   the two stories of the README, from raw files to evaluated models (under 5 minutes on 2 cores)
-# make test   the whole test suite (under 10 minutes on 2 cores)
+# make test   the whole test suite (about 12 minutes on 2 cores)
 # make check  linters and types          make gpu / bench-gpu   CUDA tests / benchmarks, on a machine with a GPU
 PYTHON ?= python3
 VENV ?= .venv

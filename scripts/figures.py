@@ -317,6 +317,14 @@ ROWS: list[Row] = [
         ),
     ),
     (
+        "near-duplicates planted in texts of three languages: recall, precision, at least",
+        nothing,
+        lambda r: "; ".join(
+            f"{min(one[key] for one in r.of('corpus_cleaning')['near_duplicates'].values()):.3f}"
+            for key in ("recall", "precision")
+        ),
+    ),
+    (
         "personal data and secrets planted in real texts, 12 kinds: found",
         nothing,
         lambda r: percent([one["recall"]["mean"] for one in r.of("corpus_quality")["planted"].values()]),
