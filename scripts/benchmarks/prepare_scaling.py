@@ -55,26 +55,24 @@ if __name__ == "__main__":
     print(len(rows))
 """
 DATATROVE = """
-import re, sys, unicodedata
+import sys
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.filters import LambdaFilter
 from datatrove.pipeline.formatters.base import BaseFormatter
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.tokens import DocumentTokenizer
 corpus, tokenizer, out, workers, least = sys.argv[1:6]
-space = re.compile(r"\\s+")
-class Clean(BaseFormatter):
+class Clean(BaseFormatter):  # it travels to other processes without what stands around it
     name = "clean"
     def format(self, text):
-        return space.sub(" ", unicodedata.normalize("NFC", text))
-def long_enough(document):
-    return len(document.text) >= int(least)
+        import re, unicodedata
+        return re.sub(r"\\s+", " ", unicodedata.normalize("NFC", text))
 if __name__ == "__main__":
     LocalPipelineExecutor(
         pipeline=[
             JsonlReader(corpus, glob_pattern="*.jsonl"),
             Clean(),
-            LambdaFilter(long_enough),
+            LambdaFilter(lambda document, least=int(least): len(document.text) >= least),
             DocumentTokenizer(out + "/tokens", tokenizer_name_or_path=tokenizer, eos_token="<|endoftext|>",
                               shuffle_documents=False, save_filename="rows"),
         ],
