@@ -12,6 +12,7 @@ from llmtool.commands import LaunchOptions, session
 from llmtool.core import console
 from llmtool.core.errors import ConfigError
 from llmtool.experiment import Loaded
+from llmtool.stages.settings import share_of
 from llmtool.training.parallel import asked
 
 TIME = re.compile(
@@ -39,8 +40,8 @@ def _script(options: LaunchOptions, loaded: Loaded) -> str:
     kind, tasks = _tasks(options, loaded)
     size = loaded.experiment.parallel.replicas(options.nodes * tasks)
     batch = getattr(loaded.experiment, stage).batch
-    if batch != "auto" and batch % size:
-        raise ConfigError(f"{stage}.batch: {batch} rows cannot be cut among {size} ranks equally")
+    if batch != "auto":
+        share_of(batch, size, stage)
     if options.time is not None and not TIME.fullmatch(options.time):
         raise ConfigError(
             f"--time {options.time}: expected minutes, h:mm:ss or days-hours, as sbatch reads it"

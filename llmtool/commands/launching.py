@@ -32,7 +32,7 @@ import llmtool
 from llmtool import experiment
 from llmtool.commands import Options, keys, session
 from llmtool.core import console, files, ranks, watch
-from llmtool.core.environment import code_version
+from llmtool.core.environment import code_version, processors
 from llmtool.core.errors import Cancelled, ConfigError, DataError, Interrupted, LlmtoolError, of_code
 from llmtool.core.freshness import compare
 from llmtool.core.ranks import Ranks
@@ -140,11 +140,10 @@ def _environment(place: Path, kind: str, count: int) -> Iterator[None]:
     """What the ranks' environment has beside ours; signals and variables are as they were afterwards."""
     before = dict(os.environ)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     package = str(Path(llmtool.__file__).parent.parent)
     os.environ |= {
         LAST_WORDS: str(place),
-        "OMP_NUM_THREADS": before.get("OMP_NUM_THREADS", str(max(1, cores // count))),
+        "OMP_NUM_THREADS": before.get("OMP_NUM_THREADS", str(max(1, processors() // count))),
         "PYTHONPATH": os.pathsep.join([package, *filter(None, [before.get("PYTHONPATH")])]),
         **({"CUDA_VISIBLE_DEVICES": ""} if kind == "cpu" else {}),
     }

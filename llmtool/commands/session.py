@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from llmtool import experiment
-from llmtool.commands import Options, following, keys, scratch, shown
+from llmtool.commands import Options, keys, scratch, shown
 from llmtool.core import console, files, lineage, ranks, watch
 from llmtool.core.devices import is_out_of_memory, peak_flops, resolve_device
 from llmtool.core.environment import other_packages
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.core.freshness import CODE_CHANGED, Hashes
-from llmtool.core.run import UNFINISHED, Run, failed_result, hashes_of
+from llmtool.core.run import UNFINISHED, Run, State, failed_result, hashes_of
 from llmtool.core.urls import without_secrets
 from llmtool.data import store
 from llmtool.data.store import CARD, Dataset
@@ -58,7 +58,7 @@ def command(options: Options, name: str, *needs: str) -> Iterator[Loaded]:
             loaded = scratch.derive(loaded, options.scratch)
         for section in needs:
             loaded.need(section, name)
-        with located(loaded, name), following.joined(loaded):
+        with located(loaded, name):
             yield loaded
     except BaseException as error:
         if ranks.here().first and getattr(error, "result", {}).get("command") != name:
@@ -189,10 +189,14 @@ def stage(
     Whatever ends it is written to its result.json, which also travels with the error for `--json`.
     """
     root = loaded.experiment.run
-    run = following.opened(
-        lambda: Run.open(root, name, key, options.force, resumable, hashes),
-        lambda state: Run.follow(root, name, key, state),
-    )
+    opened: list[Run] = []
+
+    def by_first() -> State:
+        opened.append(Run.open(root, name, key, options.force, resumable, hashes))
+        return opened[0].state
+
+    state = ranks.by_first(by_first)
+    run = opened[0] if opened else Run.follow(root, name, key, state)
     try:
         with run:
             if run.fresh:

@@ -44,6 +44,12 @@ def code_version() -> str:
     return f"{llmtool.__version__}+{digest.hexdigest()}"
 
 
+def processors() -> int:
+    """How many this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
 def other_packages(versions: Mapping[str, Any]) -> list[str]:
     """Packages that an earlier `environment()` had in another version: "torch 2.6.0 (here 2.7.1)"."""
     said = []
@@ -62,13 +68,12 @@ def environment() -> dict[str, Any]:
             packages[name] = importlib.metadata.version(name)
     torch = sys.modules.get("torch")  # a command that used the device has loaded it
     gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_initialized() else None
-    available = getattr(os, "sched_getaffinity", None)
     return {
         "llmtool": code_version(),
         "python": platform.python_version(),
         "packages": packages,
         "platform": platform.platform(),
-        "cpus": len(available(0)) if available else os.cpu_count(),
+        "cpus": processors(),
         "threads": torch.get_num_threads() if torch is not None else None,
         "gpu": gpu,
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from llmtool.core.config import Section
 from llmtool.core.engine import THREADS, Engine, Failed, Packed, Work, attempt
+from llmtool.core.environment import processors
 from llmtool.core.errors import LlmtoolError, MemoryLimitError
 
 END = 5.0  # seconds that a process gets to end by itself
@@ -40,12 +41,6 @@ class LocalEngine(Section):
     def open(self, module: str) -> Engine:
         """The engine. module: where the work is defined, which new processes load before they begin."""
         return Engine() if self.count() == 1 else Pool(self.count(), module)
-
-
-def processors() -> int:
-    """How many this process may use."""
-    allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 @dataclass

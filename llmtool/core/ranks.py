@@ -43,6 +43,7 @@ class Ranks:
 
 ALONE = Ranks()
 _here = ALONE
+_host_group: Any = None
 
 
 def here() -> Ranks:
@@ -98,16 +99,10 @@ def join(device: str, deadline: float = DEADLINE) -> Ranks:
 
 def leave() -> None:
     """Part from the others. Nobody waits: what one rank still does is its own matter."""
-    global _here
+    global _here, _host_group
     if _here is not ALONE and dist.is_initialized():
         dist.destroy_process_group()
-    _here = ALONE
-
-
-def barrier() -> None:
-    """Wait until all have come here."""
-    if _here is not ALONE:
-        dist.barrier()
+    _here, _host_group = ALONE, None
 
 
 class FirstFailedError(LlmtoolError):
@@ -190,18 +185,12 @@ def gathered(value: Value) -> list[Value]:
     return found
 
 
-_host_group: dict[int, Any] = {}
-
-
 def on_host() -> Any:
     """The group of all ranks for what lies in the host's memory; None, torch's default, where that is it."""
-    if dist.get_backend() == "gloo":
-        return None
-    key = id(dist.group.WORLD)
-    if key not in _host_group:
-        _host_group.clear()
-        _host_group[key] = dist.new_group(backend="gloo")
-    return _host_group[key]
+    global _host_group
+    if dist.get_backend() != "gloo" and _host_group is None:
+        _host_group = dist.new_group(backend="gloo")
+    return _host_group
 
 
 def _line(error: BaseException) -> str:

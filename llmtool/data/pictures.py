@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ import numpy as np
 from PIL import Image as pillow
 from PIL import JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from PIL.Image import Image, Resampling, Transpose
+
+from llmtool.core.environment import processors
 
 Fit = Literal["crop", "squash", "pad"]
 ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
@@ -80,7 +81,7 @@ class Pixels:
 
 def workers() -> int:
     """Threads that decode: one for each CPU of this process; Pillow lets go of the interpreter's lock."""
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return processors()
 
 
 def read(path: Path) -> bytes:

@@ -80,7 +80,7 @@ class Sample:
         for split in {split for _, split in placed}:
             paths = [path for path, other in placed if other == split]
             limit = characters if split in (None, "train") else characters // 4
-            lengths = {path: _length(path) for path in paths}
+            lengths = {path: length_of(path) for path in paths}
             wanted = _stretches(sum(lengths.values()), limit)
             begin = 0
             for path, length in lengths.items():
@@ -91,7 +91,7 @@ class Sample:
                     inside.insert(0, (0, 1))  # a table's first line names its columns
                 self.files[path] = Thin(inside, quote, path.stat().st_size)
                 begin += length
-        whole = [thin.wanted == [(0, _length(path))] for path, thin in self.files.items()]
+        whole = [thin.wanted == [(0, length_of(path))] for path, thin in self.files.items()]
         self.whole = all(whole)
 
     def of(self, path: Path) -> Thin | None:
@@ -170,7 +170,7 @@ def sampled(source: SourceType, characters: int) -> SourceType:
     return copy
 
 
-def _length(path: Path) -> int:
+def length_of(path: Path) -> int:
     """Characters of a file, about."""
     return path.stat().st_size * (UNPACKED if path.suffix.lower() in PACKED else 1)
 

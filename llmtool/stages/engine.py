@@ -15,7 +15,7 @@ from llmtool.core.environment import environment
 from llmtool.core.kept import Kept
 from llmtool.data import DataConfig, data_files
 from llmtool.data.cleaning import Cleaned, clean
-from llmtool.data.sampling import PACKED, UNPACKED
+from llmtool.data.sampling import length_of
 from llmtool.data.sources import Chunk, frame
 from llmtool.stages.rows import complete
 
@@ -62,10 +62,7 @@ def size_of(data: DataConfig) -> int:
     """Bytes of the source's files, unpacked, about; 0 of one of which a part is read, or that is made up."""
     if data.source._sample is not None:
         return 0
-    return sum(
-        path.stat().st_size * (UNPACKED if path.suffix.lower() in PACKED else 1)
-        for path in data.source.files()
-    )
+    return sum(map(length_of, data.source.files()))
 
 
 class Cleaner:

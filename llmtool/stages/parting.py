@@ -1,4 +1,4 @@
-"""How ranks share a training's model (parallel.data) and the tokens of its rows (parallel.context)."""
+"""How ranks share a training: its model (parallel.data, parallel.tensor), the tokens of a row (context)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmtool.core.devices import memory_bytes
 from llmtool.core.errors import ConfigError
 from llmtool.models import context_parallel
 from llmtool.models.accounting import copy_on, memory
-from llmtool.models.shards import Cut, cut, cut_of
+from llmtool.models.shards import Cut, Root, cut, cut_of
 from llmtool.training import TrainConfig
 from llmtool.training.average import moving
 from llmtool.training.parallel import ParallelConfig
@@ -25,8 +25,11 @@ ROOM = 0.8  # share of a device that weights, gradients and optimizer may take u
 
 
 def is_cut(model: nn.Module, config: TrainConfig, parallel: ParallelConfig, device_bytes: int) -> bool:
-    """Whether several ranks train the model in parts: as asked, or where it does not fit a device whole."""
-    if ranks.here().size == 1 or parallel.data == "ddp":
+    """Whether several ranks train the model in parts by FSDP: as asked, or where it does not fit a device.
+
+    Never where they cut its blocks' matrices (parallel.tensor), which begins with the whole on the device.
+    """
+    if ranks.here().size == 1 or parallel.data == "ddp" or parallel.tensor > 1:
         return False
     if parallel.data == "fsdp" or parallel.offload:
         return True
@@ -91,15 +94,11 @@ def _split(model: nn.Module, config: TrainConfig, parallel: ParallelConfig, mesh
             "written in parts yet: parallel.data: fsdp shares its memory too"
         )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    vars(model)["cut"] = Cut(Whole(), outline, trained, False, False, parallel.tensor, 0)
+    vars(model)["cut"] = Cut(Whole(model), outline, trained, False, False, parallel.tensor, 0)
 
 
-class Whole(nn.Module):
+class Whole(Root):
     """In the place of FSDP's root, where nothing has to be made whole before it is used."""
-
-    def forward(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """What `work(*arguments)` gives."""
-        return work(*arguments)
 
     def set_requires_gradient_sync(self, now: bool) -> None:
         """Gradients of the parts are summed by training.together."""

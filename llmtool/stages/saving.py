@@ -70,12 +70,11 @@ class Saver:
         """The files of a checkpoint."""
         with self.averaged():
             self.assembled.save(directory)
-        (directory / STATE).mkdir()
+        self._write_loop(directory, state, config)
         if self.average is not None:
             weights = {name: tensor.contiguous() for name, tensor in moving(self.assembled.model).items()}
             _write(directory / STATE / f"{WEIGHTS}.safetensors", weights)
         _write(directory / STATE / f"{OPTIMIZER}.safetensors", self.optimizers.state())
-        self._write_loop(directory, state, config)
 
     def write_together(self, directory: Path, state: State, config: TrainConfig) -> list[Path]:
         """The same by all ranks; returns what this one wrote of the tensors."""
@@ -84,7 +83,7 @@ class Saver:
         with self.averaged():
             own = self.assembled.save_together(directory)
         first = ranks.here().first
-        ranks.agreeing(lambda: self._write_loop(directory, state, config, new=True) if first else None)
+        ranks.agreeing(lambda: self._write_loop(directory, state, config) if first else None)
         state_of = {OPTIMIZER: self.optimizers.live()}
         if self.average is not None:
             state_of[WEIGHTS] = moving(self.assembled.model)
@@ -93,9 +92,9 @@ class Saver:
             own += tensor_files.write(directory / STATE, stem, parts)[1]
         return own
 
-    def _write_loop(self, directory: Path, state: State, config: TrainConfig, new: bool = False) -> None:
-        if new:
-            (directory / STATE).mkdir()
+    def _write_loop(self, directory: Path, state: State, config: TrainConfig) -> None:
+        """The place in the run, the first file of the checkpoint's `state`."""
+        (directory / STATE).mkdir()
         fields = asdict(state)
         seconds = fields.pop("seconds")
         about = {

@@ -49,7 +49,6 @@ def resolve(
     """The config with every `auto` replaced by what it means here; the batch is at most all rows.
 
     replicas: among how many ranks, or groups of ranks, the rows of a batch are cut.
-
     room: without it no block is recomputed by itself, and a batch goes through the model at once.
     """
     rows, tokens, cuda = train.rows, train.tokens_per_row, device.type == "cuda"

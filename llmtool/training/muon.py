@@ -41,6 +41,10 @@ class Muon:
         self.momentum, self.nesterov, self.ns_steps = momentum, nesterov, ns_steps
         self.weight_decay = weight_decay
         self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
+        self._prepare(matrices)
+
+    def _prepare(self, matrices: list[nn.Parameter]) -> None:
+        """Make the state, and what a step needs."""
         shapes: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
         for matrix in matrices:
             shapes[_wide(matrix).shape].append(matrix)

@@ -3,42 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from llmtool.core.shards import is_part, local
-from llmtool.training.muon import height, orthogonalize
+from llmtool.training.muon import Muon, height, orthogonalize
 
 
-class PartsMuon:
-    """Muon (training.muon) whose matrices are cut by rows among the ranks of a mesh of one dimension.
+class PartsMuon(Muon):
+    """Muon whose matrices are cut by rows among the ranks of a mesh of one dimension.
 
     Momentum is cut like its matrix. Each matrix has an owner, so that all ranks have about as much to
     compute: the rows of its momentum go there, are made orthogonal as a whole, and come back. Per step a rank
     sends 8 (n - 1) / n^2 bytes for each number of all the matrices (float32, there and back), and computes an
     n-th of the products; gathering every matrix at all ranks would send n / 2 times as much.
-    found_inf, grad_scale, moved: as Muon's.
     """
 
-    found_inf: Tensor | None = None
-    grad_scale: Tensor | None = None
-    moved = False
-
-    def __init__(
-        self,
-        matrices: list[nn.Parameter],
-        lr: float,
-        momentum: float,
-        nesterov: bool,
-        ns_steps: int,
-        weight_decay: float,
-    ) -> None:
-        self.param_groups: list[dict[str, Any]] = [{"params": matrices, "lr": lr}]
-        self.momentum, self.nesterov, self.ns_steps = momentum, nesterov, ns_steps
-        self.weight_decay = weight_decay
+    def _prepare(self, matrices: list[nn.Parameter]) -> None:
+        """Momentum of the rows that are here, and an owner for each matrix."""
         assert all(map(is_part, matrices))
         mesh = matrices[0].device_mesh  # type: ignore[attr-defined]
         assert mesh.ndim == 1, "cut among ranks in one way"

@@ -24,7 +24,7 @@ DECAY = "decoupled weight decay of matrices (vectors, such as biases and norms, 
 Named = list[tuple[str, nn.Parameter]]
 Rates = Mapping[str, float]  # parameter -> its learning rate in multiples of the optimizer's; others have 1
 NO_RATES: Rates = {}
-Part = AdamW | SGD | Muon | PartsMuon
+Part = AdamW | SGD | Muon
 
 
 class AdamWConfig(Section):

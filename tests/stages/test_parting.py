@@ -247,7 +247,7 @@ def full_disk(directory: Path) -> list[str]:
         said = [f"{type(error).__name__}: {error}"]
     finally:
         files.fs.sync = sync  # type: ignore[method-assign]
-    ranks.barrier()
+    ranks.gathered(None)
     return said + [path.name for path in (directory / "llama/adamw/checkpoints").iterdir()]
 
 
