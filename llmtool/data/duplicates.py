@@ -12,16 +12,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import xxhash
 
-from llmtool.data.shingles import mixed
-from llmtool.data.writing_systems import WORD
+from llmtool.data.shingles import mixed, numbered, runs
 
 BINS, BAND = 126, 3
 RUN = 3  # words
 ALIKE = 0.4  # share of equal bins; one word in ten changed leaves 0.57 of the runs
 SHORTEST = 8  # words; shorter ones are compared as they are, but for case and punctuation
 MOST_PAIRS = 20_000_000  # compared
+TOGETHER = 1000  # documents that are sketched at once: what lies in memory for it
 _EMPTY = np.uint64(2**64 - 1)
 
 
@@ -30,41 +29,40 @@ def near_documents(texts: Sequence[str], code: np.ndarray) -> list[tuple[int, in
 
     code: (n,) split of each, 0 for train. The partner is the most alike of those compared.
     """
-    words: dict[str, int] = {}
-    sketches = np.full((len(texts), BINS), _EMPTY)
+    found = [sketches(texts[at : at + TOGETHER]) for at in range(0, len(texts), TOGETHER)]
+    table = np.concatenate([np.zeros((0, BINS), np.uint64), *(part for part, _ in found)])
     same: dict[bytes, list[int]] = {}
-    for row, text in enumerate(texts):
-        found = WORD.findall(text.casefold())
-        numbers = np.array([words.setdefault(word, len(words)) for word in found], np.uint64)
-        if len(numbers) >= SHORTEST:
-            sketches[row] = sketch(numbers)
-        elif len(numbers):
-            same.setdefault(xxhash.xxh3_128_digest(numbers.tobytes()), []).append(row)
+    for number, (_, short) in enumerate(found):
+        for row, words in short.items():
+            same.setdefault(words, []).append(TOGETHER * number + row)
     best: dict[int, tuple[float, int]] = {}
     for rows in same.values():
         train = [row for row in rows if code[row] == 0]
         best |= {row: (1.0, train[0]) for row in rows if train and code[row] > 0}
-    for row, partner, share in _alike(sketches, code):
+    for row, partner, share in _alike(table, code):
         if share > best.get(row, (0.0, 0))[0]:
             best[row] = (share, partner)
     return sorted((row, partner) for row, (_, partner) in best.items())
 
 
-def sketch(words: np.ndarray) -> np.ndarray:
-    """(BINS,) uint64 of a document's words, at least RUN of them; words: (n,) uint64."""
-    runs = words[: len(words) - RUN + 1].copy()
-    for step in range(1, RUN):
-        runs = mixed(runs) + words[step : len(words) - RUN + 1 + step]
-    runs = mixed(runs)
-    bins = (runs % np.uint64(BINS)).astype(np.int64)
-    smallest = np.full(BINS, _EMPTY)
-    np.minimum.at(smallest, bins, runs)
-    filled = np.flatnonzero(smallest != _EMPTY)
-    at = np.searchsorted(filled, np.arange(BINS)) % len(
-        filled
-    )  # the next bin to the right that holds something
-    distance = (filled[at] - np.arange(BINS)) % BINS
-    return smallest[filled[at]] + distance.astype(np.uint64)
+def sketches(texts: Sequence[str]) -> tuple[np.ndarray, dict[int, bytes]]:
+    """(texts, BINS) uint64, all _EMPTY for a text of fewer than SHORTEST words; and of these, the words."""
+    words, counts = numbered(texts)
+    ends = np.cumsum(counts)
+    few = np.flatnonzero((counts > 0) & (counts < SHORTEST)).tolist()
+    short = {row: words[ends[row] - counts[row] : ends[row]].tobytes() for row in few}
+    values, many = runs(words, counts, RUN)
+    smallest = np.full((len(texts), BINS), _EMPTY)
+    row = np.repeat(np.arange(len(texts)), many)
+    long = counts[row] >= SHORTEST
+    np.minimum.at(smallest, (row[long], (values[long] % np.uint64(BINS)).astype(np.int64)), values[long])
+    # an empty bin takes the next to its right that holds something, and how far off that is
+    place = np.where(smallest != _EMPTY, np.arange(BINS), 2 * BINS)
+    around = np.hstack([place, place + BINS])
+    at = np.minimum.accumulate(around[:, ::-1], axis=1)[:, ::-1][:, :BINS]
+    held = at < 2 * BINS
+    filled = np.take_along_axis(smallest, at % BINS, axis=1) + (at - np.arange(BINS)).astype(np.uint64)
+    return np.where(held, filled, _EMPTY), short
 
 
 def _alike(sketches: np.ndarray, code: np.ndarray) -> list[tuple[int, int, float]]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llmtool.data import duplicates
-from llmtool.data.duplicates import near_documents, sketch
+from llmtool.data.duplicates import near_documents, sketches
 from llmtool.data.leakage import (
     backwards,
     giving_away,
@@ -92,12 +92,34 @@ def test_short_documents_are_compared_but_for_case_and_punctuation() -> None:
 
 
 def test_a_sketch_estimates_what_documents_share() -> None:
-    words = np.arange(400, dtype=np.uint64)
-    other = np.concatenate([words[:200], words[200:] + np.uint64(1000)])
-    share = float((sketch(words) == sketch(other)).mean())
-    assert share == pytest.approx(198 / (2 * 398 - 198), abs=0.12)
-    assert (sketch(words) == sketch(words)).all()
-    assert len(sketch(words[:8])) == duplicates.BINS
+    words = [f"word{number}" for number in range(600)]
+    texts = [" ".join(words[:400]), " ".join(words[:200] + words[400:]), " ".join(words[:8]), "too short", ""]
+    made, short = sketches(texts)
+    assert float((made[0] == made[1]).mean()) == pytest.approx(198 / (2 * 398 - 198), abs=0.12)
+    assert made.shape == (5, duplicates.BINS)
+    assert len(set(made[2].tolist())) > 6, "six runs, each with its distance from the bin that took it"
+    assert (made[3:] == duplicates._EMPTY).all()
+    assert list(short) == [3]
+    for text, row in zip(texts, made, strict=True):
+        assert (sketches([text])[0] == row).all(), "whatever stands beside it"
+
+
+def test_a_bin_without_a_run_takes_the_next_one_that_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "BINS", 6)
+    values = np.array([13, 7, 10], np.uint64)  # of bins 1, 1 and 4
+    monkeypatch.setattr(duplicates, "runs", lambda words, counts, length: (values, np.array([3])))
+    made, _ = sketches(["a b c d e f g h"])
+    assert made.tolist() == [[8, 7, 12, 11, 10, 9]]
+
+
+def test_it_does_not_matter_which_documents_are_sketched_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, code, _ = planted.documents(np.random.default_rng(5), 300, 30, 0.05)
+    texts += ["To be, or not to be.", "to be or not to be"]
+    code = np.append(code, [0, 1])
+    whole = near_documents(texts, code)
+    monkeypatch.setattr(duplicates, "TOGETHER", 7)
+    assert near_documents(texts, code) == whole
+    assert whole[-1] == (len(texts) - 1, len(texts) - 2)
 
 
 def test_groups_that_straddle_are_named() -> None:
