@@ -17,6 +17,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -137,19 +138,31 @@ def require_space(path: Path, needed: int, purpose: str) -> None:
 # --- single files -------------------------------------------------------------------------------------------
 
 
+_synced_later: ContextVar[bool] = ContextVar("synced_later", default=False)
+
+
+@contextlib.contextmanager
+def synced_later() -> Iterator[None]:
+    """Within it, and in this thread, whole files are written without waiting for the disk: for a directory
+    that nobody looks into before `sync_tree` has made it durable."""
+    token = _synced_later.set(True)
+    try:
+        yield
+    finally:
+        _synced_later.reset(token)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Put a whole file at `path`: after a crash it is the old file or the new one, never a part."""
     temporary = temporary_beside(path)
     with disk_errors(path, len(data)):
         try:
             fs.write(temporary, data)
-            fs.sync(temporary)
-            fs.rename(temporary, path)
+            _name(temporary, path)
         except OSError:
             with contextlib.suppress(OSError):
                 fs.unlink(temporary)
             raise
-        fs.sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -161,12 +174,20 @@ def stream(path: Path) -> Iterator[BinaryIO]:
         try:
             with open(temporary, "xb") as file:
                 yield file
-            fs.sync(temporary)
-            fs.rename(temporary, path)
+            _name(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 fs.unlink(temporary)
             raise
+
+
+def _name(temporary: Path, path: Path) -> None:
+    """Give a whole file its name, durably."""
+    durable = not _synced_later.get()
+    if durable:
+        fs.sync(temporary)
+    fs.rename(temporary, path)
+    if durable:
         fs.sync(path.parent)
 
 

@@ -56,7 +56,8 @@ class Kept(Engine):
         """Keep a result."""
         data = _packed(result)
         path = self.place / f"{name}.{files.hash_bytes(data).removeprefix('xxh3:')}{SUFFIX}"
-        files.write_bytes(path, data)
+        with files.synced_later():  # what a power cut tears does not fit its name, and is done again
+            files.write_bytes(path, data)
         self._there[name] = path
 
     def remove(self) -> None:

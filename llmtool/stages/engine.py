@@ -71,6 +71,7 @@ class Cleaner:
     def __init__(self, steps: Sequence[Any], columns: list[str], kept: Kept | None) -> None:
         self._work = _Clean(steps, columns)
         self._kept = kept if steps else None
+        self._of = files.hash_bytes(json.dumps(columns).encode())[-8:]
 
     def first(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Cleaned]]:
         """Every chunk, and what is left of it. Raises ConfigError for a column that is not there."""
@@ -78,21 +79,20 @@ class Cleaner:
             for chunk in chunks:
                 yield chunk, self._work.clean(chunk)
             return
-        for chunk, packed in self._kept.map(self._work, chunks, _name):
+        for chunk, packed in self._kept.map(self._work, chunks, self._name):
             chunk.frame = complete(chunk.frame, self._work.columns)
             yield chunk, _unpacked(packed)
 
     def again(self, number: int, chunk: Chunk) -> pd.DataFrame:
         """The cleaned rows of `chunk`, some of those that stayed of chunk `number`."""
-        packed = None if self._kept is None else self._kept.load(_name(number))
+        packed = None if self._kept is None else self._kept.load(self._name(number))
         if packed is None:
             return self._work.clean(chunk, again=True).frame
         cleaned = _unpacked(packed).frame
         return cleaned.loc[cleaned.index.isin(chunk.frame.index)]
 
-
-def _name(number: int) -> str:
-    return f"clean-{number:06d}"
+    def _name(self, number: int) -> str:
+        return f"clean-{self._of}-{number:06d}"
 
 
 @dataclass(frozen=True)

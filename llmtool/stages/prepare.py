@@ -35,7 +35,7 @@ from llmtool.stages import mixture, sifting
 from llmtool.stages.engine import Cleaner, opened
 from llmtool.stages.leaks import LEAKAGE, leaks, text_columns
 from llmtool.stages.likeness import like_model
-from llmtool.stages.rows import Rows
+from llmtool.stages.rows import MoreColumnsError, Rows
 
 LEDGER = "ledger.json"
 QUARANTINE = "quarantine.jsonl"
@@ -68,7 +68,10 @@ def prepare(
     is done is kept beside `directory` until all is, and the same call goes on from there.
     """
     with opened(data, seed, directory, hashes) as engine:
-        result = _prepare(data, seed, directory, progress, hashes, engine)
+        try:
+            result = _prepare(data, seed, directory, progress, hashes, engine, guess=engine is not None)
+        except MoreColumnsError:
+            result = _prepare(data, seed, directory, progress, hashes, engine)
         if engine is not None:
             engine.remove()
     return result
@@ -81,13 +84,16 @@ def _prepare(
     progress: Progress,
     hashes: Mapping[str, str] | None,
     engine: Kept | None,
+    guess: bool = False,
 ) -> PrepareResult:
+    """The same. guess: whether later rows are thought to have the first ones' columns; MoreColumnsError
+    where they do not."""
     before = _stamps(data)
     encoder: Encoder = data.encode.build(seed)
     if isinstance(encoder, ImagesEncoder):
         like_model(encoder)
     rows = Rows(data.source)
-    columns = _columns(data, rows)
+    columns = rows.columns(guess)
     _sweep(directory)
     cleaner = Cleaner(data.clean, columns, engine)
     scan = _scan(data, rows, encoder, columns, directory, progress, cleaner)
@@ -143,16 +149,6 @@ def _sweep(directory: Path) -> None:
 
 def _stamps(data: DataConfig) -> list[tuple[str, int, int]]:
     return data.source.stamps()
-
-
-def _columns(data: DataConfig, rows: Rows) -> list[str]:
-    """All columns of the source. JSON objects may bring new ones anywhere: they are read to the end."""
-    if not data.source.grows_columns:
-        return data.source.columns()
-    columns: dict[str, None] = {}
-    for chunk in rows:
-        columns |= dict.fromkeys(chunk.frame.columns)
-    return list(columns)
 
 
 # --- first reading: what becomes of each row --------------------------------------------------------------
@@ -211,7 +207,7 @@ def _scan(
     scan = _Scan(directory / QUARANTINE, named, mixed, account=Account(data.clean))
     files.write_bytes(scan.quarantine, b"")
     sifting.learn(data, columns)
-    for chunk, cleaned in cleaner.first(rows):
+    for chunk, cleaned in cleaner.first(rows.within(columns)):
         scan.read += len(chunk) + len(chunk.bad)
         if scan.mixed is not None:
             scan.mixed.note(chunk)

@@ -26,6 +26,10 @@ def complete(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return frame.assign(**missing)[columns]
 
 
+class MoreColumnsError(Exception):
+    """A row has a column that the first ones have not."""
+
+
 class Rows:
     """The source's chunks, as often as they are wanted: a small source is kept, a large one read anew."""
 
@@ -48,3 +52,22 @@ class Rows:
             yield chunk
         if size <= SMALL:
             self.kept = kept
+
+    def columns(self, guess: bool) -> list[str]:
+        """All columns. JSON objects may bring new ones anywhere: they are read to the end; guess: only the
+        first ones are."""
+        if not self.source.grows_columns:
+            return self.source.columns()
+        found: dict[str, None] = {}
+        for chunk in self:
+            found |= dict.fromkeys(chunk.frame.columns)
+            if guess:
+                break
+        return list(found)
+
+    def within(self, columns: list[str]) -> Iterator[Chunk]:
+        """The chunks; MoreColumnsError at one with another column than these."""
+        for chunk in self:
+            if not chunk.frame.columns.isin(columns).all():
+                raise MoreColumnsError
+            yield chunk
