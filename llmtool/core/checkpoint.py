@@ -43,13 +43,23 @@ def save(parent: Path, name: str, write: Callable[[Path], None]) -> Path:
     Returns when it survives a power cut. On any error the temporary directory is removed, and what was in
     `parent` stays as it was. Raises LlmtoolError when the name is taken, or the disk is full or broken.
     """
+    return begin(parent, name, write)()
+
+
+def begin(parent: Path, name: str, write: Callable[[Path], None]) -> Callable[[], Path]:
+    """The first half of `save`: all is written, which nobody has waited for the disk to have. What is
+    returned does the second half, in any thread."""
     final, temporary = places(parent, name)
-    with or_nothing(temporary):
-        with _disk_errors(final):
-            files.fs.make_directory(temporary)
-            write(temporary)
-        finish(temporary, final, {})
-    return final
+    with or_nothing(temporary), _disk_errors(final), files.synced_later():
+        files.fs.make_directory(temporary)
+        write(temporary)
+
+    def finished() -> Path:
+        with or_nothing(temporary):
+            finish(temporary, final, {})
+        return final
+
+    return finished
 
 
 def places(parent: Path, name: str) -> tuple[Path, Path]:

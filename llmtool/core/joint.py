@@ -4,29 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from llmtool.core import checkpoint, files, ranks
 
 
-def save(parent: Path, name: str, write: Callable[[Path], list[Path]]) -> Path:
-    """checkpoint.save by all ranks, on a file system that they share: each writes files of its own.
+def begin(parent: Path, name: str, write: Callable[[Path], list[Path]]) -> Callable[[], Path]:
+    """checkpoint.begin by all ranks, on a file system that they share: each writes files of its own.
 
     write: returns the files that this rank has written, which it hashes too; whatever fails in it must fail
     at all ranks (ranks.agreeing). The first makes the directory, the manifest, and gives it its name. Raises
-    at all of them what that raises, naming the rank.
+    at all of them what that raises, naming the rank; so does the second half, which all must call.
     """
     first = ranks.here().first
 
-    def begin() -> tuple[Path, Path]:
+    def begun() -> tuple[Path, Path]:
         places = checkpoint.places(parent, name)
         with files.disk_errors(places[1]):
             files.fs.make_directory(places[1])
         return places
 
-    final, temporary = ranks.by_first(begin)
-    with checkpoint.or_nothing(temporary if first else None):
+    final, temporary = ranks.by_first(begun)
+    with checkpoint.or_nothing(temporary if first else None), files.synced_later():
         written = write(temporary)
-        own = ranks.agreeing(lambda: checkpoint.entries(temporary, written))
-        others = {name: entry for each in ranks.gathered(own) for name, entry in each.items()}
-        ranks.agreeing(lambda: checkpoint.finish(temporary, final, others) if first else None)
-    return final
+
+    def finished() -> Path:
+        with checkpoint.or_nothing(temporary if first else None):
+            own = ranks.agreeing(lambda: _described(temporary, written))
+            others = {name: entry for each in ranks.gathered(own) for name, entry in each.items()}
+            ranks.agreeing(lambda: checkpoint.finish(temporary, final, others) if first else None)
+        return final
+
+    return finished
+
+
+def _described(temporary: Path, written: list[Path]) -> dict[str, dict[str, Any]]:
+    """What the manifest says of this rank's files, which are durable then."""
+    for path in written:
+        files.sync(path)
+    return checkpoint.entries(temporary, written)

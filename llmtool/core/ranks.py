@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -43,12 +44,16 @@ class Ranks:
 
 ALONE = Ranks()
 _here = ALONE
+_ours = False  # whether it was `join` that had them meet
+_deadline = timedelta(seconds=DEADLINE)
 _host_group: Any = None
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+_through: ContextVar[Any] = ContextVar("through", default=None)
 
 
 def here() -> Ranks:
     """Which of the processes that joined this is."""
-    return _here
+    return ALONE if _alone.get() else _here
 
 
 def told() -> Ranks | None:
@@ -71,24 +76,27 @@ def told() -> Ranks | None:
 def join(device: str, deadline: float = DEADLINE) -> Ranks:
     """Meet the other processes that the environment tells of; alone where it tells of none.
 
+    Where they have met already, as in a worker of Ray Train, that stands, and is not ended by `leave`.
     device: "cpu" or "cuda", whose numbers they exchange. deadline: seconds to wait for the last one, here
     and in every exchange after. Raises LlmtoolError when they do not all come.
     """
-    global _here
+    global _here, _deadline, _ours
     ranks = told()
     if ranks is None or _here is not ALONE:
         return _here
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1" if ranks.beside == ranks.size else "")
     os.environ.setdefault("MASTER_PORT", "29400")
+    _deadline = timedelta(seconds=deadline)
     if device == "cuda":
         torch.cuda.set_device(ranks.local % torch.cuda.device_count())
     try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
-            rank=ranks.rank,
-            world_size=ranks.size,
-            timeout=timedelta(seconds=deadline),
-        )
+        if _ours := not dist.is_initialized():
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
+                rank=ranks.rank,
+                world_size=ranks.size,
+                timeout=_deadline,
+            )
     except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
         raise LlmtoolError(
             f"{ranks} did not meet the others within {deadline:.0f} s: {_line(error)}"
@@ -100,7 +108,7 @@ def join(device: str, deadline: float = DEADLINE) -> Ranks:
 def leave() -> None:
     """Part from the others. Nobody waits: what one rank still does is its own matter."""
     global _here, _host_group
-    if _here is not ALONE and dist.is_initialized():
+    if _here is not ALONE and _ours and dist.is_initialized():
         dist.destroy_process_group()
     _here, _host_group = ALONE, None
 
@@ -115,9 +123,9 @@ class RankFailedError(LlmtoolError):
 
 def agree(error: Exception | None) -> None:
     """Raise RankFailedError at all ranks where any of them gives an error."""
-    said = gathered(None if error is None else f"{_here}: {str(error) or type(error).__name__}")
+    said = gathered(None if error is None else f"{here()}: {str(error) or type(error).__name__}")
     wrong = next((text for text in said if text is not None), None)
-    if error is not None and _here is ALONE:
+    if error is not None and here() is ALONE:
         raise error
     if wrong is not None:
         raise RankFailedError(wrong) from error
@@ -136,7 +144,7 @@ def agreeing(work: Callable[[], Value]) -> Value:
 
 def shared(value: Value) -> Value:
     """What the first rank gives; the others' own value does not matter."""
-    if _here is ALONE:
+    if here() is ALONE:
         return value
     box: list[Any] = [value]
     dist.broadcast_object_list(box, src=0, group=on_host(), device=torch.device("cpu"))
@@ -148,9 +156,9 @@ def by_first(work: Callable[[], Value]) -> Value:
 
     An error there is raised there, and at the others a FirstFailedError.
     """
-    if _here is ALONE:
+    if here() is ALONE:
         return work()
-    if not _here.first:
+    if not here().first:
         told: tuple[Any, str | None] = shared((None, None))
         if told[1] is not None:
             raise FirstFailedError(f"rank 0: {told[1]}")
@@ -167,20 +175,19 @@ def by_first(work: Callable[[], Value]) -> Value:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within it this rank does what the others have no part in: it waits for none of them."""
-    global _here
-    before, _here = _here, ALONE
+    """Within it, and in this thread, this rank does what the others have no part in: it waits for none."""
+    token = _alone.set(True)
     try:
         yield
     finally:
-        _here = before
+        _alone.reset(token)
 
 
 def gathered(value: Value) -> list[Value]:
     """What every rank gives, in their order, at all of them."""
-    if _here is ALONE:
+    if here() is ALONE:
         return [value]
-    found: list[Any] = [None] * _here.size
+    found: list[Any] = [None] * here().size
     dist.all_gather_object(found, value, group=on_host())
     return found
 
@@ -188,9 +195,27 @@ def gathered(value: Value) -> list[Value]:
 def on_host() -> Any:
     """The group of all ranks for what lies in the host's memory; None, torch's default, where that is it."""
     global _host_group
+    if (group := _through.get()) is not None:
+        return group
     if dist.get_backend() != "gloo" and _host_group is None:
-        _host_group = dist.new_group(backend="gloo")
+        _host_group = another()
     return _host_group
+
+
+def another() -> Any:
+    """One more group of all ranks on the host (None for one alone); all of them ask at the same point."""
+    return None if here() is ALONE else dist.new_group(backend="gloo", timeout=_deadline)
+
+
+@contextmanager
+def through(group: Any) -> Iterator[None]:
+    """Within it, and in this thread, ranks tell each other things through this group: so that a thread can,
+    whatever the others of this process exchange meanwhile."""
+    token = _through.set(group)
+    try:
+        yield
+    finally:
+        _through.reset(token)
 
 
 def _line(error: BaseException) -> str:

@@ -120,7 +120,8 @@ def fit(
     ):
         if ranks.here().first:
             files.write_json(directory / "environment.json", session.environment())
-        reason = session.run(meter)
+        with session.saver.settled():
+            reason = session.run(meter)
     recompute(assembled.model, 0)
     result = session.result(reason, meter)
     if profile is not None:
@@ -247,6 +248,7 @@ class _Session:
                 return loop.run(self.state)
             except WeightsMovedError:
                 rows, lowered = self.config.micro_batch, self.at_once.lowered
+            self.saver.wait()
             if (found := self._newest()) is None:
                 raise half_made(self.plan.micro_batch, self.section)
             self._go_on_from(found)

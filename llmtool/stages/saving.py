@@ -1,15 +1,23 @@
-"""A training's checkpoints: the model, and beside it the optimizer and the place in the run; and back."""
+"""A training's checkpoints: the model, and beside it the optimizer and the place in the run; and back.
+
+Training waits for the bytes to be handed to the system. That the disk has them, their hashes and the
+checkpoint's name are a thread's work, beside the next steps.
+"""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
 from llmtool.core import checkpoint, files, joint, ranks, tensor_files
+from llmtool.core.errors import Cancelled, Interrupted, LlmtoolError
 from llmtool.models.shards import Cut
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import STATE
@@ -39,6 +47,11 @@ class Saver:
     average: Average | None
     at_once: AtOnce
     cut: Cut | None = None
+    _thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, "checkpoint"), init=False, repr=False
+    )
+    _under_way: Future[None] | None = field(default=None, init=False)
+    _group: Any = field(default=None, init=False)  # through which the threads of all ranks meet
 
     @property
     def checkpoints(self) -> Path:
@@ -49,22 +62,59 @@ class Saver:
         return nullcontext() if self.average is None else self.average.inside()
 
     def save(self, state: State, config: TrainConfig) -> None:
-        """A checkpoint of this step; the links follow, older ones go."""
-        first, name = ranks.here().first, checkpoint.step_name(state.step)
-        if first and (self.directory / METRICS).exists():
-            files.sync(self.directory / METRICS)  # the rows a resumed run will not write again
-        if self.cut is not None:
-            write = lambda directory: self.write_together(directory, state, config)  # noqa: E731
-            joint.save(self.checkpoints, name, write)
-            ranks.by_first(lambda: self._settle(state, config))  # others read what `best` leads to
-        elif first:
-            checkpoint.save(self.checkpoints, name, lambda directory: self.write(directory, state, config))
-            self._settle(state, config)
+        """Begin a checkpoint of this step; once it is there the links follow, and older ones go.
 
-    def _settle(self, state: State, config: TrainConfig) -> None:
-        self.point(state)
-        newest = [path.name for path in checkpoint.steps(self.checkpoints)[-config.keep :]]
-        checkpoint.prune(self.checkpoints, {*newest, checkpoint.step_name(state.best_step)})
+        Raises what went wrong with the one before.
+        """
+        self.wait()
+        name, best = checkpoint.step_name(state.step), checkpoint.step_name(state.best_step)
+        if self.cut is not None:
+            self._group = self._group or ranks.another()
+            write = lambda directory: self.write_together(directory, state, config)  # noqa: E731
+            finish = joint.begin(self.checkpoints, name, write)
+        elif ranks.here().first:
+            alone = lambda directory: self.write(directory, state, config)  # noqa: E731
+            finish = checkpoint.begin(self.checkpoints, name, alone)
+        else:
+            return
+        self._under_way = self._thread.submit(self._finish, finish, name, best, config.keep)
+
+    def wait(self) -> None:
+        """Until the checkpoint that is under way is there. Raises what went wrong with it."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """However the block ends, no checkpoint is under way any more."""
+        try:
+            yield
+        except (Interrupted, Cancelled):  # these say that it is there
+            self.wait()
+            raise
+        except BaseException:
+            with suppress(LlmtoolError):
+                self.wait()
+            raise
+        self.wait()
+
+    def _finish(self, finish: Callable[[], Path], name: str, best: str, keep: int) -> None:
+        """The thread's part."""
+        with ranks.alone() if self.cut is None else ranks.through(self._group):
+            ranks.agreeing(self._sync_rows)
+            finish()
+            ranks.by_first(lambda: self._settle(name, best, keep))
+
+    def _sync_rows(self) -> None:
+        """Make the rows of metrics durable that a resumed run will not write again."""
+        if ranks.here().first and (self.directory / METRICS).exists():
+            files.sync(self.directory / METRICS)
+
+    def _settle(self, name: str, best: str, keep: int) -> None:
+        self._point(name, best)
+        newest = [path.name for path in checkpoint.steps(self.checkpoints)[-keep:]]
+        checkpoint.prune(self.checkpoints, {*newest, best})
 
     def write(self, directory: Path, state: State, config: TrainConfig) -> None:
         """The files of a checkpoint."""
@@ -121,10 +171,12 @@ class Saver:
 
     def point(self, state: State) -> None:
         """`last` is the newest checkpoint, `best` the best one; the newest where none has been scored."""
-        last = self.checkpoints / checkpoint.step_name(state.step)
-        best = self.checkpoints / checkpoint.step_name(state.best_step)
+        self._point(checkpoint.step_name(state.step), checkpoint.step_name(state.best_step))
+
+    def _point(self, newest: str, best: str) -> None:
+        last, judged = self.checkpoints / newest, self.checkpoints / best
         checkpoint.point(self.directory / "last", last)
-        checkpoint.point(self.directory / "best", best if best.is_dir() else last)
+        checkpoint.point(self.directory / "best", judged if judged.is_dir() else last)
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ Each number of processes meets as ranks do (core/ranks.py, gloo over loopback); 
 clock's exchange (training/together.py; the quickest tenth of them, as the machine may have other work) over
 the 2 (n - 1) steps of gloo's ring. Eight processes on few cores wait for each other more than they would on
 machines of their own: the hop of two is the least. A checkpoint is one of tensors of 1 GB in all, as one
-writer makes it: written, hashed, synced, renamed.
+writer makes it: written, hashed, synced, renamed; training waits until it is written (`handed`).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def meeting(count: int) -> dict[str, float]:
 
 
 def checkpoint(size: int) -> dict[str, float]:
-    """Bytes a second of one writer, and of who verifies it; a piece's bytes in the plan of a sharded save."""
+    """Bytes a second of one writer: until training goes on, until all is durable; and of who verifies it."""
     import safetensors.torch
     import torch
 
@@ -88,16 +88,18 @@ def checkpoint(size: int) -> dict[str, float]:
     tensors = {str(n): torch.full((size // 40,), float(n)) for n in range(10)}
     with tempfile.TemporaryDirectory(dir=common.ROOT) as place:
         began = time.perf_counter()
-        final = checkpoint.save(
+        finish = checkpoint.begin(
             Path(place),
             checkpoint.step_name(1),
             lambda directory: files.write_bytes(directory / "w.safetensors", safetensors.torch.save(tensors)),
         )
+        handed = time.perf_counter() - began
+        final = finish()
         written = time.perf_counter() - began
         began = time.perf_counter()
         checkpoint.verify(final)
         verified = time.perf_counter() - began
-    return {"written": size / written, "verified": size / verified}
+    return {"handed": size / handed, "written": size / written, "verified": size / verified}
 
 
 def piece_bytes() -> float:
@@ -124,9 +126,11 @@ def main() -> None:
     ]
     common.table("processes that meet", ["processes", "seconds", "sockets", "hop, us"], rows)
     speeds = [
-        (f"{one['written'] / 1e9:.2f}", f"{one['verified'] / 1e9:.2f}") for one in figures["checkpoint"]
+        [f"{one[key] / 1e9:.2f}" for key in ("handed", "written", "verified")]
+        for one in figures["checkpoint"]
     ]
-    common.table("a checkpoint by one writer", ["written, GB/s", "verified, GB/s"], speeds)
+    columns = ["handed over, GB/s", "durable, GB/s", "verified, GB/s"]
+    common.table("a checkpoint by one writer", columns, speeds)
     common.save(options, "rank_costs", figures, common.versions("llmtool", "torch"))
 
 

@@ -151,6 +151,11 @@ def writer() -> float:
     return max(one["written"] for one in checkpoints())
 
 
+def handed() -> float:
+    """The same until training goes on, while the disk works."""
+    return max(one["handed"] for one in checkpoints())
+
+
 def checkpoints() -> list[dict[str, float]]:
     """The measured ones."""
     found: list[dict[str, float]] = measured("rank_costs")["checkpoint"]
@@ -162,6 +167,13 @@ def saving(model: str, gpus: int) -> float:
     sizes = MODELS[model]
     speed = min(min(gpus, tensors(model)) * writer(), published("storage"))
     return max(checkpoint_bytes(model) / speed, 4 * sizes.vocabulary * sizes.width / writer())
+
+
+def waiting(model: str, gpus: int) -> float:
+    """Seconds of them for which training waits."""
+    sizes = MODELS[model]
+    together = checkpoint_bytes(model) / (min(gpus, tensors(model)) * handed())
+    return max(together, 4 * sizes.vocabulary * sizes.width / handed())
 
 
 def verifying(model: str) -> float:
@@ -177,10 +189,10 @@ def between_failures(gpus: int) -> float:
 def lost(model: str, gpus: int) -> tuple[float, float]:
     """Minutes between checkpoints that lose least (Young, https://doi.org/10.1145/361147.361115), and the
     share of time that saving, work done again and starting again then take."""
-    mean, save = 3600 * between_failures(gpus), saving(model, gpus)
-    interval = math.sqrt(2 * save * mean)
-    again = verifying(model) + checkpoint_bytes(model) / published("storage")
-    return interval / 60, save / interval + (interval / 2 + again) / mean
+    mean, wait = 3600 * between_failures(gpus), waiting(model, gpus)
+    interval = max(math.sqrt(2 * wait * mean), saving(model, gpus))  # the next waits for the one before
+    again = saving(model, gpus) + verifying(model) + checkpoint_bytes(model) / published("storage")
+    return interval / 60, wait / interval + (interval / 2 + again) / mean
 
 
 def hop() -> float:
@@ -260,6 +272,7 @@ def inputs() -> str:
         (found["megabytes"] * 1e6 / one["seconds"], "bytes/s prepared on 2 cores", "prepare_speed.json"),
         (hop(), "seconds of a hop of gloo's ring, loopback", cpu.replace("less", "more")),
         (writer(), "bytes/s of a checkpoint by one writer", cpu),
+        (handed(), "the same until training goes on", cpu),
         (checkpoint_bytes("70 B") / verifying("70 B"), "bytes/s of a checkpoint verified", cpu),
     ]
     rows = [[_number(value), "m", what, where] for value, what, where in ours]
@@ -385,6 +398,7 @@ def growth() -> str:
         ("the clock's exchange (m, x)", lambda n: time_of(clock(n) / 3600)),
         ("told to every rank before a save (m, x)", lambda n: f"{short(pieces(model, n) / 1e6)} MB"),
         ("a checkpoint, seconds (m, x)", lambda n: short(saving(model, n))),
+        ("training waits for it, seconds (m, x)", lambda n: short(waiting(model, n))),
         ("verified by the first rank, seconds (m, x)", lambda n: short(verifying(model))),
         ("between failures (p, x)", lambda n: time_of(between_failures(n))),
         ("minutes between checkpoints; time lost (x)", lambda n: _lost(model, n)),

@@ -131,7 +131,7 @@ def saved_again(case: str, directory: Path, data: str, name: str) -> None:
     session.begin(True)
     if session.cut is not None:
         write = lambda place: session.saver.write_together(place, session.state, session.config)  # noqa: E731
-        joint.save(directory / case / "again", name, write)
+        joint.begin(directory / case / "again", name, write)()
     elif ranks.here().first:
         write_alone = lambda place: session.saver.write(place, session.state, session.config)  # noqa: E731
         checkpoint.save(directory / case / "again", name, write_alone)
@@ -231,28 +231,30 @@ def test_other_numbers_of_ranks_go_on(one: Path, tmp_path: Path) -> None:
     same(one, tmp_path, CHANGING)
 
 
-def full_disk(directory: Path) -> list[str]:
-    """The second rank's disk fills up as it writes; what each rank is told, and what it finds afterwards."""
-    sync, said = files.fs.sync, []
+def full_disk(directory: Path, operation: str) -> list[str]:
+    """The second rank's disk is full: as it writes, or as its thread makes durable what is written. What each
+    rank is told, and what it finds afterwards."""
+    usual, said = getattr(files.fs, operation), []
 
-    def full(path: Path) -> None:
-        if ranks.here().rank == 1 and path.name.startswith(files.TEMPORARY):
+    def full(path: Path, *other: Path) -> None:
+        if ranks.here().rank == 1 and ".safetensors" in [path, *other][-1].suffixes:
             raise OSError(errno.ENOSPC, "no space")
-        sync(path)
+        usual(path, *other)
 
-    files.fs.sync = full  # type: ignore[method-assign]
+    setattr(files.fs, operation, full)
     try:
         trained("llama/adamw", directory)
     except LlmtoolError as error:
         said = [f"{type(error).__name__}: {error}"]
     finally:
-        files.fs.sync = sync  # type: ignore[method-assign]
+        setattr(files.fs, operation, usual)
     ranks.gathered(None)
     return said + [path.name for path in (directory / "llama/adamw/checkpoints").iterdir()]
 
 
-def test_a_full_disk_on_one_rank(tmp_path: Path) -> None:
-    for said in run_ranks(full_disk, 2, tmp_path):
+@pytest.mark.parametrize("operation", ["rename", "sync"])
+def test_a_full_disk_on_one_rank(operation: str, tmp_path: Path) -> None:
+    for said in run_ranks(full_disk, 2, tmp_path, operation):
         assert len(said) == 1  # no half checkpoint
         assert "RankFailedError: rank 1 of 2 on " in said[0]
         assert "no space left on the device" in said[0]
