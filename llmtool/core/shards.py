@@ -105,4 +105,5 @@ def groups(tensor: Tensor) -> list[Any]:
     if not is_part(tensor):
         return []
     mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
-    return [mesh.get_group(at) for at, placed in enumerate(placements) if placed.is_shard()]
+    # what FSDP has cut of tensor parallel's parts is no "shard" to torch
+    return [mesh.get_group(at) for at, placed in enumerate(placements) if not placed.is_replicate()]

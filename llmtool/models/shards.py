@@ -85,18 +85,21 @@ def cut(
     offload: bool = False,
     memory: int | None = None,
     mesh: Any = None,
+    before: Cut | None = None,
 ) -> Cut:
     """Cut a model, in place, among the ranks of a mesh (None: all); from now on it is run by `entered`.
 
     Gradients are summed and not averaged. offload: parts lie in the host's memory, and so does what the
-    optimizer keeps of them. memory: the device's, in bytes. mesh: a DeviceMesh of one dimension.
+    optimizer keeps of them. memory: the device's, in bytes. mesh: a DeviceMesh of one dimension. before: how
+    its matrices are cut already (models.tensor_parallel), by other ranks than those of the mesh.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy
     from torch.distributed.fsdp import fully_shard as share
 
     mesh = mesh or init_device_mesh(device.type, (dist.get_world_size(),))
-    outline, root = copy_on(model, "meta"), Root(model)
+    outline, root = copy_on(model, "meta") if before is None else before.outline, Root(model)
+    split = 1 if before is None else before.among
     beside = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     for tensor in [*beside, *model.buffers()]:
         tensor.data = tensor.data.to(device)
@@ -115,10 +118,11 @@ def cut(
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no sum that multiplies first
     trained = sum(4 * parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trained //= split
     blocks = [_bytes(block) for block in getattr(outline, "blocks", ())]
     at_once = _bytes(outline) - sum(blocks) + 2 * max(blocks, default=0)
     those, unsummed = [p for p in beside if p.requires_grad], trained <= (memory or 0) * UNSUMMED
-    made = Cut(root, outline, those, unsummed, offload, mesh.size(), at_once)
+    made = Cut(root, outline, those, unsummed, offload, split * mesh.size(), at_once // split)
     vars(model)["cut"] = made
     return made
 

@@ -173,8 +173,8 @@ class _Session:
         self.metric = config.select.metric if config.select else assembled.task.metric
         self.figure = self.metric.rpartition(".")[2]  # of `code.loss`, a part's
         parallel = parallel or ParallelConfig()
-        self.mesh = arrange(assembled, config, parallel, self.train.tokens_per_row)
-        self.cut = part(assembled, config, parallel, self.note)
+        self.mesh = arrange(assembled, parallel, self.train.tokens_per_row)
+        self.cut = part(assembled, config, parallel, self.mesh, self.note)
         self.optimizers = config.optimizer.build(assembled.model, assembled.rates)
         self.average = Average(assembled.model, config.ema) if config.ema else None
         self.saver = Saver(directory, assembled, self.optimizers, self.average, self.at_once, self.cut)

@@ -25,37 +25,43 @@ ROOM = 0.8  # share of a device that weights, gradients and optimizer may take u
 
 
 def is_cut(model: nn.Module, config: TrainConfig, parallel: ParallelConfig, device_bytes: int) -> bool:
-    """Whether several ranks train the model in parts by FSDP: as asked, or where it does not fit a device.
-
-    Never where they cut its blocks' matrices (parallel.tensor), which begins with the whole on the device.
-    """
-    if ranks.here().size == 1 or parallel.data == "ddp" or parallel.tensor > 1:
+    """Whether ranks that share a batch's rows train the model in parts by FSDP: as asked, or where it (of
+    those that cut its blocks' matrices, parallel.tensor, their part) does not fit a device."""
+    if ranks.here().size == parallel.tensor or parallel.data == "ddp":
         return False
     if parallel.data == "fsdp" or parallel.offload:
         return True
     needed = memory(model, config.optimizer.name, 0).total
     needed += sum(each.nbytes for each in moving(model).values()) if config.ema else 0
-    return needed > ROOM * device_bytes
+    return needed > ROOM * device_bytes * parallel.tensor
 
 
 def part(
-    assembled: Assembled, config: TrainConfig, parallel: ParallelConfig, note: Callable[[str], None]
+    assembled: Assembled,
+    config: TrainConfig,
+    parallel: ParallelConfig,
+    mesh: Any,
+    note: Callable[[str], None],
 ) -> Cut | None:
-    """Cut the model of an assembly, in place, where it is to be; how it was cut, or None."""
-    if (before := cut_of(assembled.model)) is not None:
+    """Cut the model of an assembly, in place, where it is to be; how it was cut, or None.
+
+    mesh: what `arrange` gave.
+    """
+    before, there = cut_of(assembled.model), memory_bytes(assembled.device)
+    if before is not None and not isinstance(before.root, Whole):
         return before
-    there = memory_bytes(assembled.device)
     if not is_cut(assembled.model, config, parallel, there):
         if parallel.offload:
             note("parallel.offload: one rank alone keeps its weights on the device")
-        return None
-    made = cut(assembled.model, assembled.device, assembled.precision, parallel.offload, there)
-    among = ranks.here().size
-    note(f"the model is cut into {among} parts, one for each rank (parallel.data: {parallel.data})")
+        return before
+    rows = None if mesh is None else mesh["data", "context"]._flatten("summed")
+    how = assembled.device, assembled.precision, parallel.offload, there
+    made = cut(assembled.model, *how, rows, before)
+    note(f"the model is cut into {made.among} parts, one for each rank (parallel.data: {parallel.data})")
     return made
 
 
-def arrange(assembled: Assembled, config: TrainConfig, parallel: ParallelConfig, tokens: int) -> Any:
+def arrange(assembled: Assembled, parallel: ParallelConfig, tokens: int) -> Any:
     """The mesh (data, context, tensor) of ranks that share more than the rows of a batch, and the model made
     to; None where they share rows alone. tokens: of a row.
 
@@ -70,22 +76,16 @@ def arrange(assembled: Assembled, config: TrainConfig, parallel: ParallelConfig,
     shape = (replicas, parallel.context, parallel.tensor)
     mesh = init_device_mesh(assembled.device.type, shape, mesh_dim_names=("data", "context", "tensor"))
     if parallel.tensor > 1:
-        _split(assembled.model, config, parallel, mesh)
+        _split(assembled.model, parallel, mesh)
     context_parallel.share_context(assembled.model, mesh)
     context_parallel.refuse_uneven(tokens, parallel.context)
     return mesh
 
 
-def _split(model: nn.Module, config: TrainConfig, parallel: ParallelConfig, mesh: Any) -> None:
+def _split(model: nn.Module, parallel: ParallelConfig, mesh: Any) -> None:
     """Cut the matrices of a model among the ranks of the mesh's dimension "tensor", in place."""
     from llmtool.models.tensor_parallel import split  # imports for seconds
 
-    if parallel.data == "fsdp" or parallel.offload:
-        raise ConfigError("parallel.tensor: more than 1 goes with parallel.data: ddp only, so far")
-    if config.optimizer.name == "muon":
-        raise ConfigError(
-            "parallel.tensor: more than 1 does not go with optimizer muon yet: use adamw or sgd"
-        )
     outline = copy_on(model, "meta")
     split(model, mesh)
     if getattr(model, "split_order", None):

@@ -1,35 +1,47 @@
-"""Muon for matrices of which each rank holds some rows: one rank makes the update of a matrix, for all."""
+"""Muon for matrices of which each rank holds a part: one rank makes the update of a matrix, for all."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from llmtool.core.shards import is_part, local
+from llmtool.core import ranks
+from llmtool.core.shards import Piece, is_part, local, piece
 from llmtool.training.muon import Muon, height, orthogonalize
 
 
 class PartsMuon(Muon):
-    """Muon whose matrices are cut by rows among the ranks of a mesh of one dimension.
+    """Muon whose matrices are cut among ranks: by rows (FSDP), by rows or columns (tensor parallel), by both.
 
     Momentum is cut like its matrix. Each matrix has an owner, so that all ranks have about as much to
-    compute: the rows of its momentum go there, are made orthogonal as a whole, and come back. Per step a rank
-    sends 8 (n - 1) / n^2 bytes for each number of all the matrices (float32, there and back), and computes an
-    n-th of the products; gathering every matrix at all ranks would send n / 2 times as much.
+    compute: the parts of its momentum go there, are made orthogonal as a whole, and come back. Per step a
+    rank sends 8 (n - 1) / n^2 bytes for each number of all the matrices (float32, there and back), and
+    computes an n-th of the products; gathering every matrix at all ranks would send n / 2 times as much.
     """
 
     def _prepare(self, matrices: list[nn.Parameter]) -> None:
-        """Momentum of the rows that are here, and an owner for each matrix."""
+        """Momentum of what is here, an owner for each matrix, and who sends what to whom."""
         assert all(map(is_part, matrices))
         mesh = matrices[0].device_mesh  # type: ignore[attr-defined]
-        assert mesh.ndim == 1, "cut among ranks in one way"
-        self.group, self.rank, self.size = mesh.get_group(), mesh.get_local_rank(), mesh.size()
-        self.device = torch.device(mesh.device_type)
+        assert mesh.ndim == 1 or mesh.size() == ranks.here().size, "all ranks, or those along one dimension"
+        self.group = mesh.get_group() if mesh.ndim == 1 else None
+        among = dist.get_process_group_ranks(self.group or dist.group.WORLD)
+        self.rank, self.device = among.index(ranks.here().rank), torch.device(mesh.device_type)
         self.state = {matrix: {"momentum_buffer": _flat_zeros(matrix)} for matrix in matrices}
-        self.owners = owners([matrix.shape for matrix in matrices], self.size)
+        own = [piece(state["momentum_buffer"]) for state in self.state.values()]
+        every = ranks.gathered(own)
+        self.pieces = [every[rank] for rank in among]
+        self.owners = owners([matrix.shape for matrix in matrices], len(among))
+        # what several ranks hold, the first of them gives
+        holders = [[each[at] for each in self.pieces] for at in range(len(matrices))]
+        self.gives = [
+            {at for at, found in enumerate(holders) if found.index(found[rank]) == rank}
+            for rank in range(len(among))
+        ]
 
     @torch.no_grad()
     def step(self) -> None:
@@ -38,16 +50,16 @@ class PartsMuon(Muon):
         self.moved = True
         changes = self._shared([self._change(matrix) for matrix in matrices], lr)
         for matrix, change in zip(matrices, changes, strict=True):
-            rows = local(matrix).flatten(1)
-            change = change.to(rows.device)
+            here = local(matrix).flatten(1)
+            change = change.to(here.device)
             if self.weight_decay:
-                change -= rows * (lr * self.weight_decay)
+                change -= here * (lr * self.weight_decay)
             if self.found_inf is not None:
-                change *= 1 - self.found_inf.to(rows.device)
-            rows += change
+                change *= 1 - self.found_inf.to(here.device)
+            here += change
 
     def _change(self, matrix: nn.Parameter) -> Tensor:
-        """The rows of a matrix's momentum that are here, after this step."""
+        """The part of a matrix's momentum that is here, after this step."""
         memory = local(self.state[matrix]["momentum_buffer"])
         gradient = torch.zeros_like(memory)
         if matrix.grad is not None:
@@ -60,29 +72,24 @@ class PartsMuon(Muon):
         return gradient.lerp_(memory, self.momentum) if self.nesterov else memory
 
     def _shared(self, parts: list[Tensor], lr: float) -> list[Tensor]:
-        """Rows of momentum, of every matrix those that are here -> the rows of its update."""
+        """Parts of momentum, of every matrix the one that is here -> the same parts of its update."""
         shapes = [matrix.shape for matrix in self.param_groups[0]["params"]]
         order = sorted(range(len(parts)), key=lambda at: self.owners[at])
-        mine = [at for at in order if self.owners[at] == self.rank]
-        widths = [shapes[at][1:].numel() for at in mine]
-        heights = [[_rows(shapes[at], rank, self.size) for at in mine] for rank in range(self.size)]
-        sizes = [parts[at].numel() for at in order]
-        there = [0] * self.size  # numbers of mine for each rank's matrices
-        for at in order:
-            there[self.owners[at]] += parts[at].numel()
-        here = [sum(n * width for n, width in zip(rows, widths, strict=True)) for rows in heights]
-        sent = torch.cat([parts[at].flatten() for at in order]).to(self.device)
-        came = self._exchanged(sent, there, here).split(here)
-        wholes: list[list[Tensor]] = [[] for _ in mine]
-        for flat, rows in zip(came, heights, strict=True):
-            numbers = [n * width for n, width in zip(rows, widths, strict=True)]
-            for whole, part, width in zip(wholes, flat.split(numbers), widths, strict=True):
-                whole.append(part.view(-1, width))
-        made = self._orthogonal([torch.cat(whole) for whole in wholes], lr)
-        cut = [m.split([rows[at] for rows in heights]) for at, m in enumerate(made)]
-        home = [each[rank].flatten() for rank in range(self.size) for each in cut]
-        returned = self._exchanged(torch.cat(home) if home else sent.new_empty(0), here, there).split(sizes)
-        changes = {at: part.view_as(parts[at]) for at, part in zip(order, returned, strict=True)}
+        mine, every = [at for at in order if self.owners[at] == self.rank], range(len(self.pieces))
+        own, given = self.pieces[self.rank], self.gives[self.rank]
+        of = [[at for at in order if self.owners[at] == rank] for rank in every]
+        sent = _flat([parts[at] for at in order if at in given], parts[0]).to(self.device)
+        there = [_numbers(own, [at for at in of[rank] if at in given]) for rank in every]
+        here = [_numbers(self.pieces[rank], [at for at in mine if at in self.gives[rank]]) for rank in every]
+        wholes = {at: sent.new_empty(shapes[at][0], shapes[at][1:].numel()) for at in mine}
+        for rank, flat in enumerate(self._exchanged(sent, there, here).split(here)):
+            for at, part in _parted(flat, self.pieces[rank], [at for at in mine if at in self.gives[rank]]):
+                wholes[at][self.pieces[rank][at].slices] = part
+        made = dict(zip(mine, self._orthogonal(list(wholes.values()), lr), strict=True))
+        home = [made[at][self.pieces[rank][at].slices] for rank in every for at in mine]
+        here = [_numbers(self.pieces[rank], mine) for rank in every]
+        there = [_numbers(own, of[rank]) for rank in every]
+        changes = dict(_parted(self._exchanged(_flat(home, sent), here, there), own, order))
         return [changes[at] for at in range(len(parts))]
 
     def _exchanged(self, sent: Tensor, to_each: list[int], from_each: list[int]) -> Tensor:
@@ -115,14 +122,26 @@ def owners(shapes: list[torch.Size], ranks: int) -> list[int]:
     return found
 
 
-def _rows(shape: torch.Size, rank: int, size: int) -> int:
-    """How many rows of a matrix a rank holds, as torch.chunk cuts them."""
-    most = -(-shape[0] // size)
-    return max(0, min(shape[0], (rank + 1) * most) - rank * most)
+def _numbers(pieces: list[Piece], those: list[int]) -> int:
+    """How many numbers these pieces have."""
+    return sum(math.prod(pieces[at].shape) for at in those)
+
+
+def _flat(parts: list[Tensor], like: Tensor) -> Tensor:
+    """One behind the other."""
+    return torch.cat([part.flatten() for part in parts]) if parts else like.new_empty(0)
+
+
+def _parted(flat: Tensor, pieces: list[Piece], those: list[int]) -> list[tuple[int, Tensor]]:
+    """The other way: which piece, and its numbers."""
+    parts = flat.split([math.prod(pieces[at].shape) for at in those])
+    return [(at, part.view(pieces[at].shape)) for at, part in zip(those, parts, strict=True)]
 
 
 def _flat_zeros(matrix: nn.Parameter) -> Tensor:
     """Zeros for a matrix, of a convolution as (c', c * 9), cut like it."""
+    if matrix.ndim == 2:
+        return torch.zeros_like(matrix.detach())
     from torch.distributed.tensor import DTensor
 
     here = torch.zeros_like(local(matrix).flatten(1))
