@@ -72,6 +72,8 @@ class _Remote:
 class RayCluster(Engine):
     """Tasks of a Ray cluster, one for each thing."""
 
+    apart = True
+
     def __init__(self, address: str) -> None:
         super().__init__()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+
+if TYPE_CHECKING:  # prepare's processes have no use for torch, which takes them a second and a half to import
+    import torch
+    from torch import Tensor, nn
 
 IGNORE = -100  # a target with this value is never scored (the field's convention, torch's ignore_index)
 
@@ -129,7 +131,7 @@ class Batch:
 
     def pinned(self) -> Batch:
         """The same in page-locked memory, from which `to` copies without waiting."""
-        return self.each(Tensor.pin_memory)
+        return self.each(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device, change: Callable[[Batch], Batch] | None = None) -> Batch:
         """The same batch on `device`, ready for a model; change: as `ready` takes it."""

@@ -35,9 +35,11 @@ class Pending(Protocol):
 
 
 class Engine:
-    """Does work in this process. ahead: how many things are given out before a result is waited for."""
+    """Does work in this process. ahead: how many things are given out before a result is waited for. apart:
+    whether other processes do it."""
 
     ahead = 1
+    apart = False
 
     def __init__(self) -> None:
         self._thread: ThreadPoolExecutor | None = None

@@ -24,7 +24,8 @@ class Kept(Engine):
 
     def __init__(self, engine: Engine, root: Path, key: str) -> None:
         super().__init__()
-        self._engine, self._root, self.ahead = engine, root, engine.ahead
+        self._engine, self._root, self.ahead, self.apart = engine, root, engine.ahead, engine.apart
+        self._packings: list[_Packing] = []  # one for each work: engines know works by identity
         self.place = root / key
         if root.is_dir():
             for other in root.iterdir():
@@ -37,8 +38,16 @@ class Kept(Engine):
     def submit(self, work: Work, thing: Any, name: str = "") -> Pending:
         """Begin this work, unless its result is there."""
         if name in self._there:
-            return _Loading(self, name, lambda: self._engine.submit(work, thing, name))
-        return _Saving(self, name, self._engine.submit(work, thing, name))
+            return _Loading(self, name, lambda: self._begun(work, thing, name))
+        return _Saving(self, name, self._begun(work, thing, name))
+
+    def _begun(self, work: Work, thing: Any, name: str) -> Pending:
+        if not self.apart:
+            return self._engine.submit(work, thing, name)
+        packing = next((one for one in self._packings if one.work is work), None)
+        if packing is None:
+            self._packings.append(packing := _Packing(work))
+        return self._engine.submit(packing, thing, name)
 
     def load(self, name: str) -> Packed | None:
         """The result that is kept under this name; None where there is none, or it is not whole."""
@@ -52,9 +61,8 @@ class Kept(Engine):
             return None
         return _unpacked(data)
 
-    def save(self, name: str, result: Packed) -> None:
+    def save(self, name: str, data: bytes) -> None:
         """Keep a result."""
-        data = _packed(result)
         path = self.place / f"{name}.{files.hash_bytes(data).removeprefix('xxh3:')}{SUFFIX}"
         with files.synced_later():  # what a power cut tears does not fit its name, and is done again
             files.write_bytes(path, data)
@@ -78,8 +86,22 @@ class _Saving:
 
     def result(self) -> Packed:
         found = self.pending.result()
-        self.kept.save(self.name, found)
+        if self.kept.apart:
+            data = found[1][SUFFIX].tobytes()
+            self.kept.save(self.name, data)
+            return _unpacked(data)
+        self.kept.save(self.name, _packed(found))
         return found
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """The work, its result as the bytes that are kept: made where the work is done."""
+
+    work: Work
+
+    def __call__(self, thing: Any) -> Packed:
+        return {}, {SUFFIX: np.frombuffer(_packed(self.work(thing)), np.uint8)}
 
 
 @dataclass

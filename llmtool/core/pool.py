@@ -73,6 +73,8 @@ class _Member:
 class Pool(Engine):
     """`workers` processes; they start with the first work, and end with this one, however it ends."""
 
+    apart = True
+
     def __init__(self, workers: int, module: str) -> None:
         super().__init__()
         self.workers, self.ahead = workers, 2 * workers

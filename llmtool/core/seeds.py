@@ -1,7 +1,6 @@
 """Every random stream is a pure function of (seed, names): nothing to save, nothing to restore at resume."""
 
 import numpy as np
-import torch
 import xxhash
 
 
@@ -18,4 +17,6 @@ def generator(seed: int, *names: str | int) -> np.random.Generator:
 
 def seed_torch(seed: int, *names: str | int) -> None:
     """Seed torch's global streams (dropout, initialisation) on every device for the stream called `names`."""
+    import torch
+
     torch.manual_seed(derive(seed, *names))

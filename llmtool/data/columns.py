@@ -12,10 +12,10 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from llmtool.core.errors import DataError
+from llmtool.data import normal
 from llmtool.data.cells import BLANK, Cells
 from llmtool.data.statistics import ColumnStatistics, Moments, Reservoir, calendar
 
@@ -102,7 +102,7 @@ class NumberColumn:
         """
         values = block[:, 0].astype(np.float64)
         if self.scale == "quantile":
-            share = torch.special.ndtr(torch.from_numpy(values)).numpy()
+            share = normal.share_below(values)
             values = np.interp(share, np.linspace(0, 1, len(self.landmarks)), self.landmarks)
         else:
             values = values if self.limit is None else straightened(values, self.limit)
@@ -365,7 +365,7 @@ def to_normal(values: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     share[values - _EDGE < landmarks[0]] = 0
     lowest = _EDGE - np.spacing(1)
     share = np.clip(share, lowest, 1 - lowest)  # the ends would be infinite
-    return torch.special.ndtri(torch.from_numpy(share)).numpy()
+    return normal.quantile(share)
 
 
 def piecewise(values: np.ndarray, edges: np.ndarray) -> np.ndarray:

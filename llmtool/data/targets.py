@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
 from llmtool.core import seeds
 from llmtool.core.errors import ConfigError, DataError
+from llmtool.data import normal
 from llmtool.data.cells import BLANK, MISSING, Cells
 from llmtool.data.statistics import ColumnStatistics
 
@@ -444,5 +444,5 @@ def _quantiles(found: list[ColumnStatistics]) -> dict[str, Any]:
         first, last = (np.searchsorted(values, points, side=side) for side in ("left", "right"))
         middle = 0.5 * (share[first] + share[last - 1])
         said["values"].append(points.tolist())
-        said["normal"].append(torch.special.ndtri(torch.from_numpy(middle)).tolist())
+        said["normal"].append(normal.quantile(middle).tolist())
     return said

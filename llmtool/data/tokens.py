@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from llmtool.data.sources import Chunk
 
 BLOCK = 1 << 13  # characters of a document encoded at once; shorter and longer ones are slower, measured
-BATCH = 1 << 22  # characters handed to the tokenizer's threads at once
-BATCH_TEXTS = 1 << 14  # and at most so many texts
+BATCH = 1 << 20  # characters handed to the tokenizer's threads at once
+BATCH_TEXTS = 1 << 12  # and at most so many texts
 TAILS = (256, 4096)  # a block is cut at a word's border within its last characters, few or many
 _CUTS = (re.compile(r"\S(?= \S)"), re.compile(r"\S\n(?=\S)"))
 

@@ -16,7 +16,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from llmtool.core import checkpoint, files, joint, ranks, tensor_files
+from llmtool.core import checkpoint, files, joint, ranks, tensor_files, watch
 from llmtool.core.errors import Cancelled, Interrupted, LlmtoolError
 from llmtool.models.shards import Cut
 from llmtool.stages.assemble import Assembled
@@ -83,7 +83,8 @@ class Saver:
         """Until the checkpoint that is under way is there. Raises what went wrong with it."""
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
-            under_way.result()
+            with watch.phase("save"):
+                under_way.result()
 
     @contextmanager
     def settled(self) -> Iterator[None]:

@@ -32,6 +32,7 @@ def main() -> None:
     peers += ["--litgpt", options.litgpt] if options.litgpt else []
     if options.device == "cuda":
         jobs: list[tuple[str, list[str]]] = [("gpu", []), ("lora", ["--device", "cuda"])]
+        jobs.append(("fsdp_overhead", ["--device", "cuda"]))
         jobs.append(("peers/run", ["--settings", "cuda_gpt2", "cuda_llama", *FAST, *peers]))
     else:
         jobs = [
@@ -41,6 +42,7 @@ def main() -> None:
             ("article", ["--python", options.keras] if options.keras else []),
             ("prepare_speed", []),
             ("lora", []),
+            ("fsdp_overhead", []),
         ]
         if options.litgpt:
             jobs.append(("peers/target", peers))

@@ -243,3 +243,9 @@ def test_ray_makes_the_same_bytes(written: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     same(written)
     assert not (written / "run/.parts").exists()
+
+
+def test_processes_that_clean_and_tokenise_do_without_torch() -> None:
+    """It would take each of them a second and a half to import."""
+    code = f"import sys, {stage.__name__}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
