@@ -208,6 +208,20 @@ ADAPTED = ("lora", "dora", "qlora")
 TRAINED = ("transformer", "mlp")
 
 
+def prepared(r: Results, name: str) -> str:
+    """Seconds of a program with one worker and with two."""
+    found = r.of("prepare_scaling")["speed"]
+    return " and ".join(f"{found[f'{name}, {workers}']['seconds']['mean']:.0f}" for workers in (1, 2))
+
+
+def grown(r: Results) -> str:
+    """How much faster two workers are, and their memory as the corpus grows."""
+    found = r.of("prepare_scaling")
+    sizes = all_of([f"{one['megabytes']:,}" for one in found["memory"]])
+    memory = span([one["peak_mib"] for one in found["memory"]], 0, " MiB")
+    return f"ratio {pm(found['speed']['two_workers_over_one'], 2)}; of {sizes} MB {memory} at most"
+
+
 def nothing(r: Results) -> str:
     """There is no peer."""
     return ""
@@ -256,6 +270,19 @@ ROWS: list[Row] = [
             f"{r.of('prepare_speed')['llmtool'][0]['peak_mib']:.0f} MiB at most, "
             f"{r.of('prepare_speed')['llmtool'][0]['cores_busy']:.1f} cores busy"
         ),
+    ),
+    (
+        lambda r: (
+            f"`prepare` of {r.of('prepare_scaling')['megabytes']:,} MB of JSON lines, cleaned and tokenised, "
+            "seconds: one worker, two"
+        ),
+        lambda r: all_of([f"{name} {prepared(r, name)}" for name in ("datasets.map", "datatrove")]),
+        lambda r: f"{prepared(r, 'llmtool')}; {grown(r)}",
+    ),
+    (
+        "FSDP on one device, where it has nothing to share: time of a step beside none, CPU",
+        nothing,
+        lambda r: pm(r.of("fsdp_overhead_cpu")["fsdp_over_plain"], 3),
     ),
     (
         lambda r: (

@@ -5,7 +5,7 @@ An ordinary tensor is its own part and its own whole: nothing here changes or co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,50 @@ class Stored(Mapping[str, Tensor]):
     def read(self, name: str, wanted: Piece) -> Tensor:
         """A piece of it, on the host."""
         raise NotImplementedError
+
+
+Order = tuple[int, Tensor]  # a dimension, and where in the whole each of its rows is that ranks hold in a row
+
+
+def sorted_by(tensor: Tensor, order: Order) -> Tensor:
+    """A whole tensor as ranks hold it together: with their parts one behind the other."""
+    return tensor.index_select(order[0], order[1].to(tensor.device))
+
+
+def unsorted(tensor: Tensor, order: Order) -> Tensor:
+    """The other way."""
+    return tensor.index_select(order[0], order[1].argsort().to(tensor.device))
+
+
+def orders_of(model: nn.Module) -> dict[str, Order]:
+    """The parameters whose numbers ranks hold in another order (models.tensor_parallel)."""
+    found: dict[str, Order] = vars(model).get("split_order", {})
+    return found
+
+
+class Reordered(Stored):
+    """Stored tensors, some of which are read as ranks hold them; these are read whole."""
+
+    def __init__(self, stored: Stored, orders: Mapping[str, Order]) -> None:
+        self._stored, self._orders = stored, orders
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getitem__(self, name: str) -> Tensor:
+        order = self._orders.get(name)
+        return self._stored[name] if order is None else sorted_by(self._stored[name], order)
+
+    def like(self, name: str) -> Tensor:
+        """One of the same shape and type, on the meta device."""
+        return self._stored.like(name)
+
+    def read(self, name: str, wanted: Piece) -> Tensor:
+        """A piece of it, on the host."""
+        return self[name][wanted.slices] if name in self._orders else self._stored.read(name, wanted)
 
 
 def take(target: Tensor, saved: Mapping[str, Tensor], name: str) -> None:

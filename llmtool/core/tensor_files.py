@@ -21,7 +21,7 @@ from torch import Tensor
 
 from llmtool.core import files, ranks
 from llmtool.core.errors import LlmtoolError
-from llmtool.core.shards import Piece, Stored, is_part, local, piece
+from llmtool.core.shards import Order, Piece, Stored, is_part, local, piece, unsorted
 
 TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -29,16 +29,20 @@ TYPES = {
     torch.bool: "BOOL",
 }  # fmt: skip
 
+NO_ORDERS: Mapping[str, Order] = {}
 Parts = Sequence[Tensor]  # what makes a tensor of a file: one of a model, or several one below another
 
 
 # --- writing ------------------------------------------------------------------------------------------------
 
 
-def write(directory: Path, stem: str, tensors: Mapping[str, Parts]) -> tuple[dict[str, str], list[Path]]:
+def write(
+    directory: Path, stem: str, tensors: Mapping[str, Parts], orders: Mapping[str, Order] = NO_ORDERS
+) -> tuple[dict[str, str], list[Path]]:
     """Write tensors, of which ranks hold parts, into `directory`, which they share.
 
-    Returns tensor -> its file, and what this rank wrote: a file or none.
+    orders: of those whose numbers they hold in another one. Returns tensor -> its file, and what this rank
+    wrote: a file or none.
 
     All ranks call it with the same names. The files are `stem.safetensors`, or `stem-0000i-of-0000n` where
     several ranks write, about equally many bytes each. A rank whose disk fails gathers on, so that the others
@@ -56,7 +60,8 @@ def write(directory: Path, stem: str, tensors: Mapping[str, Parts]) -> tuple[dic
         try:
             if at == 0:
                 next(out)
-            out.send(whole)
+            order = orders.get(names[ranks.here().rank] or "")
+            out.send(whole if order is None else unsorted(whole, order))
         except StopIteration:
             pass
         except Exception as failed:

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from llmtool.core import files, ranks, tensor_files
 from llmtool.core.config import suggest
 from llmtool.core.errors import ConfigError, LlmtoolError
-from llmtool.core.shards import Piece, local, piece
+from llmtool.core.shards import Piece, local, orders_of, piece, put, sorted_by
 from llmtool.models import preprocessing
 from llmtool.models.forms import FORMS, form_of, huggingface
 from llmtool.models.forms.form import NOTHING, Form, Stored
@@ -68,7 +68,9 @@ def save_together(model: nn.Module, directory: Path) -> list[Path]:
     tensors. Returns the files of weights that this rank wrote. Raises ranks.RankFailedError."""
     parts = file_parts(model)
     stem = WEIGHTS_FILE.removesuffix(".safetensors")
-    places, own = tensor_files.write(directory, stem, parts)
+    stored = form_of(model).stored(model)
+    orders = {stored[name].name: order for name, order in orders_of(model).items() if name in stored}
+    places, own = tensor_files.write(directory, stem, parts, orders)
 
     def rest() -> None:
         files.write_json(directory / CONFIG_FILE, file_config(model))
@@ -181,9 +183,18 @@ def restore(model: nn.Module, directory: Path) -> None:
     form, copies, state = form_of(model), _copies(model), model.state_dict()
     stored = form.stored(model)
     wanted = {name: tensor for name, tensor in state.items() if name in stored and name not in copies}
-    found = _read(weight_files(directory), wanted, stored, copies, form)
+    orders = orders_of(model)  # of these, all is read
+    likes = wanted | {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        for name, tensor in wanted.items()
+        if name in orders
+    }
+    found = _read(weight_files(directory), likes, stored, copies, form)
     for name, tensor in wanted.items():
-        local(tensor).copy_(found[name])
+        if name in orders:
+            put(tensor, sorted_by(found[name], orders[name]))
+        else:
+            local(tensor).copy_(found[name])
 
 
 def skeleton(directory: Path) -> nn.Module:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from llmtool.core.devices import Precision
-from llmtool.core.shards import whole
+from llmtool.core.shards import orders_of, unsorted, whole
 from llmtool.models.accounting import Memory, copy_on
 from llmtool.models.layers import Conv1D
 from llmtool.models.lora import LoRALinear
@@ -160,9 +160,12 @@ def mend(model: nn.Module, device: torch.device, keep: bool) -> nn.Module:
         return model
     made.rest()
     mended = copy_on(made.outline, str(device)) if keep else model
+    orders = orders_of(model)
     into = dict(mended.named_parameters()) | dict(mended.named_buffers())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         value = whole(tensor)
+        if name in orders:
+            value = unsorted(value, orders[name])
         if keep:
             into[name].copy_(value)
     return mended

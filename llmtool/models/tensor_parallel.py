@@ -32,6 +32,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
 from llmtool.core.errors import ConfigError
+from llmtool.core.shards import Order, orders_of, sorted_by, unsorted
 from llmtool.models.collectives import Part, copied, joined, summed
 from llmtool.models.fp8 import FP8Conv1D, FP8Linear
 from llmtool.models.layers import Conv1D, RMSNorm
@@ -43,7 +44,6 @@ FAMILIES = ("encoder", "mlp", "transformer", "vit")  # those whose models have a
 
 # what becomes of one module: beside what a plan says, halves of it for the parts of a LoRALinear
 Step = How | Literal["same", "partial", "sum", "join"]
-Order = dict[str, tuple[int, Tensor]]  # parameters whose numbers stand in another order: dimension, which
 
 
 def split(model: nn.Module, mesh: DeviceMesh) -> None:
@@ -66,7 +66,7 @@ def split(model: nn.Module, mesh: DeviceMesh) -> None:
         )
     _refuse_uneven(model, mesh.size())
     steps: dict[str, Step] = {}
-    order: Order = {}
+    order: dict[str, Order] = {}
     for name, module in model.named_modules():
         found = [how for pattern, how in plan.items() if fnmatchcase(name, pattern)]
         if not found:
@@ -90,8 +90,8 @@ def whole(model: nn.Module, name: str, value: Tensor) -> Tensor:
     value: a DTensor as the parameter `name` is; all ranks that share it ask at once, and each gets a copy.
     """
     found = value.full_tensor() if isinstance(value, DTensor) else value
-    dim, places = getattr(model, "split_order", {}).get(name, (0, None))
-    return found if places is None else found.index_select(dim, places.argsort().to(found.device))
+    order = orders_of(model).get(name)
+    return found if order is None else unsorted(found, order)
 
 
 def share(model: nn.Module, name: str, value: Tensor, like: Tensor) -> Tensor:
@@ -99,9 +99,8 @@ def share(model: nn.Module, name: str, value: Tensor, like: Tensor) -> Tensor:
 
     like: the parameter `name`, or a state of that shape.
     """
-    dim, places = getattr(model, "split_order", {}).get(name, (0, None))
-    if places is not None:
-        value = value.index_select(dim, places.to(value.device))
+    if (order := orders_of(model).get(name)) is not None:
+        value = sorted_by(value, order)
     if not isinstance(like, DTensor):
         return value
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
@@ -133,7 +132,7 @@ def _of_update(name: str, how: How) -> dict[str, Step]:
     return found | {name: "join"} if how == "gathered" else found
 
 
-def _sort(name: str, module: nn.Module, fused: Fused, ranks: int, order: Order) -> None:
+def _sort(name: str, module: nn.Module, fused: Fused, ranks: int, order: dict[str, Order]) -> None:
     """Put first what is the first rank's of each of a layer's matrices, and so on; noted in `order`."""
     layers = {name: module}
     if isinstance(module, LoRALinear):

@@ -11,6 +11,7 @@ from llmtool.core import ranks
 from llmtool.core.contracts import Batch
 from llmtool.core.devices import memory_bytes
 from llmtool.core.errors import ConfigError
+from llmtool.core.shards import orders_of
 from llmtool.models import context_parallel
 from llmtool.models.accounting import copy_on, memory
 from llmtool.models.shards import Cut, Root, cut, cut_of
@@ -88,10 +89,10 @@ def _split(model: nn.Module, parallel: ParallelConfig, mesh: Any) -> None:
 
     outline = copy_on(model, "meta")
     split(model, mesh)
-    if getattr(model, "split_order", None):
+    if any(".lora_B." in name for name in orders_of(model)):
         raise ConfigError(
-            "parallel.tensor: a model that keeps several matrices in one (gpt2, phi3, modernbert) cannot be "
-            "written in parts yet: parallel.data: fsdp shares its memory too"
+            "parallel.tensor: more than 1 does not go with finetune.method.kind: lora on layers that keep "
+            "several matrices in one (gpt2, phi3, modernbert): parallel.data: fsdp shares their memory too"
         )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     vars(model)["cut"] = Cut(Whole(model), outline, trained, False, False, parallel.tensor, 0)

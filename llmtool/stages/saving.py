@@ -18,6 +18,7 @@ from torch import Tensor
 
 from llmtool.core import checkpoint, files, joint, ranks, tensor_files, watch
 from llmtool.core.errors import Cancelled, Interrupted, LlmtoolError
+from llmtool.core.shards import Order, Reordered, orders_of
 from llmtool.models.shards import Cut
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import STATE
@@ -140,7 +141,7 @@ class Saver:
             state_of[WEIGHTS] = moving(self.assembled.model)
         for stem, tensors in state_of.items():
             parts = {name: [tensor] for name, tensor in tensors.items()}
-            own += tensor_files.write(directory / STATE, stem, parts)[1]
+            own += tensor_files.write(directory / STATE, stem, parts, self._orders[stem])[1]
         return own
 
     def _write_loop(self, directory: Path, state: State, config: TrainConfig) -> None:
@@ -162,13 +163,22 @@ class Saver:
         saved = files.read_json(found / STATE / LOOP)
         config = self.at_once.resumed(saved.get("rows"), config)
         config = config.model_copy(update={"compile": saved["compile"]})  # kernels differ in the last bits
-        self.optimizers.restore(tensor_files.Files(found / STATE, OPTIMIZER))
+        self.optimizers.restore(self._stored(found, OPTIMIZER))
         self.assembled.goes_on_from(found)
         if self.average is not None:
             self.average.begin()
         if any((found / STATE).glob(f"{WEIGHTS}*.safetensors")):
-            average.restore(self.assembled.model, tensor_files.Files(found / STATE, WEIGHTS))
+            average.restore(self.assembled.model, self._stored(found, WEIGHTS))
         return State(**saved["state"], seconds=saved["time"]["seconds"]), config
+
+    def _stored(self, found: Path, stem: str) -> Reordered:
+        return Reordered(tensor_files.Files(found / STATE, stem), self._orders[stem])
+
+    @property
+    def _orders(self) -> dict[str, dict[str, Order]]:
+        """Of each stem, the tensors whose numbers ranks hold in another order."""
+        orders = orders_of(self.assembled.model)
+        return {OPTIMIZER: self.optimizers.as_parameters(orders), WEIGHTS: orders}
 
     def point(self, state: State) -> None:
         """`last` is the newest checkpoint, `best` the best one; the newest where none has been scored."""

@@ -181,6 +181,10 @@ class Optimizers:
             for key, value in entries.items()
         }
 
+    def as_parameters(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        """What is known of parameters by name, of their states, by the names of `live`."""
+        return {name: known[of] for name in self.live() if (of := name.split("/")[1]) in known}
+
     @torch.no_grad()
     def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Take over a saved `state`, bit by bit. LlmtoolError when it is of another model or optimizer."""

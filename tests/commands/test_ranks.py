@@ -171,11 +171,13 @@ ALL = {
     "parts": ["tensor=2", "data=fsdp"],
     "muon_blocks": ["tensor=2"],
     "muon_parts": ["context=2", "tensor=2", "data=fsdp"],
+    "gpt2_muon_parts": ["tensor=2", "data=fsdp"],  # several matrices in one, of which ranks hold other rows
 }  # on four
+ONE = ["text", "muon", "gpt2_muon"]  # by one process: what the names that begin so are compared with
 
 
 def packed(directory: Path, name: str, *parallel: str, steps: int = 20) -> str:
-    """The text, by Muon where the name says so, in `runs/name`."""
+    """The text in `runs/name`, by Muon or of GPT-2's architecture where the name says so."""
     more = [f"run=runs/{name}", *PACKED, f"train.budget.steps={steps}"]
     more += [f"parallel.{key}" for key in parallel]
     if "muon" in name:
@@ -183,6 +185,8 @@ def packed(directory: Path, name: str, *parallel: str, steps: int = 20) -> str:
             torch.float32
         )  # in bfloat16 a last bit grows to a large difference
         more.append("train.optimizer.name=muon")
+    if "gpt2" in name:
+        more.append("model.architecture=gpt2")
     return trained(directory, "text", None, *more)
 
 
@@ -193,11 +197,14 @@ def by_tokens(directory: Path) -> list[str]:
 
 def by_all(directory: Path) -> list[str]:
     """The same in several ways at once, on four ranks; what cannot be is refused."""
-    for wrong in ("model.architecture=gpt2", "model.heads=1"):
-        more = ("parallel.tensor=2", "run=runs/wrong", *PACKED, wrong)
-        with pytest.raises(ConfigError, match=r": parallel\.tensor: "):
-            trained(directory, "text", None, *more)
+    more = ("parallel.tensor=2", "run=runs/wrong", *PACKED, "model.heads=1")
+    with pytest.raises(ConfigError, match=r": parallel\.tensor: "):
+        trained(directory, "text", None, *more)
     return [packed(directory, name, *how) for name, how in ALL.items()]
+
+
+def going_on(directory: Path) -> str:
+    return packed(directory, "gpt2_muon_parts", *ALL["gpt2_muon_parts"], steps=24)
 
 
 def test_two_with_parts_of_rows_or_blocks(
@@ -205,15 +212,16 @@ def test_two_with_parts_of_rows_or_blocks(
 ) -> None:
     two = without_training(straight, tmp_path / "tokens")
     monkeypatch.setattr(muon, "_product_type", muon._product_type)
-    assert [packed(two, name) for name in ("text", "muon")] == ["done"] * 2
+    assert [packed(two, name) for name in ONE] == ["done"] * len(ONE)
     assert run_ranks(by_tokens, 2, two) == [["done"] * len(WAYS)] * 2
     assert run_ranks(by_all, 4, two) == [["done"] * len(ALL)] * 4
     for name in [*WAYS, *ALL]:
-        one, found = seen(two, "muon" if "muon" in name else "text"), seen(two, name)
+        like = next((one for one in ONE if name.startswith(one)), "text")
+        one, found = seen(two, like), seen(two, name)
         assert one.keys() == found.keys()
         for step, figures in one.items():
             assert found[step] == pytest.approx(figures, rel=1e-5), (name, step)
-    for name in ("all", "muon_parts"):  # by one process
+    for name in ("all", "muon_parts", "gpt2_muon_parts"):  # by one process
         with contextlib.chdir(two):
             again = evaluate.run(
                 Options("text.yaml", [f"evaluate.of=runs/{name}/train", f"data.source={MIXED}", *PACKED])
@@ -222,6 +230,13 @@ def test_two_with_parts_of_rows_or_blocks(
         expected = result["metrics"]["validation"]["loss"]
         assert again["metrics"]["validation"]["loss"] == pytest.approx(expected, rel=1e-5)
         assert packed(two, name, steps=22) == "done"
+    shutil.copytree(two / "runs/gpt2_muon_parts", two / "runs/gpt2_muon_alone", symlinks=True)
+    assert packed(two, "gpt2_muon_alone", steps=24) == "done"
+    assert run_ranks(going_on, 4, two) == ["done"] * 4
+    alone, found = seen(two, "gpt2_muon_alone"), seen(two, "gpt2_muon_parts")
+    assert len(found) == len(alone) > 24
+    for step, figures in alone.items():
+        assert found[step] == pytest.approx(figures, rel=1e-5), step
 
 
 def uneven(directory: Path) -> str:
