@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from llmtool.data.mixture import MixtureSource
 from llmtool.data.sources import Chunk, RowSource
 
 if TYPE_CHECKING:
@@ -54,16 +55,16 @@ class Rows:
             self.kept = kept
 
     def columns(self, guess: bool) -> list[str]:
-        """All columns. JSON objects may bring new ones anywhere: they are read to the end; guess: only the
-        first ones are."""
+        """All columns. JSON objects may bring new ones anywhere: they are read to the end; guess: of each
+        part of a mixture only the first chunk is."""
         if not self.source.grows_columns:
             return self.source.columns()
-        found: dict[str, None] = {}
-        for chunk in self:
-            found |= dict.fromkeys(chunk.frame.columns)
-            if guess:
-                break
-        return list(found)
+        chunks: Iterable[Chunk] = self
+        if guess:
+            source = self.source
+            parts = source.sources.values() if isinstance(source, MixtureSource) else [source]
+            chunks = (next(part.read()) for part in parts)
+        return list(dict.fromkeys(name for chunk in chunks for name in chunk.frame.columns))
 
     def within(self, columns: list[str]) -> Iterator[Chunk]:
         """The chunks; MoreColumnsError at one with another column than these."""
