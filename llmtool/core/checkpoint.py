@@ -46,16 +46,18 @@ def save(parent: Path, name: str, write: Callable[[Path], None]) -> Path:
     return begin(parent, name, write)()
 
 
-def begin(parent: Path, name: str, write: Callable[[Path], None]) -> Callable[[], Path]:
-    """The first half of `save`: all is written, which nobody has waited for the disk to have. What is
-    returned does the second half, in any thread."""
+def begin(parent: Path, name: str, write: Callable[[Path], None], hold: bool = False) -> Callable[[], Path]:
+    """The first half of `save`: all is written, which nobody has waited for the disk to have; hold: or is in
+    memory. What is returned does the second half, in any thread."""
     final, temporary = places(parent, name)
-    with or_nothing(temporary), _disk_errors(final), files.synced_later():
+    held: files.Held = []
+    with or_nothing(temporary), _disk_errors(final), files.synced_later(held if hold else None):
         files.fs.make_directory(temporary)
         write(temporary)
 
     def finished() -> Path:
         with or_nothing(temporary):
+            files.write_held(held)
             finish(temporary, final, {})
         return final
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import math
 import os
@@ -138,22 +139,38 @@ def require_space(path: Path, needed: int, purpose: str) -> None:
 # --- single files -------------------------------------------------------------------------------------------
 
 
+Held = list[tuple[Path, bytes]]  # files to be written, oldest first
 _synced_later: ContextVar[bool] = ContextVar("synced_later", default=False)
+_held: ContextVar[Held | None] = ContextVar("held", default=None)
 
 
 @contextlib.contextmanager
-def synced_later() -> Iterator[None]:
+def synced_later(held: Held | None = None) -> Iterator[None]:
     """Within it, and in this thread, whole files are written without waiting for the disk: for a directory
-    that nobody looks into before `sync_tree` has made it durable."""
-    token = _synced_later.set(True)
+    that nobody looks into before `sync_tree` has made it durable.
+
+    held: takes them in; they are written when `write_held` is called with it.
+    """
+    tokens = _synced_later.set(True), _held.set(held)
     try:
         yield
     finally:
-        _synced_later.reset(token)
+        _synced_later.reset(tokens[0])
+        _held.reset(tokens[1])
+
+
+def write_held(held: Held) -> None:
+    """Write what is held, and let go of it."""
+    with synced_later():
+        while held:
+            write_bytes(*held.pop(0))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Put a whole file at `path`: after a crash it is the old file or the new one, never a part."""
+    if (held := _held.get()) is not None:
+        held.append((path, data))
+        return
     temporary = temporary_beside(path)
     with disk_errors(path, len(data)):
         try:
@@ -169,6 +186,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 def stream(path: Path) -> Iterator[BinaryIO]:
     """A file that is written bit by bit and gets its name once it is whole and durable; whatever ends the
     block before leaves nothing of it."""
+    if (held := _held.get()) is not None:
+        yield (buffer := io.BytesIO())
+        held.append((path, buffer.getvalue()))
+        return
     temporary = temporary_beside(path)
     with disk_errors(path):
         try:

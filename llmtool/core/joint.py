@@ -9,7 +9,9 @@ from typing import Any
 from llmtool.core import checkpoint, files, ranks
 
 
-def begin(parent: Path, name: str, write: Callable[[Path], list[Path]]) -> Callable[[], Path]:
+def begin(
+    parent: Path, name: str, write: Callable[[Path], list[Path]], hold: bool = False
+) -> Callable[[], Path]:
     """checkpoint.begin by all ranks, on a file system that they share: each writes files of its own.
 
     write: returns the files that this rank has written, which it hashes too; whatever fails in it must fail
@@ -25,12 +27,14 @@ def begin(parent: Path, name: str, write: Callable[[Path], list[Path]]) -> Calla
         return places
 
     final, temporary = ranks.by_first(begun)
-    with checkpoint.or_nothing(temporary if first else None), files.synced_later():
+    held: files.Held = []
+    later = files.synced_later(held if hold else None)
+    with checkpoint.or_nothing(temporary if first else None), later:
         written = write(temporary)
 
     def finished() -> Path:
         with checkpoint.or_nothing(temporary if first else None):
-            own = ranks.agreeing(lambda: _described(temporary, written))
+            own = ranks.agreeing(lambda: _described(temporary, written, held))
             others = {name: entry for each in ranks.gathered(own) for name, entry in each.items()}
             ranks.agreeing(lambda: checkpoint.finish(temporary, final, others) if first else None)
         return final
@@ -38,8 +42,9 @@ def begin(parent: Path, name: str, write: Callable[[Path], list[Path]]) -> Calla
     return finished
 
 
-def _described(temporary: Path, written: list[Path]) -> dict[str, dict[str, Any]]:
+def _described(temporary: Path, written: list[Path], held: files.Held) -> dict[str, dict[str, Any]]:
     """What the manifest says of this rank's files, which are durable then."""
+    files.write_held(held)
     for path in written:
         files.sync(path)
     return checkpoint.entries(temporary, written)

@@ -1,7 +1,8 @@
 """A training's checkpoints: the model, and beside it the optimizer and the place in the run; and back.
 
-Training waits for the bytes to be handed to the system. That the disk has them, their hashes and the
-checkpoint's name are a thread's work, beside the next steps.
+Training waits for the bytes to be in memory (of a model on a GPU), or else handed to the system: a CPU's
+memory is the training's own. That the disk has them, their hashes and the checkpoint's name are a thread's
+work, beside the next steps.
 """
 
 from __future__ import annotations
@@ -58,6 +59,11 @@ class Saver:
     def checkpoints(self) -> Path:
         return self.directory / CHECKPOINTS
 
+    @property
+    def holds(self) -> bool:
+        """Whether a checkpoint is in memory before it is written."""
+        return self.assembled.device.type == "cuda"
+
     def averaged(self) -> AbstractContextManager[None]:
         """Within it the model has the weights that are judged and saved."""
         return nullcontext() if self.average is None else self.average.inside()
@@ -72,10 +78,10 @@ class Saver:
         if self.cut is not None:
             self._group = self._group or ranks.another()
             write = lambda directory: self.write_together(directory, state, config)  # noqa: E731
-            finish = joint.begin(self.checkpoints, name, write)
+            finish = joint.begin(self.checkpoints, name, write, self.holds)
         elif ranks.here().first:
             alone = lambda directory: self.write(directory, state, config)  # noqa: E731
-            finish = checkpoint.begin(self.checkpoints, name, alone)
+            finish = checkpoint.begin(self.checkpoints, name, alone, self.holds)
         else:
             return
         self._under_way = self._thread.submit(self._finish, finish, name, best, config.keep)

@@ -44,6 +44,7 @@ CASES: dict[str, dict[str, Any]] = {  # model/optimizer -> how it is trained
     "llama/muon": {"batch": 12, "micro_batch": 2, "optimizer": {"name": "muon", "weight_decay": 0.01}},
     "lora/adamw": {"batch": 12, "micro_batch": 2, "ema": 0.9, "guard": {"action": "skip"}},
 }
+HELD = "llama/adamw"  # its checkpoints are in memory before they are written, as on a GPU
 OFFLOADED = "llama/muon"  # on a CPU the same place, but by the same path
 CHANGING = ("llama/adamw", "llama/muon")  # these with other numbers of ranks on the way
 
@@ -100,7 +101,7 @@ def config_of(case: str) -> TrainConfig:
 def trained(case: str, directory: Path, data: str = "fsdp", stop: int | None = None) -> dict[str, np.ndarray]:
     """Train (on), by a signal to the first rank until step `stop`; the weights that are then in memory."""
     muon._product_type = lambda device: torch.float32  # in bfloat16 a last bit grows to a large difference
-    record = stage._Session.record
+    record, holds = stage._Session.record, stage.Saver.holds
 
     def watched(self: Any, row: dict[str, Any]) -> None:
         record(self, row)
@@ -112,12 +113,14 @@ def trained(case: str, directory: Path, data: str = "fsdp", stop: int | None = N
     parallel = ParallelConfig(data=data, offload=there)  # type: ignore[arg-type]
     how = {"progress": Silent(), "resume": True, "parallel": parallel}
     stage._Session.record = watched  # type: ignore[method-assign]
+    stage.Saver.holds = case == HELD  # type: ignore[assignment, method-assign]
     try:
         stage.fit(assembled, config_of(case), directory / case, **how)  # type: ignore[arg-type]
     except Interrupted:
         assert stop
     finally:
         stage._Session.record = record  # type: ignore[method-assign]
+        stage.Saver.holds = holds  # type: ignore[method-assign]
     assert in_parts(assembled.model) == (data == "fsdp" and ranks.here().size > 1)
     if (made := cut_of(assembled.model)) is not None:
         made.rest()
@@ -231,7 +234,7 @@ def test_other_numbers_of_ranks_go_on(one: Path, tmp_path: Path) -> None:
     same(one, tmp_path, CHANGING)
 
 
-def full_disk(directory: Path, operation: str) -> list[str]:
+def full_disk(directory: Path, operation: str, case: str) -> list[str]:
     """The second rank's disk is full: as it writes, or as its thread makes durable what is written. What each
     rank is told, and what it finds afterwards."""
     usual, said = getattr(files.fs, operation), []
@@ -243,18 +246,20 @@ def full_disk(directory: Path, operation: str) -> list[str]:
 
     setattr(files.fs, operation, full)
     try:
-        trained("llama/adamw", directory)
+        trained(case, directory)
     except LlmtoolError as error:
         said = [f"{type(error).__name__}: {error}"]
     finally:
         setattr(files.fs, operation, usual)
     ranks.gathered(None)
-    return said + [path.name for path in (directory / "llama/adamw/checkpoints").iterdir()]
+    return said + [path.name for path in (directory / case / "checkpoints").iterdir()]
 
 
-@pytest.mark.parametrize("operation", ["rename", "sync"])
-def test_a_full_disk_on_one_rank(operation: str, tmp_path: Path) -> None:
-    for said in run_ranks(full_disk, 2, tmp_path, operation):
+@pytest.mark.parametrize(
+    ("operation", "case"), [("rename", HELD), ("rename", "mlp/adamw"), ("sync", "mlp/adamw")]
+)
+def test_a_full_disk_on_one_rank(operation: str, case: str, tmp_path: Path) -> None:
+    for said in run_ranks(full_disk, 2, tmp_path, operation, case):
         assert len(said) == 1  # no half checkpoint
         assert "RankFailedError: rank 1 of 2 on " in said[0]
         assert "no space left on the device" in said[0]

@@ -12,6 +12,7 @@ import pytest
 from llmtool.core import checkpoint, files
 from llmtool.core.errors import Interrupted, LlmtoolError
 from llmtool.stages.fit import fit
+from llmtool.stages.saving import Saver
 from tests.stages.test_fit import Crash, Watcher, config, toy
 
 SETTINGS: dict[str, Any] = {"budget": {"steps": 8}, "checkpoint_every": 4, "log_every": 1}
@@ -30,6 +31,12 @@ class Disk(files.Fs):
             if self.error is not None:
                 raise OSError(self.error, "")
         super().sync(path)
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["written", "held"])
+def _hold(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handed to the system, or in memory, as on a GPU."""
+    monkeypatch.setattr(Saver, "holds", request.param)
 
 
 @pytest.fixture
