@@ -18,6 +18,7 @@ from llmtool.models.headed import Headed, of_pictures
 
 DERIVED: Any = None  # the default of keys that follow from others, until `_resolve` has filled them in
 REDUCTION = 4  # a bottleneck works on so many times fewer channels
+FEW = 8  # channels, that a register of AVX2 holds
 
 Width = Annotated[int, Field(gt=0, le=65_536)]
 Depth = Annotated[int, Field(gt=0, le=512)]
@@ -170,7 +171,12 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c, h, w) -> (B, c', h', w')."""
-        return self.norm(self.convolution(x))
+        layer = self.convolution
+        if layer.kernel_size == (1, 1) and layer.in_channels < FEW and x.device.type == "cpu":
+            # with a stride oneDNN writes beyond its memory in the backward pass (torch 2.13, AVX2)
+            height, width = layer.stride
+            return self.norm(F.conv2d(x[:, :, ::height, ::width], layer.weight))
+        return self.norm(layer(x))
 
     def flops(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
         """Forward FLOPs for pictures of this height and width, and the height and width that come out."""
