@@ -6,8 +6,8 @@ Each number of processes meets as ranks do (core/ranks.py, gloo over loopback); 
 clock's exchange (training/together.py; the quickest tenth of them, as the machine may have other work) over
 the 2 (n - 1) steps of gloo's ring. Eight processes on few cores wait for each other more than they would on
 machines of their own: the hop of two is the least. A checkpoint is one of tensors of 1 GB in all, as one
-writer makes it: written, hashed, synced, renamed; training waits until it is in memory (`handed`, as
-of a model on a GPU).
+writer makes it: written, hashed, synced, renamed; training waits until it is handed to the
+system (`handed`; of a model on a GPU, until it is in memory, which takes less).
 """
 
 from __future__ import annotations
@@ -93,7 +93,6 @@ def checkpoint(size: int) -> dict[str, float]:
             Path(place),
             checkpoint.step_name(1),
             lambda directory: files.write_bytes(directory / "w.safetensors", safetensors.torch.save(tensors)),
-            hold=True,  # as of a model on a GPU
         )
         handed = time.perf_counter() - began
         final = finish()
@@ -131,7 +130,7 @@ def main() -> None:
         [f"{one[key] / 1e9:.2f}" for key in ("handed", "written", "verified")]
         for one in figures["checkpoint"]
     ]
-    columns = ["in memory, GB/s", "durable, GB/s", "verified, GB/s"]
+    columns = ["handed over, GB/s", "durable, GB/s", "verified, GB/s"]
     common.table("a checkpoint by one writer", columns, speeds)
     common.save(options, "rank_costs", figures, common.versions("llmtool", "torch"))
 
