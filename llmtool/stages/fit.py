@@ -396,6 +396,8 @@ class _Session:
             row["seen"] = self.train.seen(row["step"] * self.plan.batch)
         if ranks.here().first:
             files.append_line(self.directory / METRICS, row)
+            if getattr(self.progress, "kill_at", None) == row["step"]:
+                self.saver.wait()  # a rehearsal's power cut comes when the disk has the checkpoint before
             self.progress.row(row)
 
     def refuse(self, update: Refused, state: State, ends: bool) -> str:

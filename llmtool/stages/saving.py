@@ -1,8 +1,8 @@
 """A training's checkpoints: the model, and beside it the optimizer and the place in the run; and back.
 
-Training waits for the bytes to be in memory (of a model on a GPU), or else handed to the system: a CPU's
-memory is the training's own. That the disk has them, their hashes and the checkpoint's name are a thread's
-work, beside the next steps.
+Of a model on a GPU training waits for the bytes to be in memory. That they are written, that the disk has
+them, their hashes and the checkpoint's name are a thread's work, beside the next steps. On a CPU, whose
+memory and cores are the training's own, it waits for all of it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Saver:
 
     @property
     def holds(self) -> bool:
-        """Whether a checkpoint is in memory before it is written."""
+        """Whether a checkpoint is in memory, and training goes on before it is written."""
         return self.assembled.device.type == "cuda"
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -85,6 +85,8 @@ class Saver:
         else:
             return
         self._under_way = self._thread.submit(self._finish, finish, name, best, config.keep)
+        if not self.holds:
+            self.wait()
 
     def wait(self) -> None:
         """Until the checkpoint that is under way is there. Raises what went wrong with it."""
