@@ -50,7 +50,9 @@ from llmtool.training.together import Together
 
 
 class Progress(Protocol):
-    """Who is told how it goes."""
+    """Who is told how it goes. kill_at: of a rehearsal, the step after which `row` kills the process."""
+
+    kill_at: int | None
 
     def row(self, row: dict[str, Any]) -> None:
         """A row of metrics.jsonl, as soon as it is known."""
@@ -396,7 +398,7 @@ class _Session:
             row["seen"] = self.train.seen(row["step"] * self.plan.batch)
         if ranks.here().first:
             files.append_line(self.directory / METRICS, row)
-            if getattr(self.progress, "kill_at", None) == row["step"]:
+            if self.progress.kill_at == row["step"]:
                 self.saver.wait()  # a rehearsal's power cut comes when the disk has the checkpoint before
             self.progress.row(row)
 

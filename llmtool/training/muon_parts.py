@@ -35,13 +35,26 @@ class PartsMuon(Muon):
         own = [piece(state["momentum_buffer"]) for state in self.state.values()]
         every = ranks.gathered(own)
         self.pieces = [every[rank] for rank in among]
-        self.owners = owners([matrix.shape for matrix in matrices], len(among))
-        # what several ranks hold, the first of them gives
-        holders = [[each[at] for each in self.pieces] for at in range(len(matrices))]
-        self.gives = [
-            {at for at, found in enumerate(holders) if found.index(found[rank]) == rank}
-            for rank in range(len(among))
-        ]
+        self._route([matrix.shape for matrix in matrices])
+
+    def _route(self, shapes: list[torch.Size]) -> None:
+        """Who makes which update, and how many numbers go from whom to whom on its account."""
+        every, owner = range(len(self.pieces)), owners(shapes, len(self.pieces))
+        self.order = sorted(range(len(shapes)), key=lambda at: owner[at])
+        of = [[at for at in self.order if owner[at] == rank] for rank in every]
+        holders = [[each[at] for each in self.pieces] for at in range(len(shapes))]
+
+        def gives(rank: int, at: int) -> bool:  # what several ranks hold, the first of them gives
+            return holders[at].index(holders[at][rank]) == rank
+
+        self.mine = of[self.rank]
+        self.given = [at for at in self.order if gives(self.rank, at)]
+        self.parts_from = [[at for at in self.mine if gives(rank, at)] for rank in every]
+        own = self.pieces[self.rank]
+        self.there = [_numbers(own, [at for at in of[rank] if at in self.given]) for rank in every]
+        self.here = [_numbers(self.pieces[rank], self.parts_from[rank]) for rank in every]
+        self.back_there = [_numbers(self.pieces[rank], self.mine) for rank in every]
+        self.back_here = [_numbers(own, of[rank]) for rank in every]
 
     @torch.no_grad()
     def step(self) -> None:
@@ -74,22 +87,16 @@ class PartsMuon(Muon):
     def _shared(self, parts: list[Tensor], lr: float) -> list[Tensor]:
         """Parts of momentum, of every matrix the one that is here -> the same parts of its update."""
         shapes = [matrix.shape for matrix in self.param_groups[0]["params"]]
-        order = sorted(range(len(parts)), key=lambda at: self.owners[at])
-        mine, every = [at for at in order if self.owners[at] == self.rank], range(len(self.pieces))
-        own, given = self.pieces[self.rank], self.gives[self.rank]
-        of = [[at for at in order if self.owners[at] == rank] for rank in every]
-        sent = _flat([parts[at] for at in order if at in given], parts[0]).to(self.device)
-        there = [_numbers(own, [at for at in of[rank] if at in given]) for rank in every]
-        here = [_numbers(self.pieces[rank], [at for at in mine if at in self.gives[rank]]) for rank in every]
-        wholes = {at: sent.new_empty(shapes[at][0], shapes[at][1:].numel()) for at in mine}
-        for rank, flat in enumerate(self._exchanged(sent, there, here).split(here)):
-            for at, part in _parted(flat, self.pieces[rank], [at for at in mine if at in self.gives[rank]]):
-                wholes[at][self.pieces[rank][at].slices] = part
-        made = dict(zip(mine, self._orthogonal(list(wholes.values()), lr), strict=True))
-        home = [made[at][self.pieces[rank][at].slices] for rank in every for at in mine]
-        here = [_numbers(self.pieces[rank], mine) for rank in every]
-        there = [_numbers(own, of[rank]) for rank in every]
-        changes = dict(_parted(self._exchanged(_flat(home, sent), here, there), own, order))
+        sent = _flat([parts[at] for at in self.given], parts[0]).to(self.device)
+        wholes = {at: sent.new_empty(shapes[at][0], shapes[at][1:].numel()) for at in self.mine}
+        came = self._exchanged(sent, self.there, self.here).split(self.here)
+        for pieces, those, flat in zip(self.pieces, self.parts_from, came, strict=True):
+            for at, part in _parted(flat, pieces, those):
+                wholes[at][pieces[at].slices] = part
+        made = dict(zip(self.mine, self._orthogonal(list(wholes.values()), lr), strict=True))
+        home = [made[at][pieces[at].slices] for pieces in self.pieces for at in self.mine]
+        back = self._exchanged(_flat(home, sent), self.back_there, self.back_here)
+        changes = dict(_parted(back, self.pieces[self.rank], self.order))
         return [changes[at] for at in range(len(parts))]
 
     def _exchanged(self, sent: Tensor, to_each: list[int], from_each: list[int]) -> Tensor:

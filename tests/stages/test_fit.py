@@ -83,6 +83,8 @@ class Toy:
 class Watcher:
     """Progress that remembers, and can end the process's work at a step as a crash or a signal would."""
 
+    kill_at: int | None = None
+
     def __init__(self, crash_at: int | None = None, signal_at: int | None = None) -> None:
         self.notes: list[str] = []
         self.rows: list[dict[str, Any]] = []

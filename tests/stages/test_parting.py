@@ -77,6 +77,8 @@ class Saved(Toy):
 
 
 class Silent:
+    kill_at: int | None = None
+
     def row(self, row: dict[str, Any]) -> None: ...
     def note(self, text: str) -> None: ...
 
