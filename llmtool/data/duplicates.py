@@ -18,6 +18,7 @@ from llmtool.data.shingles import mixed, numbered, runs
 BINS, BAND = 126, 3
 RUN = 3  # words
 ALIKE = 0.4  # share of equal bins; one word in ten changed leaves 0.57 of the runs
+SURE = 0.9  # and from here on a document is compared no further
 SHORTEST = 8  # words; shorter ones are compared as they are, but for case and punctuation
 MOST_PAIRS = 20_000_000  # compared
 TOGETHER = 1000  # documents that are sketched at once: what lies in memory for it
@@ -39,9 +40,9 @@ def near_documents(texts: Sequence[str], code: np.ndarray) -> list[tuple[int, in
     for rows in same.values():
         train = [row for row in rows if code[row] == 0]
         best |= {row: (1.0, train[0]) for row in rows if train and code[row] > 0}
-    for row, partner, share in _alike(table, code):
-        if share > best.get(row, (0.0, 0))[0]:
-            best[row] = (share, partner)
+    share, partner = _alike(table, code)
+    for row in np.flatnonzero(share >= ALIKE).tolist():
+        best[row] = (float(share[row]), int(partner[row]))
     return sorted((row, partner) for row, (_, partner) in best.items())
 
 
@@ -65,30 +66,29 @@ def sketches(texts: Sequence[str]) -> tuple[np.ndarray, dict[int, bytes]]:
     return np.where(held, filled, _EMPTY), short
 
 
-def _alike(sketches: np.ndarray, code: np.ndarray) -> list[tuple[int, int, float]]:
-    """(row, row of train, share of equal bins) of the pairs compared that are alike."""
+def _alike(sketches: np.ndarray, code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) of each document the largest share of equal bins that one of train has with it, of the pairs
+    compared, and (n,) which one that is."""
+    best, partner = np.zeros(len(code)), np.zeros(len(code), np.int64)
     train = np.flatnonzero((code == 0) & (sketches[:, 0] != _EMPTY))
-    other = np.flatnonzero((code > 0) & (sketches[:, 0] != _EMPTY))
-    found: list[tuple[int, int, float]] = []
-    if not len(train) or not len(other):
-        return found
-    left = MOST_PAIRS
+    left = MOST_PAIRS if len(train) else 0
     for band in range(0, BINS, BAND):
+        other = np.flatnonzero((code > 0) & (sketches[:, 0] != _EMPTY) & (best < SURE))
         keys = sketches[:, band].copy()
         for bin_ in range(band + 1, band + BAND):
             keys = mixed(keys) + sketches[:, bin_]
         order = train[np.argsort(keys[train], kind="stable")]
         low = np.searchsorted(keys[order], keys[other], side="left")
         count = np.minimum(np.searchsorted(keys[order], keys[other], side="right") - low, 50)
-        rows = np.repeat(other, count)
-        within = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
-        partners = order[np.repeat(low, count) + within]
-        for start in range(0, min(len(rows), left), 50_000):
+        rows = np.repeat(other, count)[: max(0, left)]
+        within = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)[: len(rows)]
+        partners = order[np.repeat(low, count)[: len(rows)] + within]
+        for start in range(0, len(rows), 50_000):
             part = slice(start, start + 50_000)
             share = (sketches[rows[part]] == sketches[partners[part]]).mean(axis=1)
-            for at in np.flatnonzero(share >= ALIKE):
-                found.append((int(rows[part][at]), int(partners[part][at]), float(share[at])))
+            more = np.flatnonzero(share > best[rows[part]])
+            more = more[np.argsort(-share[more], kind="stable")[::-1]]  # of several the most alike comes last
+            best[rows[part][more]] = share[more]
+            partner[rows[part][more]] = partners[part][more]
         left -= len(rows)
-        if left <= 0:
-            break
-    return found
+    return best, partner
