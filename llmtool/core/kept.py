@@ -36,7 +36,9 @@ class Kept(Engine):
         self._there = {_name(path): path for path in self.place.iterdir() if path.suffix == SUFFIX}
 
     def submit(self, work: Work, thing: Any, name: str = "") -> Pending:
-        """Begin this work, unless its result is there."""
+        """Begin this work, unless its result is there. What has no name is not kept."""
+        if not name:
+            return self._engine.submit(work, thing)
         if name in self._there:
             return _Loading(self, name, lambda: self._begun(work, thing, name))
         return _Saving(self, name, self._begun(work, thing, name))
@@ -51,6 +53,11 @@ class Kept(Engine):
 
     def load(self, name: str) -> Packed | None:
         """The result that is kept under this name; None where there is none, or it is not whole."""
+        data = self.raw(name)
+        return None if data is None else unpacked(data)
+
+    def raw(self, name: str) -> bytes | None:
+        """The same as it lies there, for `unpacked`."""
         path = self._there.get(name)
         if path is None:
             return None
@@ -59,7 +66,7 @@ class Kept(Engine):
         if files.hash_bytes(data) != f"xxh3:{path.stem.rpartition('.')[2]}":
             files.remove_tree(self._there.pop(name))
             return None
-        return _unpacked(data)
+        return data
 
     def save(self, name: str, data: bytes) -> None:
         """Keep a result."""
@@ -89,7 +96,7 @@ class _Saving:
         if self.kept.apart:
             data = found[1][SUFFIX].tobytes()
             self.kept.save(self.name, data)
-            return _unpacked(data)
+            return unpacked(data)
         self.kept.save(self.name, _packed(found))
         return found
 
@@ -129,13 +136,23 @@ def _packed(result: Packed) -> bytes:
     return b"".join([head, b"\n", *parts])
 
 
-def _unpacked(data: bytes) -> Packed:
+def unpacked(data: bytes) -> Packed:
+    """The result that these bytes hold."""
+    document, arrays = _parts(data)
+    return json.loads(document), arrays
+
+
+def arrays_of(data: bytes) -> dict[str, np.ndarray]:
+    """Its arrays alone, without reading the document."""
+    return _parts(data)[1]
+
+
+def _parts(data: bytes) -> tuple[bytes, dict[str, np.ndarray]]:
     head, _, _ = data.partition(b"\n")
     about = json.loads(head)
-    at = len(head) + 1
-    document = json.loads(data[at : at + about["document"]])
-    at += about["document"]
-    arrays = {}
+    start = len(head) + 1
+    at = start + about["document"]
+    document, arrays = data[start:at], {}
     for name, dtype, shape in about["arrays"]:
         kind, count = np.dtype(dtype), int(np.prod(shape))
         arrays[name] = np.frombuffer(data, kind, count, at).reshape(shape)

@@ -24,12 +24,12 @@ def account(encoder: ChatEncoder, paths: Sequence[str], directory: Path) -> dict
     encoder.say()
     mask = [
         {"row": f"{paths[file]}:{line}", "pieces": [[shortened(text), learned] for text, learned in pieces]}
-        for (file, line), pieces in encoder.samples
+        for (file, line), pieces in encoder.counted.samples
     ]
     text = "\n\n".join(f"--- {one['row']}\n{marked(one['pieces'])}" for one in mask)
     head = f"What is learned stands between {OPEN} and {CLOSE}; the rest is only read.\n\n"
     files.write_text(directory / FILE, f"{head}{text}\n")
-    return {"mask": mask, "long": dict(encoder.lengths)}
+    return {"mask": mask, "long": dict(encoder.counted.lengths)}
 
 
 def marked(pieces: Sequence[Any]) -> str:

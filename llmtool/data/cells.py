@@ -42,9 +42,16 @@ class Numbers:
     wrong: np.ndarray
     infinite: np.ndarray
 
+    def of(self, codes: np.ndarray) -> Numbers:
+        """Those at these places."""
+        return Numbers(self.values[codes], self.missing[codes], self.wrong[codes], self.infinite[codes])
+
 
 class Cells:
-    """The cells of one column in one chunk."""
+    """The cells of one column in one chunk. Each different text is looked at once.
+
+    words: the different texts; codes: (rows,) int64, the place of each cell's text in them.
+    """
 
     def __init__(self, column: pd.Series) -> None:
         self._values: list[Any] = column.tolist()
@@ -54,15 +61,45 @@ class Cells:
         return len(self._values)
 
     @cached_property
+    def _coded(self) -> tuple[list[str], np.ndarray]:
+        import pandas as pd
+
+        raw = self._values if self._kinds <= {str, type(None)} else list(map(_plain, self._values))
+        cells = np.empty(len(raw), dtype=object)
+        cells[:] = raw
+        codes, distinct = pd.factorize(cells)  # None has the code -1
+        places: dict[str, int] = {}
+        place = [places.setdefault(word.strip(), len(places)) for word in distinct]
+        if (codes < 0).any():
+            place.append(places.setdefault("", len(places)))
+        return list(places), np.array(place, np.int64)[codes]
+
+    @property
+    def words(self) -> list[str]:
+        return self._coded[0]
+
+    @property
+    def codes(self) -> np.ndarray:
+        return self._coded[1]
+
+    @cached_property
     def text(self) -> list[str]:
         """Each cell as text without blanks around it; "" where there is nothing."""
-        if self._kinds <= {str}:
-            return [value.strip() for value in self._values]
-        return [value.strip() if type(value) is str else _plain(value) for value in self._values]
+        words = self.words
+        return [words[code] for code in self.codes.tolist()]
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """(words,) int64: how many cells have each."""
+        return np.bincount(self.codes, minlength=len(self.words))
 
     def missing(self, markers: frozenset[str]) -> np.ndarray:
         """(rows,) bool: nothing there, or one of the words that mean missing."""
-        return np.fromiter((word in markers for word in self.text), dtype=bool, count=len(self))
+        return self._missing(markers)[self.codes]
+
+    def _missing(self, markers: frozenset[str]) -> np.ndarray:
+        """(words,) bool."""
+        return np.fromiter((word in markers for word in self.words), dtype=bool, count=len(self.words))
 
     def numbers(self, markers: frozenset[str]) -> Numbers:
         """The cells as float64."""
@@ -71,39 +108,22 @@ class Cells:
             missing, infinite = np.isnan(values), np.abs(values) > LARGEST
             values[infinite] = np.nan
             return Numbers(values, missing, np.zeros(len(self), dtype=bool), infinite)
-        missing = self.missing(markers)
-        text = (
-            self.text
-            if not missing.any()
-            else ["nan" if m else t for t, m in zip(self.text, missing, strict=True)]
-        )
-        fast = self._fast_numbers(text, missing)
-        if fast is None:
-            return _slow_numbers(text, missing)
-        infinite = np.abs(fast) > LARGEST
-        fast[infinite] = np.nan
-        return Numbers(fast, missing, np.zeros(len(self), dtype=bool), infinite)
-
-    def _fast_numbers(self, text: list[str], missing: np.ndarray) -> np.ndarray | None:
-        present = text if not missing.any() else [t for t, m in zip(text, missing, strict=True) if not m]
-        if not set("\n".join(present)) <= _NUMBER_CHARACTERS:
-            return None
-        try:
-            return np.array(list(map(float, text)), dtype=np.float64)
-        except ValueError:
-            return None
+        missing = self._missing(markers)
+        found = _fast_numbers(self.words, missing) or _slow_numbers(self.words, missing)
+        return found.of(self.codes)
 
     def dates(self, markers: frozenset[str]) -> Numbers:
         """The cells as seconds since 1970-01-01 UTC; a time without zone counts as UTC."""
-        missing = self.missing(markers)
-        seconds = np.full(len(self), np.nan)
-        for row in np.flatnonzero(~missing):
-            seconds[row] = _seconds(self.text[row])
-        return Numbers(seconds, missing, np.isnan(seconds) & ~missing, np.zeros(len(self), dtype=bool))
+        missing = self._missing(markers)
+        seconds = np.full(len(missing), np.nan)
+        for at in np.flatnonzero(~missing):
+            seconds[at] = _seconds(self.words[at])
+        wrong = np.isnan(seconds) & ~missing
+        return Numbers(seconds, missing, wrong, np.zeros(len(missing), dtype=bool)).of(self.codes)
 
     def looks_like_dates(self, markers: frozenset[str]) -> bool:
-        """Whether one of the first cells that hold anything is a date: cheap, before reading all."""
-        present = (word for word in self.text if word not in markers)
+        """Whether one of the first texts that hold anything is a date: cheap, before reading all."""
+        present = (word for word in self.words if word not in markers)
         return any(_DATE.fullmatch(word) for word in itertools.islice(present, 20))
 
 
@@ -127,6 +147,21 @@ def _plain(value: Any) -> str:
     if isinstance(value, int) and value.bit_length() > 10_000:
         return "inf" if value > 0 else "-inf"  # Python refuses to print it, and no number type holds it
     return str(value)
+
+
+def _fast_numbers(words: list[str], missing: np.ndarray) -> Numbers | None:
+    """The words as numbers, where all that are not missing are plain ones."""
+    present = [word for word, absent in zip(words, missing.tolist(), strict=True) if not absent]
+    if not set("\n".join(present)) <= _NUMBER_CHARACTERS:
+        return None
+    values = np.full(len(words), np.nan)
+    try:
+        values[~missing] = list(map(float, present))
+    except ValueError:
+        return None
+    infinite = np.abs(values) > LARGEST
+    values[infinite] = np.nan
+    return Numbers(values, missing, np.zeros(len(words), dtype=bool), infinite)
 
 
 def _slow_numbers(text: list[str], missing: np.ndarray) -> Numbers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +15,9 @@ from llmtool.core.config import Section
 from llmtool.core.contracts import Tokens
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import templates
-from llmtool.data.chat_writer import ChatWriter
+from llmtool.data.chat_writer import ChatWriter, Counted, encoded
 from llmtool.data.conversations import BadConversation, Layout, Message, Part, layout, prepared, read
-from llmtool.data.encoding import Chunks, Refusals
+from llmtool.data.encoding import Chunks, Encoded, Refusals
 from llmtool.data.rendering import Rendered, Renderer
 from llmtool.data.shortening import cut, split
 from llmtool.data.store import CARD
@@ -34,6 +33,8 @@ from llmtool.data.tokenizers import (
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from llmtool.data.sources import Chunk
 
 CHECKPOINT = "llmtool.json"  # what a checkpoint says of itself; it holds the card of its data
 
@@ -172,9 +173,7 @@ class ChatEncoder:
         self.layout: Layout | None = None
         self.renderer: Renderer | None = None
         self.notes: list[str] = []
-        self.samples: list[tuple[tuple[int, int], list[tuple[str, bool]]]] = []  # (file, line) and pieces
-        self.lengths: Counter[str] = Counter()  # what became of conversations that were too long
-        self.rewritten = 0
+        self.counted = Counted()  # of all splits
         self._special: dict[str, str] = {}
         self._saved: Path | None = None
 
@@ -206,7 +205,7 @@ class ChatEncoder:
     def texts(self, frame: pd.DataFrame) -> list[str]:
         """What is said in each row, without roles; "" where it holds no conversation."""
         found = []
-        for row in self._rows(frame):
+        for row in self.rows(frame):
             try:
                 found.append("\n".join(message["content"] for message in self._read(row)[0]))
             except BadConversation:
@@ -245,9 +244,9 @@ class ChatEncoder:
 
     def _said(self, chunks: Chunks) -> Iterator[str]:
         rows = 0
-        for chunk in chunks():
+        for chunk in chunks:
             rows += len(chunk.frame)
-            for row in self._rows(chunk.frame):
+            for row in self.rows(chunk.frame):
                 try:
                     messages, _ = self._read(row)
                 except BadConversation:
@@ -256,7 +255,8 @@ class ChatEncoder:
         if rows == 0:
             raise DataError("the train split has no rows; nothing can be learned from it")
 
-    def _rows(self, frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    def rows(self, frame: pd.DataFrame) -> Iterator[dict[str, Any]]:
+        """Of each row, the cells of the format's columns."""
         assert self.layout is not None, "columns() comes first"
         names = list(self.layout.columns.values())
         for cells in zip(*(frame[name].tolist() for name in names), strict=True):
@@ -286,31 +286,36 @@ class ChatEncoder:
         """{"kind": "next_token", "vocabulary": V}."""
         return {"kind": "next_token", "vocabulary": self.tokenizer.vocabulary}
 
-    def conversations(self, row: dict[str, Any]) -> list[Rendered]:
+    def conversations(self, row: dict[str, Any], counted: Counted) -> list[Rendered]:
         """A row as one conversation, or the parts that it is cut or split into; none where it was too long.
+        What is to be said of it goes into `counted`.
 
         Raises BadConversation and MaskError.
         """
         messages, tools = self._read(row)
         messages = prepared(messages, calls=self.fitted.template.uses("tool_calls"))
         whole = self.fitted.render(messages, tools)
-        self.rewritten += whole.rewritten
+        counted.rewritten += whole.rewritten
         limit = self.config.length
         if limit is None or len(whole.ids) <= limit:
             return [whole]
-        self.lengths["longer"] += 1
-        self.lengths["longest"] = max(self.lengths["longest"], len(whole.ids))
+        counted.lengths["longer"] += 1
+        counted.lengths["longest"] = max(counted.lengths["longest"], len(whole.ids))
         if self.config.long == "refuse":
             return []
         if self.config.long == "cut":
             parts = cut(self.fitted, messages, tools, limit)
         else:
             parts, left_out = split(self.fitted, messages, tools, limit)
-            self.lengths["exchanges left out"] += left_out
+            counted.lengths["exchanges left out"] += left_out
         if parts:
-            self.lengths[self.config.long] += 1
-            self.lengths["parts"] += len(parts)
+            counted.lengths[self.config.long] += 1
+            counted.lengths["parts"] += len(parts)
         return parts
+
+    def encoded(self, chunk: Chunk) -> Encoded:
+        """Rows that hold conversations, rendered, as a writer appends them."""
+        return encoded(self, chunk)
 
     def writer(self, directory: Path, split: str) -> ChatWriter:
         """Writes `{split}.tokens.bin`, `.documents.bin`, `.trained.bin` and `.origin.bin`; tokenizer and
@@ -369,16 +374,19 @@ class ChatEncoder:
         self.notes.insert(
             0, f"conversations: {self.layout.describe()}, {how}; {template}; a turn ends in {stop}"
         )
-        if self.rewritten:
+        counted = self.counted
+        if counted.rewritten:
             self.notes.append(
-                f"in {self.rewritten:,} conversations {template} rewrites earlier turns; they are learned as "
-                "they stand in the whole conversation (train_on: last learns the last turn only)"
+                f"in {counted.rewritten:,} conversations {template} rewrites earlier turns; they are learned "
+                "as they stand in the whole conversation (train_on: last learns the last turn only)"
             )
-        if self.lengths["longer"]:
+        if counted.lengths["longer"]:
             done = ", ".join(
-                f"{key} {count:,}" for key, count in self.lengths.items() if key not in ("longer", "longest")
+                f"{key} {count:,}"
+                for key, count in counted.lengths.items()
+                if key not in ("longer", "longest")
             )
             self.notes.append(
-                f"{self.lengths['longer']:,} conversations are longer than {self.config.length:,} tokens "
-                f"(the longest {self.lengths['longest']:,}): {done or 'all dropped'}"
+                f"{counted.lengths['longer']:,} conversations are longer than {self.config.length:,} tokens "
+                f"(the longest {counted.lengths['longest']:,}): {done or 'all dropped'}"
             )

@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -121,11 +121,13 @@ def need(frame: pd.DataFrame, columns: Sequence[str], place: str) -> None:
 
 def contents(frame: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
     """(rows, 2) uint64: a 128-bit hash of each row's cells, the same for rows that hold the same."""
-    if len(columns) == 1:
-        texts: Iterable[str] = map(_spelled, frame[columns[0]].tolist())
-    else:
-        cells = [frame[name].tolist() for name in columns]
-        texts = ("".join(map(_spelled, row)) for row in zip(*cells, strict=True))
+    cells, form = [], ""
+    for name in columns:
+        values = frame[name].tolist()
+        plain = set(map(type, values)) <= {str}
+        cells.append(values if plain else list(map(_spelled, values)))
+        form += "\0s%s" if plain else "%s"  # as `_spelled` writes a text
+    texts = (form % row for row in zip(*cells, strict=True))
     digests = b"".join([xxhash.xxh3_128_digest(text.encode("utf-8", "surrogatepass")) for text in texts])
     return np.frombuffer(digests, np.uint64).reshape(len(frame), 2)
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from llmtool.core.errors import DataError
 from llmtool.data import normal
 from llmtool.data.cells import BLANK, Cells
-from llmtool.data.statistics import ColumnStatistics, Moments, Reservoir, calendar
+from llmtool.data.statistics import ColumnStatistics, FairSample, Moments, calendar
 
 Scale = Annotated[
     Literal["standard", "quantile", "piecewise", "none"],
@@ -145,9 +145,7 @@ class CategoryColumn:
     def encode(self, cells: Cells, markers: frozenset[str], out: np.ndarray) -> Reasons:
         """Write (rows, features) into `out`; every text is some category, so no row is refused."""
         slots, unseen = self._slots, len(self.categories) if self.rare else -1
-        chosen = np.fromiter(
-            (slots.get(word, unseen) for word in cells.text), dtype=np.int64, count=len(cells)
-        )
+        chosen = np.array([slots.get(word, unseen) for word in cells.words], np.int64)[cells.codes]
         out[:] = 0
         rows = np.flatnonzero(chosen >= 0)
         out[rows, chosen[rows]] = 1
@@ -326,7 +324,7 @@ def _centre(moments: Moments) -> tuple[float, float]:
     return moments.mean, 1.0 if moments.constant else moments.deviation
 
 
-def _fill(moments: Moments, sample: Reservoir, missing: Missing) -> float:
+def _fill(moments: Moments, sample: FairSample, missing: Missing) -> float:
     if missing == "zero" or moments.count == 0:
         return 0.0
     return moments.mean if missing == "mean" else float(np.median(sample.values()))

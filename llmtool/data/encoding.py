@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from llmtool.core.errors import DataError
 from llmtool.data.cleaning import Masks
@@ -29,7 +31,38 @@ class RowError(DataError):
         return RowError, (self.file, self.line, *self.args)
 
 
-Chunks = Callable[[], Iterator["Chunk"]]  # each call reads the rows again from the start
+class Chunks(Protocol):
+    """Rows in the order of the source; whoever iterates reads them again from the start."""
+
+    def __iter__(self) -> Iterator[Chunk]: ...
+
+    def map(self, work: Callable[[Chunk], Any]) -> Iterator[Any]:
+        """What `work` makes of each chunk, in their order. Other processes may do it: `work` and what it
+        makes can be sent."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Chunks that are at hand."""
+
+    chunks: Sequence[Chunk]
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return iter(self.chunks)
+
+    def map(self, work: Callable[[Chunk], Any]) -> Iterator[Any]:
+        """The same, here."""
+        return map(work, self.chunks)
+
+
+@dataclass
+class Encoded:
+    """Rows as a writer appends them. arrays: by name. refused: ordinals of the rows that cannot be encoded,
+    each with its reason. about: what the writer counts of the others."""
+
+    arrays: dict[str, np.ndarray]
+    refused: dict[int, str]
+    about: Any = None
 
 
 class SplitWriter(Protocol):
@@ -40,6 +73,13 @@ class SplitWriter(Protocol):
 
     def close(self) -> dict[str, Any]:
         """Finish the files; gives back the split's entry in the card: rows, arrays, what else was counted."""
+
+
+class EncodedWriter(SplitWriter, Protocol):
+    """One of an encoder that has `encoded`."""
+
+    def write(self, encoded: Encoded) -> dict[int, str]:
+        """Write what that made of some rows; gives back the same as `add`."""
 
 
 @dataclass
@@ -73,6 +113,10 @@ class Encoder(Protocol):
 
     def fit(self, chunks: Chunks) -> None:
         """Learn from the train rows, in memory that does not grow with them."""
+
+    @property
+    def encoded(self) -> Callable[[Chunk], Encoded] | None:
+        """After fit: encodes rows of one split, in any process; None: only a writer can, in order."""
 
     def writer(self, directory: Path, split: str) -> SplitWriter:
         """Writes `split` below `directory`, where card.json will lie too."""

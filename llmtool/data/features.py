@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from llmtool.core import seeds
 from llmtool.core.config import Section, suggest
 from llmtool.core.contracts import Features
 from llmtool.core.errors import ConfigError, DataError
@@ -29,8 +28,8 @@ from llmtool.data.columns import (
     fit_date,
     fit_number,
 )
-from llmtool.data.encoding import Chunks, Refusals
-from llmtool.data.statistics import ColumnStatistics
+from llmtool.data.encoding import Chunks, Encoded, Refusals
+from llmtool.data.statistics import ColumnStatistics, Survey
 from llmtool.data.store import CARD, ArrayWriter, Dataset
 from llmtool.data.targets import SEPARATOR as LABEL_SEPARATOR
 from llmtool.data.targets import (
@@ -230,20 +229,8 @@ class FeatureEncoder:
         """Read the train rows once; decide each column's kind, then its encoder."""
         names = [] if self.fitted is not None else self.names
         assert names is not None, "columns() comes before fit()"
-        markers = self._markers
-        every = [*names, *self.target_names]
-        found = {
-            name: ColumnStatistics(name, markers, len(every), seeds.generator(self.seed, "sample", name))
-            for name in every
-        }
-        rows = 0
-        for chunk in chunks():
-            ordinals = chunk.frame.index.to_numpy()
-            rows += len(ordinals)
-            for name in every:
-                found[name].add(Cells(chunk.frame[name]), ordinals)
-        if rows == 0:
-            raise DataError("the train split has no rows; nothing can be learned from it")
+        survey = Survey([*names, *self.target_names], self._markers, self.seed)
+        found = {one.name: one for one in survey.over(chunks)}
         self.target = fit_target(
             [found[name] for name in self.target_names],
             self.config.target_kind,
@@ -384,6 +371,21 @@ class FeatureEncoder:
                 at += len(column.features)
         return block, refused
 
+    def encoded(self, chunk: Chunk) -> Encoded:
+        """Rows with a target, as a writer appends them."""
+        assert self.target is not None, "fit() comes first"
+        targets, refused = self.target.encode(chunk.frame, self._markers)
+        block, more = self.encode(chunk.frame)
+        refused = {**more, **refused}
+        keep = np.ones(len(chunk.frame), dtype=bool)
+        keep[list(refused)] = False
+        origin = np.stack([chunk.file, chunk.line], axis=1)[keep].astype(np.int64)
+        ordinals = chunk.frame.index.to_numpy()
+        return Encoded(
+            {"inputs": block[keep], "targets": targets[keep], "origin": origin},
+            {int(ordinals[row]): reason for row, reason in sorted(refused.items())},
+        )
+
     def writer(self, directory: Path, split: str) -> FeatureWriter:
         """Writes `{split}.inputs.bin`, `.targets.bin` and `.origin.bin`."""
         return FeatureWriter(self, directory, split)
@@ -419,38 +421,28 @@ class FeatureWriter:
     """inputs (rows, F) float32, targets (rows,) int64 or (rows, n) float32, origin (rows, 2) file, line."""
 
     def __init__(self, encoder: FeatureEncoder, directory: Path, split: str) -> None:
-        self._encoder = encoder
-        width = len(encoder.features)
         assert encoder.target is not None
-        self._target = encoder.target
-        self._inputs = ArrayWriter(directory / f"{split}.inputs.bin", "<f4", (width,))
-        self._targets = ArrayWriter(
-            directory / f"{split}.targets.bin", self._target.dtype, self._target.shape
-        )
-        self._origin = ArrayWriter(directory / f"{split}.origin.bin", "<i8", (2,))
+        self._encoder, target = encoder, encoder.target
+        self._arrays = {
+            "inputs": ArrayWriter(directory / f"{split}.inputs.bin", "<f4", (len(encoder.features),)),
+            "targets": ArrayWriter(directory / f"{split}.targets.bin", target.dtype, target.shape),
+            "origin": ArrayWriter(directory / f"{split}.origin.bin", "<i8", (2,)),
+        }
 
     def add(self, chunk: Chunk) -> dict[int, str]:
         """Write the rows that can be encoded; the ordinals of the others come back with reasons."""
-        frame = chunk.frame
-        targets, refused = self._target.encode(frame, self._encoder._markers)
-        block, more = self._encoder.encode(frame)
-        refused = {**more, **refused}
-        keep = np.ones(len(frame), dtype=bool)
-        keep[list(refused)] = False
-        self._inputs.append(block[keep])
-        self._targets.append(targets[keep])
-        self._origin.append(np.stack([chunk.file, chunk.line], axis=1)[keep].astype(np.int64))
-        ordinals = frame.index.to_numpy()
-        return {int(ordinals[row]): reason for row, reason in sorted(refused.items())}
+        return self.write(self._encoder.encoded(chunk))
+
+    def write(self, encoded: Encoded) -> dict[int, str]:
+        """The same of rows that are encoded."""
+        for name, array in self._arrays.items():
+            array.append(encoded.arrays[name])
+        return encoded.refused
 
     def close(self) -> dict[str, Any]:
         """Rows written, and the arrays."""
-        arrays = {
-            "inputs": self._inputs.close(),
-            "targets": self._targets.close(),
-            "origin": self._origin.close(),
-        }
-        return {"rows": self._inputs.rows, "arrays": arrays}
+        arrays = {name: array.close() for name, array in self._arrays.items()}
+        return {"rows": self._arrays["inputs"].rows, "arrays": arrays}
 
 
 def find_column(name: str, available: Sequence[str], key: str) -> None:

@@ -117,7 +117,7 @@ def guess(
 
 
 def _column(name: str, cells: pd.Series, columns: int) -> Column:
-    found = ColumnStatistics(name, MISSING, columns, seeds.generator(0, "init", name))
+    found = ColumnStatistics(name, MISSING, columns, seeds.derive(0, "init", name))
     read = Cells(cells)
     found.add(read, np.arange(len(cells)))
     present = max(1, found.rows - found.blank)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
@@ -15,11 +16,13 @@ from llmtool.core.config import Section
 from llmtool.core.contracts import Images
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import pictures
+from llmtool.data.cells import MISSING
 from llmtool.data.encoding import Chunks, Refusals
 from llmtool.data.features import find_column
 from llmtool.data.image_sources import stored_pixels
 from llmtool.data.image_writer import ImagesWriter
 from llmtool.data.pictures import MAX_PIXELS, MOST_PIXELS, BadPicture, Fit, Pixels, Recipe, Stored
+from llmtool.data.statistics import ColumnStatistics, Survey
 from llmtool.data.store import CARD, Dataset
 from llmtool.data.targets import (
     SEPARATOR,
@@ -27,7 +30,7 @@ from llmtool.data.targets import (
     ClassTarget,
     Kind,
     Target,
-    TargetColumns,
+    fit_target,
     refuse_target,
     target_from_state,
     target_stratum,
@@ -163,6 +166,8 @@ class ImagesEncoder:
     """Learns size, channels and target from the train rows, and from their pixels, while these are written,
     the mean and deviation of each channel."""
 
+    encoded = None  # threads of the writer decode
+
     def __init__(self, config: ImagesEncode, seed: int = 0) -> None:
         self.config, self.seed = config, seed
         self.recipe: Recipe | None = None
@@ -200,13 +205,18 @@ class ImagesEncoder:
 
     def fit(self, chunks: Chunks) -> None:
         """See what the target is and, in the headers of some pictures, how large they are."""
-        found, looked = TargetColumns(self.target_names, self.seed), list[Any]()
-        for chunk in chunks():
-            found.add(chunk.frame)
-            looked += _spread(chunk.frame[self.config.image].tolist(), 64)
-        self.target = found.fit(self.config.target_kind, self.notes, self.config.label_separator)
+        survey, looked = Survey(self.target_names, MISSING, self.seed), list[Any]()
+
+        def surveyed() -> Iterator[list[ColumnStatistics]]:
+            for chunk in chunks:
+                looked.extend(_spread(chunk.frame[self.config.image].tolist(), 64))
+                yield survey(chunk)
+
+        found = survey.merged(surveyed())
+        kind, separator = self.config.target_kind, self.config.label_separator
+        self.target = fit_target(found, kind, self.notes, separator=separator)
         if self.recipe is None:
-            self.recipe = self._recipe(_spread(looked, LOOKED), found.rows)
+            self.recipe = self._recipe(_spread(looked, LOOKED), found[0].rows)
 
     def _recipe(self, cells: list[Any], rows: int) -> Recipe:
         """Size and channels as the file says, or as the headers of these pictures say."""

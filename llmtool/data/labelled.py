@@ -14,16 +14,18 @@ from llmtool.core.contracts import Tokens
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import beside
 from llmtool.data.beside import BesideConfig
-from llmtool.data.encoding import Chunks, Refusals
+from llmtool.data.cells import MISSING
+from llmtool.data.encoding import Chunks, Encoded, Refusals
 from llmtool.data.features import FeatureEncoder, find_column
-from llmtool.data.labelled_writer import TextWriter
+from llmtool.data.labelled_writer import TextWriter, encoded
+from llmtool.data.statistics import Survey
 from llmtool.data.store import CARD, Dataset
 from llmtool.data.targets import (
     SEPARATOR,
     TARGET_KIND,
     Kind,
     Target,
-    TargetColumns,
+    fit_target,
     refuse_target,
     target_from_state,
     target_stratum,
@@ -42,6 +44,8 @@ from llmtool.data.tokens import problem_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from llmtool.data.sources import Chunk
 
 Columns = str | Annotated[list[str], Field(min_length=1)]
 Long = Literal["head", "tail", "head_tail", "chunks"]
@@ -197,10 +201,9 @@ class TextEncoder:
 
     def fit(self, chunks: Chunks) -> None:
         """Train the tokenizer, unless it was taken over, and see what the target is."""
-        found = TargetColumns(self.target_names, self.seed)
-        for chunk in chunks():
-            found.add(chunk.frame)
-        self.target = found.fit(self.config.target_kind, self.notes, self.config.label_separator)
+        found = Survey(self.target_names, MISSING, self.seed).over(chunks)
+        kind, separator = self.config.target_kind, self.config.label_separator
+        self.target = fit_target(found, kind, self.notes, separator=separator)
         if self.features is not None:
             self.features.fit(chunks)
             self.notes += [note for note in self.features.notes if note not in self.notes]
@@ -220,7 +223,7 @@ class TextEncoder:
             )
 
     def _texts(self, chunks: Chunks) -> Iterator[str]:
-        for chunk in chunks():
+        for chunk in chunks:
             yield from (text for text in texts_of(chunk.frame, self.config.text) if not problem_of(text))
 
     # --- after fitting
@@ -291,6 +294,15 @@ class TextEncoder:
         """(texts,) how many tokens of texts of so many, as `encode` counts them, are in no row or chunk."""
         most = self.room * (self.config.chunks if self.config.long == "chunks" else 1)
         return np.maximum(lengths - self._around - most, 0)
+
+    @property
+    def dtype(self) -> str:
+        """The type of the ids."""
+        return "<u2" if self.fitted.vocabulary < 1 << 16 else "<u4"
+
+    def encoded(self, chunk: Chunk) -> Encoded:
+        """Rows with a text and a target, as a writer appends them."""
+        return encoded(self, chunk)
 
     def writer(self, directory: Path, split: str) -> TextWriter:
         """Writes `{split}.tokens.bin`, `.documents.bin`, `.targets.bin`, `.origin.bin` and the tokenizer."""

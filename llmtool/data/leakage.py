@@ -115,20 +115,15 @@ class Column:
     @classmethod
     def of(cls, series: Any) -> Column:
         """Read a column's cells: numbers where all of them are, or dates, else words."""
-        import pandas as pd
-
         cells = Cells(series)
-        codes, distinct = pd.factorize(np.asarray(cells.text, dtype=object))
-        words = distinct.tolist()
-        each = Cells(pd.Series(words, dtype=object))  # every word is read once
-        codes = np.where(each.missing(MISSING)[codes], -1, codes)
-        for read, dates in ((each.numbers, False), (each.dates, True)):
-            if (codes < 0).all() or (dates and not each.looks_like_dates(MISSING)):
+        codes = np.where(cells.missing(MISSING), -1, cells.codes)
+        for read, dates in ((cells.numbers, False), (cells.dates, True)):
+            if (codes < 0).all() or (dates and not cells.looks_like_dates(MISSING)):
                 break
             found = read(MISSING)
             if not found.wrong.any():
-                return cls(words, codes, np.where(codes < 0, np.nan, found.values[codes]), dates)
-        return cls(words, codes, None)
+                return cls(cells.words, codes, np.where(codes < 0, np.nan, found.values), dates)
+        return cls(cells.words, codes, None)
 
     @property
     def distinct(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -292,13 +292,18 @@ def frame(columns: list[str], rows: list[Any], index: np.ndarray) -> pd.DataFram
         parts = [[row.get(name) for row in rows] for name in columns]
     else:
         parts = zip(*rows, strict=True)
-    data = {}
-    for name, part in zip(columns, parts, strict=True):
-        data[name] = np.empty(len(rows), object)
-        data[name][:] = part
+    return table(dict(zip(columns, parts, strict=True)), index)
+
+
+def table(columns: Mapping[str, Sequence[Any]], index: np.ndarray) -> pd.DataFrame:
+    """Columns of dtype object, of (rows,) cells each."""
     import pandas as pd
 
-    return pd.DataFrame(data, index=index, dtype=object, columns=pd.Index(columns, dtype=object))
+    data = {}
+    for name, cells in columns.items():
+        data[name] = np.empty(len(index), object)
+        data[name][:] = cells
+    return pd.DataFrame(data, index=index, dtype=object, columns=pd.Index(list(columns), dtype=object))
 
 
 class DecodedSource(Source):

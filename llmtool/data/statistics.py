@@ -1,17 +1,28 @@
-"""What the train rows say about a column, gathered chunk by chunk in memory that does not grow with them."""
+"""What the train rows say about a column, gathered chunk by chunk in memory that does not grow with them.
+
+Each chunk is looked at alone, anywhere, and what was seen is merged in their order: the same on any machines.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Literal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from llmtool.core import seeds
+from llmtool.core.errors import DataError
 from llmtool.data.cells import BLANK, Cells
 
+if TYPE_CHECKING:
+    from llmtool.data.encoding import Chunks
+    from llmtool.data.sources import Chunk
+
 SAMPLE = 1_000_000  # values kept of one column: up to here medians and quantiles are exact
-SAMPLES = 32_000_000  # values kept of all columns together (256 MB)
+SAMPLES = 32_000_000  # values kept of all columns together (384 MB, with their draws)
 DISTINCT = 100_000  # different words counted in one column
 DISTINCTS = 2_000_000  # and in all columns together
 KIND_SHARE = 0.99  # a column is of numbers (or dates) when this share of its cells is
@@ -30,24 +41,33 @@ class Moments:
         self.count, self._origin, self._mean, self._squares = 0, 0.0, 0.0, 0.0
         self.minimum, self.maximum = math.inf, -math.inf
 
-    def add(self, values: np.ndarray) -> None:
-        """Take in (n,) finite float64 values."""
-        count = len(values)
-        if count == 0:
-            return
-        self.minimum = min(self.minimum, float(values.min()))
-        self.maximum = max(self.maximum, float(values.max()))
-        with np.errstate(over="ignore", invalid="ignore"):  # 1e300 squared: `deviation` is then not finite
-            if self.count == 0:
-                self._origin = float(values[0])
-            values = values - self._origin
-            mean = np.mean(values)
-            squares = float(np.sum((values - mean) ** 2))
-            total = self.count + count
-            delta = mean - self._mean
-            self._squares = float(self._squares + squares + delta * delta * (self.count * count / total))
-            self._mean = float(self._mean + delta * (count / total))
-        self.count = total
+    @classmethod
+    def of(cls, values: np.ndarray) -> Moments:
+        """Those of (n,) finite float64 values."""
+        made = cls()
+        if len(values):
+            made.count, made._origin = len(values), float(values[0])
+            made.minimum, made.maximum = float(values.min()), float(values.max())
+            with np.errstate(over="ignore", invalid="ignore"):  # 1e300 squared: `deviation` is not finite
+                values = values - made._origin
+                made._mean = float(np.mean(values))
+                made._squares = float(np.sum((values - made._mean) ** 2))
+        return made
+
+    def merge(self, other: Moments) -> None:
+        """Take in the values that `other` has seen."""
+        if self.count == 0:
+            self.__dict__.update(vars(other))
+        elif other.count:
+            with np.errstate(over="ignore", invalid="ignore"):
+                delta = np.float64(other._origin) - self._origin + other._mean - self._mean
+                total = self.count + other.count
+                between = delta * delta * (self.count * other.count / total)
+                self._squares = float(self._squares + other._squares + between)
+                self._mean = float(self._mean + delta * (other.count / total))
+            self.count = total
+            self.minimum = min(self.minimum, other.minimum)
+            self.maximum = max(self.maximum, other.maximum)
 
     @property
     def mean(self) -> float:
@@ -70,54 +90,78 @@ class Moments:
         return self.minimum >= self.maximum or variance <= bound
 
 
-class Reservoir:
-    """A fair sample of the values seen: all of them up to `capacity`, afterwards each with the same chance.
+class FairSample:
+    """A fair sample of values: all of them up to `capacity`, then those whose places draw the least numbers.
 
-    Vitter 1985, algorithm R: https://doi.org/10.1145/3147.3165
+    A place's draw is a function of it and the seed alone: so samples of parts merge to the sample of the
+    whole. Bottom-k sampling, Cohen and Kaplan 2007: https://doi.org/10.1145/1281100.1281133
     """
 
-    def __init__(self, capacity: int, generator: np.random.Generator) -> None:
-        self.seen, self._capacity, self._generator = 0, capacity, generator
-        self._parts: list[np.ndarray] = []
+    def __init__(self, capacity: int, seed: int) -> None:
+        self.seen, self._capacity, self._seed = 0, capacity, seed
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = []  # values and their draws
+        self._held = 0
 
     @property
     def exact(self) -> bool:
         """Whether every value seen is in the sample."""
         return self.seen <= self._capacity
 
-    def add(self, values: np.ndarray) -> None:
-        """Take in (n,) values."""
-        free = max(self._capacity - self.seen, 0)
-        if len(values[:free]):
-            self._parts.append(values[:free].copy())
-        rest = values[free:]
-        if len(rest):
-            sample = self.values()
-            at = self.seen + free + np.arange(len(rest))  # how many values came before each
-            slots = self._generator.integers(0, at + 1)
-            chosen = slots < self._capacity
-            sample[slots[chosen]] = rest[chosen]  # of two for one slot the later stays, as one by one
-        self.seen += len(values)
+    def add(self, values: np.ndarray, places: np.ndarray) -> None:
+        """Take in (n,) values; places: (n,) whole numbers, each value's own."""
+        self._take(values.copy(), _draws(places, self._seed), len(values))
+
+    def merge(self, other: FairSample) -> None:
+        """Take in what `other`, of the same capacity and seed, has seen of other places."""
+        self._take(*other._whole(), other.seen)
 
     def values(self) -> np.ndarray:
         """(m,) the sample."""
-        if len(self._parts) != 1:
-            self._parts = [np.concatenate(self._parts) if self._parts else np.empty(0)]
+        return self._whole()[0]
+
+    def _take(self, values: np.ndarray, draws: np.ndarray, seen: int) -> None:
+        self.seen += seen
+        self._held += len(values)
+        self._parts.append((values, draws))
+        if self._held > 1.25 * self._capacity:
+            self._whole()
+
+    def _whole(self) -> tuple[np.ndarray, np.ndarray]:
+        """All parts as one, of which no more is left than the sample."""
+        if len(self._parts) != 1 or self._held > self._capacity:
+            values = np.concatenate([part for part, _ in self._parts] or [np.empty(0)])
+            draws = np.concatenate([part for _, part in self._parts] or [np.empty(0, np.uint32)])
+            if len(values) > self._capacity:
+                least = np.sort(np.argsort(draws, kind="stable")[: self._capacity])
+                values, draws = values[least], draws[least]
+            self._parts, self._held = [(values, draws)], len(values)
         return self._parts[0]
 
 
-class ColumnStatistics:
-    """One column of the train rows, read as whatever it may turn out to be."""
+def _draws(places: np.ndarray, seed: int) -> np.ndarray:
+    """(n,) uint32: a number for each place that looks drawn by chance.
 
-    def __init__(
-        self, name: str, markers: frozenset[str], columns: int, generator: np.random.Generator
-    ) -> None:
+    The finaliser of SplitMix64, Steele, Lea and Flood 2014: https://doi.org/10.1145/2660193.2660195
+    """
+    mixed = places.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (mixed >> np.uint64(32)).astype(np.uint32)
+
+
+class ColumnStatistics:
+    """One column of the train rows, read as whatever it may turn out to be.
+
+    columns: how many there are, which share the memory. seed: of the samples.
+    """
+
+    def __init__(self, name: str, markers: frozenset[str], columns: int, seed: int) -> None:
         self.name, self._markers = name, markers
         sample = max(1000, min(SAMPLE, SAMPLES // max(columns, 1)))
         self._limit = max(1000, min(DISTINCT, DISTINCTS // max(columns, 1)))
         self.rows = self.missing = self.blank = self.wrong = self.infinite = self.not_dates = 0
-        self.numbers, self.number_sample = Moments(), Reservoir(sample, generator)
-        self.days, self.day_sample = Moments(), Reservoir(sample, generator)
+        self.numbers, self.number_sample = Moments(), FairSample(sample, seed)
+        self.days, self.day_sample = Moments(), FairSample(sample, seed)
         self.months, self.weekdays, self.hours = set[int](), set[int](), set[float]()
         self.years = Moments()
         self.words: Counter[str] = Counter()
@@ -139,21 +183,41 @@ class ColumnStatistics:
         self.missing += int(numbers.missing.sum())
         self.wrong += int(numbers.wrong.sum())
         self.infinite += int(numbers.infinite.sum())
-        self.length += sum(map(len, cells.text))
+        counts = cells.counts.tolist()
+        self.length += sum(len(word) * count for word, count in zip(cells.words, counts, strict=True))
         present = ~np.isnan(numbers.values)
         self._add_numbers(numbers.values[present], ordinals[present], complete=bool(present.all()))
         if numbers.wrong.any():
             if not self.first_wrong:
-                self.first_wrong = cells.text[int(np.argmax(numbers.wrong))]
-            self._add_dates(cells, numbers.wrong)
+                self.first_wrong = cells.words[cells.codes[np.argmax(numbers.wrong)]]
+            self._add_dates(cells, ordinals, numbers.wrong)
+        each = zip(cells.words, counts, strict=True)
+        self._count(Counter({word: count for word, count in each if word not in BLANK}))
+
+    def merge(self, other: ColumnStatistics) -> None:
+        """Take in what `other` has seen of the same column, in the rows behind these."""
+        for name in ("rows", "missing", "blank", "wrong", "infinite", "not_dates", "length"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("numbers", "number_sample", "days", "day_sample", "years"):
+            getattr(self, name).merge(getattr(other, name))
+        for name in ("months", "weekdays", "hours"):
+            getattr(self, name).update(getattr(other, name))
+        self.whole = self.whole and other.whole
+        self.first_wrong = self.first_wrong or other.first_wrong
+        self._offset = other._offset if self._offset is None else self._offset
+        self.counts_rows = self.counts_rows and other.counts_rows and other._offset in (None, self._offset)
+        self._count(other.words)
+
+    def _count(self, words: Counter[str]) -> None:
+        """Take in words, until there are too many different ones."""
         if not self.overflow:
-            self.words.update(word for word, absent in zip(cells.text, blank, strict=True) if not absent)
+            self.words.update(words)
             limit = self._limit if self.wrong else min(self._limit, 10_000)  # numbers are seldom categories
             self.overflow = len(self.words) > limit
 
     def _add_numbers(self, values: np.ndarray, ordinals: np.ndarray, complete: bool) -> None:
-        self.numbers.add(values)
-        self.number_sample.add(values)
+        self.numbers.merge(Moments.of(values))
+        self.number_sample.add(values, ordinals)
         self.whole = self.whole and bool((values == np.floor(values)).all())
         if self.counts_rows:
             offsets = values - ordinals
@@ -161,17 +225,18 @@ class ColumnStatistics:
                 self._offset = float(offsets[0])
             self.counts_rows = complete and bool((offsets == self._offset).all())
 
-    def _add_dates(self, cells: Cells, wrong: np.ndarray) -> None:
+    def _add_dates(self, cells: Cells, ordinals: np.ndarray, wrong: np.ndarray) -> None:
         dates = cells.dates(self._markers) if cells.looks_like_dates(self._markers) else None
         if dates is None:
             self.not_dates += int(wrong.sum())
             return
         self.not_dates += int(dates.wrong.sum())
-        seconds = dates.values[~np.isnan(dates.values)]
-        self.days.add(seconds / 86400)
-        self.day_sample.add(seconds / 86400)
+        present = ~np.isnan(dates.values)
+        seconds = dates.values[present]
+        self.days.merge(Moments.of(seconds / 86400))
+        self.day_sample.add(seconds / 86400, ordinals[present])
         year, month, weekday, hour = calendar(seconds)
-        self.years.add(year)
+        self.years.merge(Moments.of(year))
         self.months.update(np.unique(month).astype(int).tolist())
         self.weekdays.update(np.unique(weekday).astype(int).tolist())
         self.hours.update(np.unique(hour).tolist()[:100])
@@ -191,6 +256,45 @@ class ColumnStatistics:
         if present > 0 and self.days.count > 0 and present - self.days.count <= (1 - KIND_SHARE) * present:
             return "date"
         return "category"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Looks at columns: work that can be sent. seed: of the samples that are kept of each."""
+
+    names: list[str]
+    markers: frozenset[str]
+    seed: int
+
+    def __call__(self, chunk: Chunk) -> list[ColumnStatistics]:
+        """What the rows of a chunk say of each column."""
+        ordinals = chunk.frame.index.to_numpy()
+        found = self.nothing()
+        for one in found:
+            one.add(Cells(chunk.frame[one.name]), ordinals)
+        return found
+
+    def nothing(self) -> list[ColumnStatistics]:
+        """Of each column, what no row says."""
+        count = len(self.names)
+        return [
+            ColumnStatistics(name, self.markers, count, seeds.derive(self.seed, "sample", name))
+            for name in self.names
+        ]
+
+    def over(self, chunks: Chunks) -> list[ColumnStatistics]:
+        """What all rows say of each column. DataError where there is no row."""
+        return self.merged(chunks.map(self))
+
+    def merged(self, of_each: Iterable[list[ColumnStatistics]]) -> list[ColumnStatistics]:
+        """The same, of what the rows of each chunk say."""
+        found = self.nothing()
+        for parts in of_each:
+            for one, part in zip(found, parts, strict=True):
+                one.merge(part)
+        if not found[0].rows:
+            raise DataError("the train split has no rows; nothing can be learned from it")
+        return found
 
 
 def calendar(seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from llmtool.core import seeds
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import normal
-from llmtool.data.cells import BLANK, MISSING, Cells
+from llmtool.data.cells import BLANK, Cells
 from llmtool.data.statistics import ColumnStatistics
 
 if TYPE_CHECKING:
@@ -251,33 +250,6 @@ def target_from_state(state: dict[str, Any]) -> Target:
     """The target that `state()` described."""
     kinds: dict[str, type[Target]] = {"classes": ClassTarget, "labels": LabelTarget, "values": ValueTarget}
     return kinds[state["kind"]](**state)
-
-
-class TargetColumns:
-    """What the train rows hold in the target's columns, stretch by stretch.
-
-    seed: of the samples that are kept of each column.
-    """
-
-    def __init__(self, names: Sequence[str], seed: int) -> None:
-        self.rows = 0
-        self._found = {
-            name: ColumnStatistics(name, MISSING, len(names), seeds.generator(seed, "sample", name))
-            for name in names
-        }
-
-    def add(self, frame: pd.DataFrame) -> None:
-        """Take in some rows, whose index is their place among all."""
-        ordinals = frame.index.to_numpy()
-        self.rows += len(ordinals)
-        for name, found in self._found.items():
-            found.add(Cells(frame[name]), ordinals)
-
-    def fit(self, kind: Kind, notes: list[str], separator: str) -> Target:
-        """The target as these rows have it; DataError when there is nothing to learn."""
-        if self.rows == 0:
-            raise DataError("the train split has no rows; nothing can be learned from it")
-        return fit_target(list(self._found.values()), kind, notes, separator=separator)
 
 
 def fit_target(

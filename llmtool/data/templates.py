@@ -329,6 +329,9 @@ class Template:
     def __str__(self) -> str:
         return f"the chat template {self.name}"
 
+    def __reduce__(self) -> tuple[Any, ...]:  # other processes compile it anew
+        return Template, (self.name, self.text, self.special)
+
     @property
     def marks(self) -> bool:
         """Whether it says itself what the model has written."""

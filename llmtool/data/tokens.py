@@ -88,6 +88,8 @@ def _taken(config: TokensEncode, like: str) -> TokenEncoder:
 class TokenEncoder:
     """Fits a tokenizer on the train texts, then writes any texts as token ids."""
 
+    encoded = None  # documents go on from row to row; the writer has other processes tokenise
+
     def __init__(self, config: TokensEncode) -> None:
         self.config = config
         self.start_of_document, self.end_of_document = config.start_of_document, config.end_of_document
@@ -134,7 +136,7 @@ class TokenEncoder:
     def _blocks(self, chunks: Chunks) -> Iterator[str]:
         rows = 0
         joiner = _Joiner()
-        for chunk in chunks():
+        for chunk in chunks:
             rows += len(chunk.frame)
             ordinals = chunk.frame.index.tolist()
             for text, unit, at in zip(

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from llmtool.core import files
 from llmtool.core.engine import Packed, one_thread
 from llmtool.core.environment import environment
-from llmtool.core.kept import Kept
+from llmtool.core.kept import Kept, unpacked
 from llmtool.data import DataConfig, data_files
 from llmtool.data.cleaning import Cleaned, clean
 from llmtool.data.sampling import length_of
-from llmtool.data.sources import Chunk, frame
+from llmtool.data.sources import SPLITS, Chunk, table
 from llmtool.stages.rows import complete
 
 if TYPE_CHECKING:
@@ -72,24 +74,32 @@ class Cleaner:
         self._work = _Clean(steps, columns)
         self._kept = kept if steps else None
         self._of = files.hash_bytes(json.dumps(columns).encode())[-8:]
+        self.chunks = 0  # of the source, as it was read first
 
     def first(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Cleaned]]:
         """Every chunk, and what is left of it. Raises ConfigError for a column that is not there."""
         if self._kept is None:
             for chunk in chunks:
+                self.chunks += 1
                 yield chunk, self._work.clean(chunk)
             return
         for chunk, packed in self._kept.map(self._work, chunks, self._name):
             chunk.frame = complete(chunk.frame, self._work.columns)
+            self.chunks += 1
             yield chunk, _unpacked(packed)
 
-    def again(self, number: int, chunk: Chunk) -> pd.DataFrame:
-        """The cleaned rows of `chunk`, some of those that stayed of chunk `number`."""
-        packed = None if self._kept is None else self._kept.load(self._name(number))
-        if packed is None:
-            return self._work.clean(chunk, again=True).frame
-        cleaned = _unpacked(packed).frame
-        return cleaned.loc[cleaned.index.isin(chunk.frame.index)]
+    def held(self) -> Iterator[bytes]:
+        """What is kept of each chunk, for `chunk_of`, in the order of the source; ends at one that is not
+        there, or not whole."""
+        for number in range(self.chunks):
+            data = self._kept.raw(self._name(number)) if self._kept is not None else None
+            if data is None:
+                return
+            yield data
+
+    def again(self, chunk: Chunk) -> pd.DataFrame:
+        """The cleaned rows of `chunk`, which are some of those that stayed of one."""
+        return self._work.clean(chunk, again=True).frame
 
     def _name(self, number: int) -> str:
         return f"clean-{self._of}-{number:06d}"
@@ -107,13 +117,21 @@ class _Clean:
         return clean(self.steps, chunk.frame, again)
 
     def __call__(self, chunk: Chunk) -> Packed:
-        return _packed(self.clean(chunk))
+        first = int(chunk.frame.index[0]) if len(chunk) else 0
+        return _packed(self.clean(chunk), chunk, first)
 
 
-def _packed(cleaned: Cleaned) -> Packed:
-    """What `_unpacked` makes the same of."""
+def _packed(cleaned: Cleaned, chunk: Chunk, first: int) -> Packed:
+    """What `_unpacked` makes the same of, and `chunk_of` the rows that are left. first: the ordinal of the
+    chunk's first row."""
+    ordinals = cleaned.frame.index.to_numpy()
+    rows = ordinals - first
     document: dict[str, Any] = {"columns": {name: cleaned.frame[name].tolist() for name in cleaned.frame}}
-    arrays = {"ordinals": cleaned.frame.index.to_numpy()}
+    arrays = {"ordinals": ordinals, "unit": chunk.unit[rows], "file": chunk.file[rows]}
+    arrays["line"] = chunk.line[rows]
+    if chunk.split is not None:
+        arrays["split"] = np.array([SPLITS.index(name) for name in chunk.split[rows]], np.int8)
+    document["part"] = chunk.part
     for kind, found in (("dropped", cleaned.dropped), ("bad", cleaned.bad)):
         document[kind] = list(found)
         arrays |= {f"{kind}.{at}": rows for at, rows in enumerate(found.values())}
@@ -126,11 +144,24 @@ def _packed(cleaned: Cleaned) -> Packed:
 
 def _unpacked(packed: Packed) -> Cleaned:
     document, arrays = packed
-    cells = zip(*document["columns"].values(), strict=True)
-    cleaned = Cleaned(frame(list(document["columns"]), list(cells), arrays["ordinals"]))
+    cleaned = Cleaned(_frame(packed))
     for kind, found in (("dropped", cleaned.dropped), ("bad", cleaned.bad)):
         found |= {reason: arrays[f"{kind}.{at}"] for at, reason in enumerate(document[kind])}
     cleaned.changed.update(document["changed"])
     for position in document["keys"]:
         cleaned.keys[position] = (arrays[f"key.{position}"], arrays[f"keys.{position}"])
     return cleaned
+
+
+def _frame(packed: Packed) -> pd.DataFrame:
+    document, arrays = packed
+    return table(document["columns"], arrays["ordinals"])
+
+
+def chunk_of(data: bytes) -> Chunk:
+    """The rows that are left of a chunk, of what is kept of it."""
+    packed = document, arrays = unpacked(data)
+    split = arrays.get("split")
+    names = None if split is None else np.array(SPLITS, dtype=object)[split]
+    places = (arrays["unit"], arrays["file"], arrays["line"])
+    return Chunk(_frame(packed), *places, names, part=document["part"])

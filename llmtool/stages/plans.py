@@ -12,6 +12,7 @@ from llmtool.core.console import bytes_, count
 from llmtool.core.contracts import Classes, Features, Images, InputSpec, NextToken, OutputSpec, Tokens, Values
 from llmtool.core.errors import DataError
 from llmtool.data import guessing
+from llmtool.data.encoding import Given
 from llmtool.data.features import FeaturesEncode
 from llmtool.data.guessing import Guess, Task
 from llmtool.data.looking import Sight
@@ -198,7 +199,7 @@ def _width(sight: Sight, encode: list[tuple[str, Any, str]]) -> tuple[int, list[
     rows = sight.frame.sample(min(len(sight.frame), SAMPLED), random_state=0).sort_index()
     order = np.arange(len(rows), dtype=np.int64)
     chunk = Chunk(rows, order, np.zeros(len(rows), np.int32), order + 1)
-    encoder.fit(lambda: iter([chunk]))
+    encoder.fit(Given([chunk]))
     notes = [note for note in encoder.notes if "is left out" in note]
     return int(encoder.inputs["width"]), [f"prepare will say: {note}." for note in notes[:5]]
 

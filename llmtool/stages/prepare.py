@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from llmtool.data.chat import ChatEncoder
 from llmtool.data.cleaning import Cleaned, contents
 from llmtool.data.dropped import FILE as EXAMPLES
 from llmtool.data.dropped import Account
-from llmtool.data.encoding import TOO_LONG, Encoder, RowError
+from llmtool.data.encoding import TOO_LONG, EncodedWriter, Encoder, RowError
 from llmtool.data.images import ImagesEncoder
 from llmtool.data.mixture import MixtureSource
 from llmtool.data.readers import BadRow
@@ -35,13 +35,12 @@ from llmtool.stages import mixture, sifting
 from llmtool.stages.engine import Cleaner, opened
 from llmtool.stages.leaks import LEAKAGE, leaks, text_columns
 from llmtool.stages.likeness import like_model
+from llmtool.stages.rereading import Progress, Rereading, Train
 from llmtool.stages.rows import MoreColumnsError, Rows
 
 LEDGER = "ledger.json"
 QUARANTINE = "quarantine.jsonl"
 HOPELESS = 10_000  # bad rows after which reading stops, if most rows are bad
-
-Progress = Callable[[str, int], None]  # what is being done, and how many rows so far
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def _prepare(
 ) -> PrepareResult:
     """The same. guess: whether later rows are thought to have the first ones' columns; MoreColumnsError
     where they do not."""
-    before = _stamps(data)
+    before = data.source.stamps()
     encoder: Encoder = data.encode.build(seed)
     if isinstance(encoder, ImagesEncoder):
         like_model(encoder)
@@ -98,10 +97,10 @@ def _prepare(
     cleaner = Cleaner(data.clean, columns, engine)
     scan = _scan(data, rows, encoder, columns, directory, progress, cleaner)
     code, assigned = _split(data, scan, seed)
-    reading = _Reading(data, rows, cleaner, code, before, progress)
+    reading = Rereading(rows, cleaner, code, before, progress, engine)
     if isinstance(encoder, TokenEncoder):
         encoder.engine = engine
-    encoder.fit(lambda: reading.rows("fitting", code == 0))
+    encoder.fit(Train(reading))
     names = data.source.names()
     text: str | list[str] | None = encoder.columns(columns)[:1] if isinstance(encoder, ChatEncoder) else None
     text = text or text_columns(encoder)
@@ -145,10 +144,6 @@ def _sweep(directory: Path) -> None:
         ]:
             if path.is_file() or path.is_symlink():
                 files.fs.unlink(path)
-
-
-def _stamps(data: DataConfig) -> list[tuple[str, int, int]]:
-    return data.source.stamps()
 
 
 # --- first reading: what becomes of each row --------------------------------------------------------------
@@ -358,68 +353,24 @@ def _split(data: DataConfig, scan: _Scan, seed: int) -> tuple[np.ndarray, Assign
     return code, assigned
 
 
-@dataclass
-class _Reading:
-    """Reads the rows that are kept again, cleaned, and makes sure that the source is still the same."""
-
-    data: DataConfig
-    source: Rows
-    cleaner: Cleaner
-    code: np.ndarray
-    stamps: list[tuple[str, int, int]]
-    progress: Progress
-
-    def rows(self, step: str, wanted: np.ndarray) -> Iterator[Chunk]:
-        """The rows where `wanted` (parsed rows,) holds."""
-        self._unchanged()
-        count = 0
-        self.progress(step, count)
-        for number, chunk in enumerate(self.source):
-            ordinals = chunk.frame.index.to_numpy()
-            count += len(ordinals)
-            if count > len(wanted):
-                self._changed("more rows")
-            part = chunk.take(wanted[ordinals])
-            if len(part):
-                part.frame = self.cleaner.again(number, part)
-                if len(part.frame) != len(part.unit):
-                    self._changed("other rows")
-                yield part
-            self.progress(step, count)
-        if count < len(wanted):
-            self._changed("fewer rows")
-        self._unchanged()
-
-    def _unchanged(self) -> None:
-        now = _stamps(self.data)
-        for then, found in zip(self.stamps, now, strict=False):
-            if then != found:
-                self._changed("another size or time of change", then[0])
-        if len(now) != len(self.stamps):
-            self._changed("another number of files")
-
-    def _changed(self, what: str, file: str = "the source") -> None:
-        raise DataError(f"{file} changed while it was being prepared ({what}); prepare it again")
-
-
 def _write(
-    encoder: Encoder, reading: _Reading, scan: _Scan, directory: Path, sample: leakage.Sample
+    encoder: Encoder, reading: Rereading, scan: _Scan, directory: Path, sample: leakage.Sample
 ) -> tuple[Counter[str], dict[str, dict[str, Any]]]:
     """Encode every split; returns the rows kept by split, and the meta of each split."""
     kept: Counter[str] = Counter()
     present = [code for code in range(len(SPLITS)) if (reading.code == code).any()]
     writers = {code: encoder.writer(directory, SPLITS[code]) for code in present}
-    for chunk in reading.rows("encoding", reading.code >= 0):
-        codes = reading.code[chunk.frame.index.to_numpy()]
-        sample.add(chunk, codes)
-        for code in present:
-            mask = codes == code
-            if mask.any():
-                part = chunk.take(mask)
-                with _named(sample.paths):
-                    reasons = writers[code].add(part)
-                kept[SPLITS[code]] += int(mask.sum()) - len(reasons)
-                _refuse(scan, part, reasons, sample.paths)
+    with _named(sample.paths):
+        for stretch in reading.encodings(encoder.encoded, sample.wanted):
+            sample.add(stretch.looked, stretch.codes)
+            for part in stretch.parts:
+                writer = writers[part.code]
+                if part.encoded is None:
+                    reasons = writer.add(part.chunk)
+                else:
+                    reasons = cast(EncodedWriter, writer).write(part.encoded)
+                kept[SPLITS[part.code]] += part.rows - len(reasons)
+                _refuse(scan, part.chunk, reasons, sample.paths)
     with _named(sample.paths):
         splits = {SPLITS[code]: writer.close() for code, writer in writers.items()}
     for name in splits:

@@ -16,9 +16,10 @@ from sklearn.preprocessing import OneHotEncoder, QuantileTransformer, StandardSc
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import statistics
 from llmtool.data.columns import piecewise
+from llmtool.data.encoding import Given
 from llmtool.data.features import FeatureEncoder, FeaturesEncode
 from llmtool.data.sources import Chunk
-from llmtool.data.statistics import Moments, Reservoir
+from llmtool.data.statistics import FairSample, Moments, Survey
 from llmtool.data.store import Dataset, make_card
 
 
@@ -36,7 +37,7 @@ def table(**columns: Any) -> pd.DataFrame:
 def fit(frame: pd.DataFrame, **keys: Any) -> FeatureEncoder:
     encoder = FeaturesEncode(**{"target": "y", **keys}).build(0)
     encoder.columns(list(frame.columns))
-    encoder.fit(lambda: chunks(frame))
+    encoder.fit(Given(list(chunks(frame))))
     return encoder
 
 
@@ -82,7 +83,7 @@ def test_standard_is_scikit_learns_to_1e_12() -> None:
 def test_moments_do_not_depend_on_chunks(values: list[float], size: int) -> None:
     array, moments = np.array(values), Moments()
     for start in range(0, len(array), size):
-        moments.add(array[start : start + size])
+        moments.merge(Moments.of(array[start : start + size]))
     assert moments.mean == pytest.approx(array.mean(), rel=1e-9, abs=1e-9)
     assert moments.deviation == pytest.approx(array.std(), rel=1e-9, abs=1e-6)
 
@@ -588,7 +589,7 @@ def test_like_takes_the_columns_and_fits_the_target_anew(tmp_path: Path) -> None
     other = table(b=["u", "w"] * 4, more=range(8), a=[100] * 8, kind=list("pqrp") * 2)
     encoder = FeaturesEncode(like=str(tmp_path), target="kind").build(1)
     assert encoder.columns(list(other.columns)) == ["a", "b", "kind"]
-    encoder.fit(lambda: chunks(other))
+    encoder.fit(Given(list(chunks(other))))
     assert encoder.fitted == base.fitted
     assert encoder.targets["names"] == ["p", "q", "r"]
     assert encoder.encode(other)[0][:, 0].tolist() == pytest.approx([(100 - 3.5) / np.arange(8).std()] * 8)
@@ -630,22 +631,52 @@ def test_keys_that_contradict_each_other_are_refused(keys: dict, message: str) -
 # --- bounded memory ---
 
 
-def test_the_reservoir_is_exact_until_full_then_fair() -> None:
-    reservoir = Reservoir(100, np.random.default_rng(0))
-    reservoir.add(np.arange(60.0))
-    reservoir.add(np.arange(60.0, 100.0))
-    assert reservoir.exact
-    assert reservoir.values().tolist() == list(range(100))
+def test_a_sample_is_exact_until_full_then_fair_whatever_is_merged() -> None:
+    sample = FairSample(100, 0)
+    sample.add(np.arange(60.0), np.arange(60))
+    sample.add(np.arange(60.0, 100.0), np.arange(60, 100))
+    assert sample.exact
+    assert sample.values().tolist() == list(range(100))
     means = []
     for seed in range(200):
-        reservoir = Reservoir(100, np.random.default_rng(seed))
+        whole, merged = FairSample(100, seed), FairSample(100, seed)
         for start in range(0, 2000, 70):
-            reservoir.add(np.arange(start, min(start + 70, 2000), dtype=float))
-        assert not reservoir.exact
-        assert len(reservoir.values()) == 100
-        assert len(set(reservoir.values().tolist())) == 100
-        means.append(reservoir.values().mean())
+            places = np.arange(start, min(start + 70, 2000))
+            whole.add(places.astype(float), places)
+            part = FairSample(100, seed)
+            for half in np.split(places, 2):
+                part.add(half.astype(float), half)
+            merged.merge(part)
+        assert not whole.exact
+        assert merged.seen == whole.seen == 2000
+        assert merged.values().tolist() == whole.values().tolist()
+        assert len(set(whole.values().tolist())) == 100
+        means.append(whole.values().mean())
     assert np.mean(means) == pytest.approx(999.5, abs=4 * 577 / np.sqrt(100 * 200))
+    assert np.std(means) == pytest.approx(577 / np.sqrt(100), rel=0.2)
+
+
+def test_a_survey_of_parts_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "SAMPLE", 1000)
+    chance = np.random.default_rng(0)
+    frame = table(
+        number=chance.normal(0, 1, 3000),
+        row=range(3000),
+        word=[f"w{n}" for n in chance.integers(0, 40, 3000)],
+        day=[f"20{n:02}-0{n % 9 + 1}-11" for n in chance.integers(0, 30, 3000)],
+        mixed=[None if n % 7 == 0 else "x" if n % 500 == 1 else str(n) for n in range(3000)],
+    )
+    survey = Survey(list(frame.columns), frozenset({""}), 3)
+    every = [list(chunks(frame, rows)) for rows in (3000, 701, 64)]
+    one, *others = (survey.over(Given(parts)) for parts in every)
+    for other in others:
+        for left, right in zip(one, other, strict=True):
+            assert left.kind() == right.kind()
+            assert left.number_sample.values().tolist() == right.number_sample.values().tolist()
+            assert left.numbers.deviation == pytest.approx(right.numbers.deviation, rel=1e-12)
+            same = set(vars(left)) - {"numbers", "number_sample", "days", "day_sample", "years"}
+            assert {key: vars(left)[key] for key in same} == {key: vars(right)[key] for key in same}
+    assert [column.counts_rows for column in one] == [False, True, False, False, False]
 
 
 def test_a_sampled_median_is_said_and_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:

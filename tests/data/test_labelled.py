@@ -17,6 +17,7 @@ from llmtool.core.contracts import Tokens
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data.batches import open_batches
 from llmtool.data.decoding import columns_of, decoded_batch, texts_of
+from llmtool.data.encoding import Given
 from llmtool.data.labelled import TextEncode, TextEncoder, chunked, cut
 from llmtool.data.sources import Chunk
 from llmtool.data.store import Dataset, make_card
@@ -58,7 +59,7 @@ def encoder(texts: list[Any], targets: list[Any], **keys: Any) -> TextEncoder:
         {"as": "text", "target": "y", "tokenizer": {"kind": "bytes"}, **keys}
     ).build(0)
     made.columns(["text", "y", "title"])
-    made.fit(lambda: rows(texts, targets))
+    made.fit(Given(list(rows(texts, targets))))
     return made
 
 
@@ -191,7 +192,9 @@ def beside(**keys: Any) -> TextEncoder:
         {"as": "text", "target": "y", "tokenizer": {"kind": "bytes"}, "features": keys}
     ).build(0)
     made.columns(["text", "age", "place", "y"])
-    made.fit(lambda: rows(["a", "b", "c", "d"], list("xyxy"), age=["1", "2", None, "3"], place=list("uvuv")))
+    made.fit(
+        Given(list(rows(["a", "b", "c", "d"], list("xyxy"), age=["1", "2", None, "3"], place=list("uvuv"))))
+    )
     return made
 
 
@@ -262,7 +265,7 @@ def test_what_was_learned_is_restored_and_taken_over(words: Path, tmp_path: Path
     assert (again.inputs, again.targets) == (made.inputs, made.targets)
     other = CONFIG.validate_python({"as": "text", "like": str(tmp_path), "target": "label"}).build(0)
     assert other.columns(["text", "y", "label"]) == ["text", "label"]
-    other.fit(lambda: rows(TEXTS, TARGETS, label=["p", "q", "r", "p"]))
+    other.fit(Given(list(rows(TEXTS, TARGETS, label=["p", "q", "r", "p"]))))
     assert other.targets["names"] == ["p", "q", "r"]
     assert {k: v for k, v in other.state().items() if "target" not in k} == {
         k: v for k, v in made.state().items() if "target" not in k

@@ -24,7 +24,7 @@ _MARKERS = frozenset(MARKERS)
 def fitted(columns: dict[str, list[Any]], separator: str = ",") -> tuple[LabelTarget, list[str]]:
     found = []
     for name, cells in columns.items():
-        one = ColumnStatistics(name, _MARKERS, len(columns), seeds.generator(0, name))
+        one = ColumnStatistics(name, _MARKERS, len(columns), seeds.derive(0, name))
         one.add(Cells(pd.Series(cells, dtype=object)), np.arange(len(cells)))
         found.append(one)
     notes: list[str] = []

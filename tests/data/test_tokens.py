@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import tokens
+from llmtool.data.encoding import Given
 from llmtool.data.sources import Chunk
 from llmtool.data.store import Dataset, Split, make_card
 from llmtool.data.tokens import TokenEncoder, TokensEncode, cut
@@ -32,7 +33,7 @@ def rows(texts: list[Any], units: list[int] | None = None, size: int = 3, **colu
 def encoder(texts: list[str], **keys: Any) -> TokenEncoder:
     made = CONFIG.validate_python({"as": "tokens", "tokenizer": {"kind": "bytes"}, **keys}).build(0)
     made.columns(["text"])
-    made.fit(lambda: rows(texts))
+    made.fit(Given(list(rows(texts))))
     return made
 
 
@@ -237,7 +238,7 @@ def test_like_takes_the_tokenizer(tmp_path: Path) -> None:
     assert [path.name for path in config.files()] == ["card.json", "tokenizer.json"]
     made = config.build()
     assert made.columns(["id", "body"]) == ["body"]
-    made.fit(lambda: iter([]))
+    made.fit(Given([]))
     assert made.state()["tokenizer"] == first.state()["tokenizer"]
     assert not made.end_of_document
     made.config = TokensEncode(like=str(base))

@@ -52,7 +52,25 @@ TABLE: dict[str, Any] = {
     "encode": {"as": "text", "target": "kind", "tokenizer": {"kind": "words", "minimum": 1}, "length": 16},
     "max_bad": 0.2,
 }
-
+FEATURES: dict[str, Any] = {
+    "source": {"format": "jsonl", "path": "corpus.jsonl"},
+    "clean": [CLEAN[1], {"step": "drop_duplicates", "columns": ["text"]}],
+    "encode": {"as": "features", "target": "kind", "columns": ["size", "day", "tone"], "scale": "piecewise"},
+    "max_bad": 0.2,
+}
+BARE = {key: value for key, value in FEATURES.items() if key != "clean"}  # nothing is kept of what was read
+CHAT: dict[str, Any] = {
+    "source": {"format": "jsonl", "path": "chat.jsonl"},
+    "clean": [{"step": "require", "columns": ["messages"]}],
+    "encode": {
+        "as": "chat",
+        "tokenizer": {"kind": "bytes"},
+        "template": "plain",
+        "length": 200,
+        "long": "split",
+    },
+    "max_bad": 0.2,
+}
 MIXED: dict[str, Any] = {
     "source": {"format": "mixture", "parts": {"rows": JSONL["source"], "texts": WHOLE["source"]}},
     "clean": [CLEAN[0], CLEAN[3]],
@@ -72,9 +90,20 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows[5]["text"] += " Write to jane.roe@example.com or +41 44 668 18 00. It was cafÃ© noir."
     (tmp_path / "asked.txt").write_text(texts[40])
     rows[11]["id"], rows[12]["text"], rows[70]["late"] = "none", "short", [1, None]
+    for at, row in enumerate(rows):
+        day = None if at % 11 == 0 else f"2024-{chance.randint(1, 12):02}-{chance.randint(1, 28):02}"
+        row |= {"size": chance.gauss(5, 2), "day": day, "tone": chance.choice(["low", "high", "?"])}
+    rows[30]["size"] = rows[31]["size"] = "much"
     lines = [json.dumps(row) for row in rows]
     lines[20:20] = ["{broken", ""]
     (tmp_path / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+    talks = [
+        [{"role": role, "content": text[:70]} for role in ("user", "assistant")] * (1 + at % 5)
+        for at, text in enumerate(texts)
+    ]
+    talks[17], talks[33] = [{"role": "nobody", "content": "x"}], talks[33][:1]
+    lines = [json.dumps({"messages": talk if at % 29 else None}) for at, talk in enumerate(talks)]
+    (tmp_path / "chat.jsonl").write_text("\n".join(lines) + "\n")
     for seed, name in enumerate(("a.txt", "b.txt")):
         (tmp_path / name).write_text(story(120, seed))
     read = sources.Source.read
@@ -99,7 +128,7 @@ def differing(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
 
 
 def test_every_engine_makes_the_same_bytes(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number, config in enumerate((JSONL, CORPUS, WHOLE, TABLE, MIXED)):
+    for number, config in enumerate((JSONL, CORPUS, WHOLE, TABLE, MIXED, FEATURES, BARE, CHAT)):
         one = made(config, f"one{number}", workers=1)
         assert not differing(one, made(config, f"two{number}", workers=2))
         with monkeypatch.context() as small:
@@ -109,7 +138,23 @@ def test_every_engine_makes_the_same_bytes(corpus: Path, monkeypatch: pytest.Mon
         ledger = json.loads(one["ledger.json"])
         assert ledger["quarantined"] or config is WHOLE
         assert config is not CORPUS or ledger["dropped"].keys() >= {"near-duplicate", "contaminated"}
-        assert "train.tokens.bin" in one
+        assert {"train.tokens.bin", "train.inputs.bin"} & one.keys()
+
+
+@pytest.mark.parametrize("config", [TABLE, WHOLE, CHAT], ids=["table", "whole", "chat"])
+def test_a_part_that_is_lost_meanwhile_is_read_again(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any]
+) -> None:
+    whole = made(config, "whole", workers=2)
+    raw, asked = Kept.raw, []
+
+    def torn(self: Kept, name: str) -> bytes | None:
+        asked.append(name)
+        return None if name.endswith("-000001") else raw(self, name)
+
+    monkeypatch.setattr(Kept, "raw", torn)
+    assert not differing(whole, made(config, "torn", workers=2))
+    assert any(name.endswith("-000001") for name in asked)
 
 
 class Killed(BaseException):
@@ -177,6 +222,19 @@ def test_an_error_in_a_worker_is_the_same_error(corpus: Path) -> None:
         said.append(str(caught.value).replace(f"bad{workers}", "bad"))
     assert said[0] == said[1]
     assert "corpus.jsonl, line 12: id is not an integer" in said[0]
+
+
+def test_an_encoder_in_a_worker_names_the_row(corpus: Path) -> None:
+    lines = Path("chat.jsonl").read_text().splitlines()
+    lines[40] = json.dumps({"messages": [{"role": "user", "content": "<NUL>"}] * 2})
+    Path("chat.jsonl").write_text("\n".join(lines) + "\n")
+    said = []
+    for workers in (1, 2):
+        with pytest.raises(DataError) as caught:
+            made(CHAT | {"max_bad": 0.0}, f"bad{workers}", workers=workers)
+        said.append(str(caught.value).replace(f"bad{workers}", "bad"))
+    assert said[0] == said[1]
+    assert "chat.jsonl, line " in said[0]
 
 
 # --- as a process of its own: Ray, and a kill that no handler sees ---

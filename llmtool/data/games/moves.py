@@ -93,6 +93,8 @@ class Judged:
 class MovesEncoder:
     """Reads and judges records."""
 
+    encoded = None  # its games have been read when rows were refused
+
     def __init__(self, config: MovesEncode) -> None:
         self.config, self.rules = config, rules_of(config.game)
         self.fitted = tokenizer_of(self.rules)
