@@ -15,7 +15,7 @@ import torch
 from llmtool import experiment
 from llmtool.commands import Options, keys, scratch, shown
 from llmtool.core import console, files, lineage, ranks, watch
-from llmtool.core.devices import is_out_of_memory, peak_flops, resolve_device
+from llmtool.core.devices import is_out_of_memory, multiplies_bf16, peak_flops, resolve_device
 from llmtool.core.environment import other_packages
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.core.freshness import CODE_CHANGED, Hashes
@@ -87,6 +87,10 @@ def located(loaded: Loaded, section: str) -> Iterator[None]:
         raise
 
 
+NO_BF16 = (
+    "precision: bf16: this CPU has no units for it (AMX or AVX512-BF16) and takes many times as long as with "
+    "--set precision=fp32"
+)
 NEEDS = {"train": ("train",), "finetune": ("finetune",)}  # sections of the commands that train
 
 
@@ -378,6 +382,8 @@ def fit(run: Run, loaded: Loaded, assembled: Assembled, config: TrainConfig, opt
     metric = config.select.metric if config.select else assembled.task.metric
     first, alone = ranks.here().first, ranks.here().size == 1
     profile = Profile(run.directory, assembled.device) if options.profile and first else None
+    if assembled.precision.name == "bf16" and not multiplies_bf16(assembled.device.type):
+        console.note(NO_BF16)
     bar = console.progress(total if config.batch != "auto" else None, "step")
     aside = spent.watched(assembled.model, assembled.device)
     with watch.phase("fit"), aside as most, bar as display, profile or NOTHING:

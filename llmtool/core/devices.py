@@ -123,6 +123,14 @@ def resolve_precision(name: PrecisionName, device: torch.device) -> Precision:
 
 
 @functools.cache
+def multiplies_bf16(kind: str) -> bool:
+    """Whether devices of this kind ("cpu", "cuda") have units for products in bfloat16: GPUs do, and CPUs
+    with AMX or AVX512-BF16. Others compute in it at a small part of float32's speed."""
+    asked = (getattr(torch.cpu, f"_is_{unit}_supported", None) for unit in ("amx_tile", "avx512_bf16"))
+    return kind == "cuda" or any(ask() for ask in asked if ask is not None)
+
+
+@functools.cache
 def _cpu_computes_in(dtype: torch.dtype) -> bool:
     # older versions warn and go on in float32, some refuse; both are a no
     with warnings.catch_warnings():

@@ -21,12 +21,12 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
 
@@ -87,6 +87,16 @@ def step(number: int | None) -> None:
     """The step that begins; None: all are done."""
     _place.step, _place.since = number, time.monotonic()
     _place.steps += 1
+
+
+Thing = TypeVar("Thing")
+
+
+def moving(things: Iterable[Thing]) -> Iterator[Thing]:
+    """The same, one by one: who takes the next is not standing still, however long all of them take."""
+    for thing in things:
+        _place.since = time.monotonic()
+        yield thing
 
 
 # --- what ended it ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from llmtool.core import ranks
+from llmtool.core import ranks, watch
 from llmtool.core.contracts import Batch, Tally
 from llmtool.core.shards import groups, is_part, local
 from llmtool.models.shards import Cut
@@ -107,7 +107,7 @@ class Together:
         """Every n-th batch. spare: the last one of all, at ranks that are given one fewer than others."""
         group, groups = self.ranks.rank // self.tensor, self.ranks.size // self.tensor
         number, batch = -1, None
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(watch.moving(batches)):
             if number % groups == group:
                 yield batch
         if batch is not None and group >= (number + 1) % groups > 0:

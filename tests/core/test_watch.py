@@ -72,6 +72,12 @@ def test_phases_and_steps_are_remembered_by_what_ends_them() -> None:
     assert watch._place.phase == "start"
 
 
+def test_who_takes_the_next_thing_does_not_stand_still() -> None:
+    with watch.phase("validate"):
+        seen = [watch._place.since, *(watch._place.since for _ in watch.moving(range(3)))]
+    assert seen == sorted(set(seen))
+
+
 def test_what_is_said_of_a_rank() -> None:
     me = Ranks(1, 4, 1, 4)
     with pytest.raises(ValueError, match="odd") as raised, watch.phase("validate"):  # noqa: PT012

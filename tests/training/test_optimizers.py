@@ -1,5 +1,6 @@
 """Optimizers: groups, parity with torch, and a state that goes to disk and back without a changed bit."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from llmtool.core.contracts import Classes, Features, Images
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.models.convnet import ConvNetConfig
 from llmtool.models.tabm import TabMConfig
+from llmtool.training import muon
 from llmtool.training.muon import Muon, orthogonalize
 from llmtool.training.optimizers import AdamWConfig, MuonConfig, OptimizerConfig, Optimizers, SGDConfig
 from tests.training.toys import ToyMLP, ToyTask, ToyTransformer, table, tokens
@@ -199,6 +201,18 @@ def test_orthogonal_updates(shape: tuple[int, ...]) -> None:
     assert values.min() > 0.6
     assert values.max() < 1.3
     assert torch.equal(orthogonalize(torch.zeros(shape), 5), torch.zeros(shape))
+
+
+def test_wide_matrices_are_made_orthogonal_by_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(muon, "_product_type", lambda device: torch.float32)
+    wide = torch.randn(3, 16, 64, generator=torch.Generator().manual_seed(1))
+    left, values, right = torch.linalg.svd(wide[2], full_matrices=False)
+    wide[2] = left @ torch.diag(torch.logspace(0, -6, len(values))) @ right  # as uneven as a gradient can be
+    found = orthogonalize(wide, 5)
+    monkeypatch.setattr(muon, "WIDE", math.inf)
+    whole = orthogonalize(wide, 5)
+    torch.testing.assert_close(found[:2], whole[:2], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[2], whole[2], rtol=0, atol=1e-3)
 
 
 def test_state_of_another_model_is_refused() -> None:
