@@ -56,6 +56,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[Two]:
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(store.port))
     monkeypatch.setattr(watch, "START", 1.0)
+    monkeypatch.setattr(watch, "_place", watch._Place())  # other tests of this process have left it somewhere
     made = Two(store)
     made.watch.claim()  # this process goes on in any case
     yield made
