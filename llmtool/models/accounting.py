@@ -20,7 +20,7 @@ from llmtool.models.chunked import output_of
 from llmtool.models.encoder import Attention, ModernAttention
 from llmtool.models.gpt2 import GPT2Attention
 from llmtool.models.huggingface import Through
-from llmtool.models.layers import DropPath, hidden_matrices
+from llmtool.models.layers import DropPath, hidden_matrices, stacks
 from llmtool.models.recompute import recompute
 from llmtool.models.tracing import Trace, Update, trace
 from llmtool.models.vit import Attention as PatchAttention
@@ -182,7 +182,10 @@ def recomputing(found: Accounting, model: nn.Module, recomputed: int) -> Account
 
 
 def memory(model: nn.Module, optimizer: OptimizerName, activations: int) -> Memory:
-    """What training `model` needs at once beside so many bytes of activations."""
+    """What training `model` needs at once beside so many bytes of activations, which are gone when the
+    optimizer does its work."""
+    if optimizer == "muon":
+        activations = max(activations, _updating(model))
     return Memory(
         weights=weight_bytes(model),
         gradients=_bytes([p for p in model.parameters() if p.requires_grad]),
@@ -210,6 +213,17 @@ def _optimizer_bytes(model: nn.Module, optimizer: OptimizerName) -> int:
         for p in model.parameters()
         if p.requires_grad
     )
+
+
+def _updating(model: nn.Module) -> int:
+    """Bytes that Muon works in, of float32: matrices of one stack, what comes of them, three products."""
+    inner = hidden_matrices(model)
+    found = stacks(p for p in model.parameters() if p.requires_grad and id(p) in inner)
+    most = [
+        2 * len(one) * one[0].numel() + 3 * len(one) * min(len(one[0]), one[0][0].numel()) ** 2
+        for one in found
+    ]
+    return FLOAT * max(most, default=0)
 
 
 def _bytes(tensors: list[Any]) -> int:

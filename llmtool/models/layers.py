@@ -5,7 +5,7 @@ Parameter names and orientations are those of Hugging Face's implementations: we
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from llmtool.models.flex import BlockMask, attend_by_blocks
 Mask = Tensor | BlockMask | None  # what a query may look at, as `attend` takes it
 
 
+STACK = 2**26  # numbers of hidden matrices that an optimizer works on at once: 256 MB, and as much beside it
 STATISTICS = ("running_mean", "running_var")  # buffers that a pass in training moves
 
 
@@ -240,3 +241,15 @@ def hidden_matrices(model: nn.Module) -> set[int]:
     # https://github.com/KellerJordan/cifar10-airbench; of one channel it maps nothing
     maps = lambda p: p.ndim == 2 or (p.ndim == 4 and p.shape[1] > 1)  # noqa: E731
     return {id(p) for p in model.parameters() if maps(p) and id(p) not in outer}
+
+
+def stacks(matrices: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Those of one shape, either way round (convolutions as (c', c * 9)), together, up to STACK numbers."""
+    found: dict[tuple[int, int], list[list[nn.Parameter]]] = {}
+    for matrix in matrices:
+        sides = len(matrix), matrix[0].numel()
+        alike = found.setdefault((min(sides), max(sides)), [[]])
+        if alike[-1] and (len(alike[-1]) + 1) * matrix.numel() > STACK:
+            alike.append([])
+        alike[-1].append(matrix)
+    return [stack for alike in found.values() for stack in alike]

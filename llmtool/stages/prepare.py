@@ -62,9 +62,10 @@ def prepare(
     """Read, clean, split and encode into `directory`, which exists; card.json is written last.
 
     hashes: of every file that is read, for the card. A source that is not small is read two or three times
-    (a large one that is cleaned once), and memory grows by about 100 bytes a row only. Raises DataError when too many rows are bad, nothing is
-    left, or the source changes meanwhile; ConfigError for columns that do not exist. Of a large source, what
-    is done is kept beside `directory` until all is, and the same call goes on from there.
+    (a large one that is cleaned once), and memory grows by about 100 bytes a row only. Raises DataError when
+    too many rows are bad, nothing is left, or the source changes meanwhile; ConfigError for columns that do
+    not exist. Of a large source, what is done is kept beside `directory` until all is, and the same call goes
+    on from there.
     """
     with opened(data, seed, directory, hashes) as engine:
         try:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llmtool.core.devices import multiplies_bf16
+from llmtool.models.layers import stacks
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, from https://kellerjordan.github.io/posts/muon/
 EPSILON = 1e-7
@@ -20,7 +20,7 @@ class Muon:
     """Muon (https://kellerjordan.github.io/posts/muon/) as torch.optim.Muon computes it, but for rounding.
 
     A convolution is a matrix with a row for each channel that comes out. A matrix and its transpose move
-    alike, so that all of one shape, either way round, are one stack of wide ones (N, R, C), R at most C. The
+    alike, so that those of one shape, either way round, are stacks of wide ones (N, R, C), R at most C. The
     state exists from the start. A matrix without a gradient has one of 0.
     found_inf: None, or a float scalar on the device; where it is 1 the step changes nothing.
     grad_scale: None, or what the gradients are divided by. Both as in torch's fused optimizers.
@@ -47,12 +47,9 @@ class Muon:
 
     def _prepare(self, matrices: list[nn.Parameter]) -> None:
         """Make the state, and what a step needs."""
-        shapes: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
-        for matrix in matrices:
-            shapes[_wide(matrix).shape].append(matrix)
         self._stacks: list[tuple[list[nn.Parameter], Tensor, Tensor]] = []  # matrices, memory, (N, 1, 1) size
-        for shape, stack in shapes.items():
-            memory = torch.zeros(len(stack), *shape, device=stack[0].device)
+        for stack in stacks(matrices):
+            memory = torch.zeros(len(stack), *_wide(stack[0]).shape, device=stack[0].device)
             heights = [height(m.shape) for m in stack]
             self._stacks.append((stack, memory, torch.tensor(heights, device=memory.device).view(-1, 1, 1)))
             for matrix, part in zip(stack, memory.unbind(), strict=True):
@@ -72,11 +69,12 @@ class Muon:
                 gradients = torch.where(self.found_inf > 0, memory, gradients)
             self.moved = True
             memory.lerp_(gradients, 1 - self.momentum)
-            update = gradients.lerp_(memory, self.momentum) if self.nesterov else memory
-            update = orthogonalize(update, self.ns_steps) * (-lr * heights)
+            update = gradients.lerp_(memory, self.momentum) if self.nesterov else memory.clone()
+            del gradients  # with what is overwritten, the work has one copy of the stack and makes another
+            update = orthogonalize(update, self.ns_steps).mul_(-lr * heights)
             wide = [_wide(matrix.detach()) for matrix in matrices]
             if self.weight_decay:
-                update -= torch.stack(wide) * (lr * self.weight_decay)
+                update -= torch.stack(wide).mul_(lr * self.weight_decay)
             if self.found_inf is not None:
                 update *= 1 - self.found_inf
             torch._foreach_add_(wide, list(update.unbind()))
@@ -99,9 +97,12 @@ def _wide(matrix: Tensor) -> Tensor:
 
 
 def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
-    """(N, R, C) float32, R at most C: singular values moved to about 1 by so many Newton-Schulz steps."""
+    """(N, R, C) float32, R at most C: singular values moved to about 1 by so many Newton-Schulz steps.
+
+    The matrices themselves are overwritten.
+    """
     norms = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True).clamp(min=EPSILON)
-    x = (matrices / norms).to(_product_type(matrices.device.type))  # singular values of at most 1
+    x = matrices.div_(norms).to(_product_type(matrices.device.type))  # singular values of at most 1
     if x.dtype == torch.float32 and x.shape[-1] >= WIDE * x.shape[-2]:
         return _by_grams(x, steps)
     a, b, c = COEFFICIENTS

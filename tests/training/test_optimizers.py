@@ -12,6 +12,7 @@ from torch import nn
 
 from llmtool.core.contracts import Classes, Features, Images
 from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.models import layers
 from llmtool.models.convnet import ConvNetConfig
 from llmtool.models.tabm import TabMConfig
 from llmtool.training import muon
@@ -194,10 +195,27 @@ def test_muon_is_torchs_muon(nesterov: bool) -> None:
         torch.testing.assert_close(mine.state[a]["momentum_buffer"], torchs.state[b]["momentum_buffer"])
 
 
+def test_muon_does_the_same_whatever_is_taken_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    for most in (1 << 26, 1):
+        monkeypatch.setattr(layers, "STACK", most)
+        model = model_of(ToyTransformer)
+        chosen = [p for n, p in model.named_parameters() if n in {"qkv.weight", "up.weight", "down.weight"}]
+        optimizer = Muon(chosen, lr=0.02, momentum=0.9, nesterov=False, ns_steps=5, weight_decay=0.1)
+        assert len(optimizer._stacks) == (3 if most == 1 else 2)
+        for _ in range(2):
+            for p in chosen:
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+            optimizer.step()
+        made.append([*chosen, *(optimizer.state[p]["momentum_buffer"] for p in chosen)])
+    for one, other in zip(*made, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 6, 16), (1, 1, 5)])
 def test_orthogonal_updates(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-3
-    values = torch.linalg.svdvals(orthogonalize(matrices, 10))
+    values = torch.linalg.svdvals(orthogonalize(matrices.clone(), 10))
     assert values.min() > 0.6
     assert values.max() < 1.3
     assert torch.equal(orthogonalize(torch.zeros(shape), 5), torch.zeros(shape))
@@ -208,7 +226,7 @@ def test_wide_matrices_are_made_orthogonal_by_the_same_steps(monkeypatch: pytest
     wide = torch.randn(3, 16, 64, generator=torch.Generator().manual_seed(1))
     left, values, right = torch.linalg.svd(wide[2], full_matrices=False)
     wide[2] = left @ torch.diag(torch.logspace(0, -6, len(values))) @ right  # as uneven as a gradient can be
-    found = orthogonalize(wide, 5)
+    found = orthogonalize(wide.clone(), 5)
     monkeypatch.setattr(muon, "WIDE", math.inf)
     whole = orthogonalize(wide, 5)
     torch.testing.assert_close(found[:2], whole[:2], rtol=0, atol=1e-5)
