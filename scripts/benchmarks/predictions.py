@@ -21,6 +21,8 @@ from typing import Any
 
 import common
 
+from llmtool.core.devices import multiplies_bf16
+
 MEMORY, TIME = 0.05, 0.15  # the goals
 GPT2, LLAMA = "architecture: gpt2", "architecture: llama"
 
@@ -57,6 +59,8 @@ def cases(cuda: bool) -> dict[str, dict[str, Any]]:
         "mlp": {**table, "model": "{family: mlp, hidden: [1024, 1024]}"},
         "tabm": {**table, "model": "{family: tabm}"},
     }
+    if not multiplies_bf16("cuda" if cuda else "cpu"):
+        del found["bf16"]  # takes some thirty times as long as fp32 there
     if cuda:
         found["compiled"] = text(wide, 12, long, 16, LLAMA, precision="bf16", compile=True)
         found["124M, bf16"] = text(768, 12, 1024, 16, GPT2, precision="bf16", compile=True)
