@@ -21,7 +21,7 @@ LAZY = {"pyarrow", "zstandard", "sklearn", "scipy", "threadpoolctl", "pandas", "
 LAZY |= {"onnxruntime", "huggingface_hub", "bitsandbytes", "transformers", "onnx", "onnxscript", "gguf"}
 LAZY |= {"rensa", "ftfy", "py3langid", "ray", "fsspec", "aiohttp"}
 SLOW = ("torch.distributed.device_mesh", "torch.distributed.fsdp", "torch.distributed.tensor")
-SLOW += ("llmtool.models.tensor_parallel", "torch._dynamo")  # the first imports the last of these
+SLOW += ("llmtool.models.tensor_parallel",)  # imports the last of these
 NO_TORCH = ("core/seeds.py", "data/normal.py")  # processes that clean and tokenise load these, and not torch
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -11,13 +11,13 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmtool.core.contracts import Features, Images, InputSpec, Labels, NextToken, OutputSpec, Tokens, Values
 from llmtool.models.activations import Activations, count_saved
 from llmtool.models.chunked import output_of
 from llmtool.models.encoder import Attention, ModernAttention
+from llmtool.models.fake import fake_tensors
 from llmtool.models.gpt2 import GPT2Attention
 from llmtool.models.huggingface import Through
 from llmtool.models.layers import DropPath, hidden_matrices, stacks
@@ -313,7 +313,7 @@ def _flops(
 ) -> tuple[dict[str, list[int]], dict[str, int], int, int]:
     """Output shapes and forward FLOPs of a row by module name, and FLOPs of a row forward and backward."""
     if isinstance(model, Through):  # whose masks ask for values, which meta tensors have not
-        with FakeTensorMode():
+        with fake_tensors():
             return _flops_on("cpu", copy_on(model, "cpu", recomputed), rows, tokens)
     return _flops_on("meta", copy_on(model, "meta", recomputed), rows, tokens)
 
@@ -385,7 +385,7 @@ def saved(
     x T square even with dropout, so attention's dropout is left out there.
     """
     lower = LOWER.get(precision)
-    with FakeTensorMode():
+    with fake_tensors():
         model = copy_on(model, "cpu")
         if device.startswith("cuda"):
             _without_attention_dropout(model)
@@ -415,7 +415,7 @@ def step(
     """
     lower = LOWER.get(precision)
     fake = lower is not None or isinstance(model, Through) or recomputed > 0
-    with FakeTensorMode() if fake else nullcontext():
+    with fake_tensors() if fake else nullcontext():
         place = "cpu" if fake else "meta"
         copied = copy_on(model, place, recomputed)
         if device.startswith("cuda") and fake:

@@ -19,6 +19,7 @@ from llmtool.core.devices import release_memory
 from llmtool.core.errors import LlmtoolError
 from llmtool.core.run import RESULT
 from llmtool.models.accounting import weight_bytes
+from llmtool.models.fake import loaded
 from llmtool.stages import cost
 from llmtool.stages.assemble import Assembled
 from llmtool.training import TrainConfig
@@ -45,19 +46,18 @@ def watched(model: nn.Module, device: torch.device) -> Iterator[Peak]:
         yield peak
         peak.bytes = int(torch.cuda.max_memory_allocated(device))
         return
-    import torch._dynamo as _loaded  # noqa: F401 (some 70 MB, for steps without data, inside the block or later)
-
     release_memory()
     with contextlib.suppress(OSError):  # begins the high-water mark anew; not Linux, or not allowed
         Path("/proc/self/clear_refs").write_text("5")
-    before, most_before = _status(), _most()
+    before, most_before, known = _status(), _most(), loaded.cache_info().currsize
     yield peak
     after, most = _status(), _most()
+    more = 0 if known or not loaded.cache_info().currsize else loaded()  # to look ahead, not to train
     if not before or not after:
         peak.bytes = most - most_before + weights if most > most_before else None
         return
     mapped = max(0, after["RssFile"] - before["RssFile"])
-    peak.bytes = max(0, after["VmHWM"] - before["VmRSS"] - mapped) + weights
+    peak.bytes = max(0, after["VmHWM"] - before["VmRSS"] - mapped - more) + weights
 
 
 def _status() -> dict[str, int]:
