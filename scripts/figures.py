@@ -8,6 +8,7 @@ Every number in the table is read from a file there; a row whose file is missing
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -404,6 +405,23 @@ ROWS: list[Row] = [
         "share of a training step outside forward, backward, norm and optimizer: 0.8 M transformer, 11 k MLP",
         nothing,
         lambda r: all_of([f"{100 * r.of('overhead')[n]['overhead']['mean']:.1f} %" for n in TRAINED]),
+    ),
+    (
+        lambda r: (
+            f"`describe` before {len(r.of('predictions_cpu'))} trainings on a CPU: what they took by what "
+            "was said, memory, seconds of a step (median; least to most)"
+        ),
+        nothing,
+        lambda r: ", ".join(
+            f"{statistics.median(found):.2f} ({span(found, 2)})"
+            for key in ("peak_bytes", "step_seconds")
+            if (found := [1 + one["error"][key] for one in r.of("predictions_cpu").values()])
+        ),
+    ),
+    (
+        "the first change that it proposes where a training does not fit: runs then, on a CPU, of how many",
+        nothing,
+        lambda r: "{first_runs} of {cases}".format(**r.of("fit_search_cpu")),
     ),
     ("`llmtool --help`, seconds", nothing, lambda r: f"{r.of('overhead')['help_seconds']['median']:.2f}"),
 ]

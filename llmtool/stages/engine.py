@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LARGE = 1 << 25  # bytes of a source, unpacked: seconds of work, which starting processes pays for
+FORMAT = 2  # of what is kept
 PARTS = ".parts"  # beside the stage's directory: what is done of a prepare that is not finished
 
 
@@ -49,6 +50,7 @@ def opened(
             "seed": seed,
             "inputs": dict(hashes) if hashes else _stamps(data),
             "environment": {key: environment()[key] for key in ("llmtool", "packages")},
+            "format": FORMAT,
         }
         key = files.hash_bytes(json.dumps(depends, sort_keys=True).encode()).removeprefix("xxh3:")
         engine = stack.enter_context(data.engine.open(__name__))
