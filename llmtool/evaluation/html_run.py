@@ -112,11 +112,15 @@ def model(run: Run) -> str:
         rows.append([f"FLOPs of one {text(flops['unit'])}, forward", console.count(flops["forward"])])
         rows.append([f"FLOPs of one {text(flops['unit'])}, backward", console.count(flops["backward"])])
     memory = described.get("memory") or {}
-    names = {"total": "all in training, foreseen", "device_bytes": "of the device"}
+    names = {
+        "allocator": "held by the allocator",
+        "total": "all in training, foreseen",
+        "device_bytes": "of the device",
+    }
     rows += [
         [f"memory: {text(names.get(key, key))}", console.bytes_(memory[key])]
-        for key in ("weights", "gradients", "optimizer", "activations", "total", "device_bytes")
-        if isinstance(memory.get(key), int | float)
+        for key in ("weights", "gradients", "optimizer", "activations", "allocator", "total", "device_bytes")
+        if memory.get(key)
     ]
     return section("Model", table("", ["", ""], rows))
 

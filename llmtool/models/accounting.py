@@ -30,6 +30,9 @@ FLOAT = (
     4  # bytes: weights, gradients and optimizer state are float32; autocast makes smaller copies as it goes
 )
 
+# of each byte that lives at once: on a CPU freed pieces, into which nothing new fits, stay with the process
+HELD = {"cpu": 1.37}
+
 LOWER = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp16": torch.float16}
 
 NAMES = {  # what a part does, by its name in the model; otherwise its class says it
@@ -104,17 +107,31 @@ class Component:
 
 @dataclass
 class Memory:
-    """Bytes that training needs at once, but for the device's own workspace and temporary results."""
+    """Bytes that training needs at once, but for the device's own workspace and temporary results.
+
+    held: how much a process holds for each byte of them.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
+    held: float = 1.0
+
+    @property
+    def live(self) -> int:
+        """Of all parts."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+    @property
+    def allocator(self) -> int:
+        """What the process holds beside."""
+        return round((self.held - 1) * self.live)
 
     @property
     def total(self) -> int:
-        """The sum."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        """All of it."""
+        return self.live + self.allocator
 
     def fits(self, device_bytes: int, reserve: float = 0.1) -> bool:
         """Whether it fits with a share in reserve for what is not counted."""
@@ -168,7 +185,7 @@ def account(
         flops_forward=forward,
         flops_backward=backward,
         flops_again=0,
-        memory=memory(model, optimizer, kept.bytes()),
+        memory=memory(model, optimizer, kept.bytes(), device),
         kept=kept,
     )
     return recomputing(found, model, recomputed) if recomputed else found
@@ -181,7 +198,7 @@ def recomputing(found: Accounting, model: nn.Module, recomputed: int) -> Account
     return replace(found, flops_again=backward - found.flops_backward, memory=kept)
 
 
-def memory(model: nn.Module, optimizer: OptimizerName, activations: int) -> Memory:
+def memory(model: nn.Module, optimizer: OptimizerName, activations: int, device: str) -> Memory:
     """What training `model` needs at once beside so many bytes of activations, which are gone when the
     optimizer does its work."""
     if optimizer == "muon":
@@ -191,6 +208,7 @@ def memory(model: nn.Module, optimizer: OptimizerName, activations: int) -> Memo
         gradients=_bytes([p for p in model.parameters() if p.requires_grad]),
         optimizer=_optimizer_bytes(model, optimizer),
         activations=activations,
+        held=HELD.get(device, 1.0),
     )
 
 

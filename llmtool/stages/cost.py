@@ -25,7 +25,6 @@ from llmtool.training import TrainConfig
 from llmtool.training.average import Average
 from llmtool.training.optimizers import NO_RATES, Rates
 
-HEAP = 1.37  # a CPU process holds so much of what lives at once: freed pieces that nothing new fits into
 WORKSPACE = 64 * 2**20  # bytes that cuBLAS takes for itself in both threads of a step, on Hopper
 SAVED = 0.25e9  # bytes of a checkpoint written, hashed and synced in a second, about
 COPIES = {"cpu": 3, "cuda": 1}  # of the optimizer's state, while a checkpoint is written: clone, bytes, file
@@ -174,7 +173,7 @@ def memory(work: Work, step: Trace, scored: Trace, kind: str) -> dict[str, int]:
     optimizer = step.state - average
     moment = max(step.peak, scored.forward, COPIES[kind] * optimizer)
     live = weights + step.state + moment
-    held = round(live * (HEAP - 1)) if kind == "cpu" else WORKSPACE
+    held = round(live * (accounting.HELD[kind] - 1)) if kind == "cpu" else WORKSPACE
     return {
         "weights": weights,
         "optimizer": optimizer,

@@ -233,6 +233,7 @@ def _memory(figures: Accounting, subject: Subject, recomputed: int) -> dict[str,
             "device": subject.device,
         },
         **asdict(parts),
+        "allocator": parts.allocator,
         "total": parts.total,
         "recomputed": recomputed,  # blocks, and below activations with none, one, two ... of them
         "activations_by_recomputed": [figures.kept.bytes(n) for n in range(len(figures.kept.blocks) + 1)],
@@ -385,7 +386,9 @@ def cost_rows(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
     rows += f" of {training['tokens_per_row']} tokens" if training["tokens_per_row"] > 1 else ""
     yield "memory to train", f"{rows} at once, {training['precision']}, {training['optimizer']}"
     blocks = len(memory["activations_by_recomputed"]) - 1
-    for part in ("weights", "gradients", "optimizer", "activations", "total"):
+    for part in ("weights", "gradients", "optimizer", "activations", "allocator", "total"):
+        if part == "allocator" and not memory[part]:
+            continue
         more = f", {memory['recomputed']} of {blocks} blocks recomputed" if memory["recomputed"] else ""
         yield f"  {part}", bytes_(memory[part]) + (more if part == "activations" else "")
     if memory["fits"] is not None:

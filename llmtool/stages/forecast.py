@@ -182,6 +182,7 @@ class DescribedRoom:
             gradients=self.said["gradients"] if self.full else 0,
             optimizer=self.said["optimizer"] if self.full else 0,
             activations=round(self.kept[recomputed] / self.said["training"]["rows"] * rows),
+            held=self.said["held"],
         )
 
 
@@ -202,8 +203,8 @@ def refuse_memory(
     activations, needed, there = memory.activations, memory.total, room.device_bytes
     if there is not None and not memory.fits(there):
         raise MemoryLimitError(
-            f"{section}: {fit.micro_batch} rows at once, with {bytes_(needed - activations)} of weights, "
-            f"gradients and optimizer and {bytes_(activations)} of activations: "
+            f"{section}: {fit.micro_batch} rows at once, with {bytes_(memory.live - activations)} of "
+            f"weights, gradients and optimizer and {bytes_(activations)} of activations: "
             + says(changes(room.saved), needed, there)
         )
     return {"needed": needed, "activations": activations, "device_bytes": there, "rows": fit.micro_batch}

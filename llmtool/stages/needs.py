@@ -58,7 +58,7 @@ class ModelNeeds:
             mixed = packed(self.card, tokens)
             self._kept[here] = saved(model, setup.rows, tokens, setup.precision, self.device, mixed)
         optimizer: Any = setup.optimizer
-        found = memory(model, optimizer, self._kept[here].bytes(setup.recomputed))
+        found = memory(model, optimizer, self._kept[here].bytes(setup.recomputed), self.device)
         average = average_bytes(model) if setup.ema else 0
         return replace(found, weights=found.weights - self.less, optimizer=found.optimizer + average)
 

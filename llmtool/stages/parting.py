@@ -32,7 +32,7 @@ def is_cut(model: nn.Module, config: TrainConfig, parallel: ParallelConfig, devi
         return False
     if parallel.data == "fsdp" or parallel.offload:
         return True
-    needed = memory(model, config.optimizer.name, 0).total
+    needed = memory(model, config.optimizer.name, 0, "cuda").live
     needed += sum(each.nbytes for each in moving(model).values()) if config.ema else 0
     return needed > ROOM * device_bytes * parallel.tensor
 

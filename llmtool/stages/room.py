@@ -81,7 +81,7 @@ class ModelRoom:
         return self._with(self._kept[rows].bytes(recomputed))
 
     def _with(self, activations: int) -> Memory:
-        found = memory(self.model, self.optimizer, activations)
+        found = memory(self.model, self.optimizer, activations, self.how[1])
         found = replace(found, optimizer=found.optimizer + self.average)
         return found if self.cut is None else self.cut.share(found)
 

@@ -5,8 +5,8 @@
 
 Each training is a process of its own, `llmtool train` (or `finetune`) on data made up here, of so many steps
 that the meter sees some tens; predicted and actual stand in its result.json under `cost`. Goal: memory within
-5 %, the time of a step within 15 %. The constants of models/timing.py and HEAP of stages/cost.py are fitted
-to this table: the last lines say which one factor on each kind of prediction would be best.
+5 %, the time of a step within 15 %. The constants of models/timing.py and HELD of models/accounting.py are
+fitted to this table: the last lines say which one factor on each kind of prediction would be best.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ import torch
 
 from llmtool.core.contracts import Classes, Features, Images, NextToken, Tokens, Values
 from llmtool.models import adapters
-from llmtool.models.accounting import Component, Memory, account, saved_bytes
+from llmtool.models.accounting import HELD, Component, Memory, account, saved_bytes
 from llmtool.models.activations import count_saved
 from llmtool.models.adapters import LoRAConfig
 from llmtool.models.convnet import ConvNetConfig
@@ -132,7 +132,9 @@ def test_weights_gradients_and_optimizer_state_are_those_of_real_ones(model):
             for t in [*model.parameters(), *model.buffers()]
         }
         assert memory.weights == sum(stored.values())
-    assert memory.total == memory.weights + memory.gradients + memory.optimizer + memory.activations
+    assert memory.live == memory.weights + memory.gradients + memory.optimizer + memory.activations
+    assert memory.total == memory.live + memory.allocator == pytest.approx(HELD["cpu"] * memory.live, abs=1)
+    assert account(model, 4, tokens, device="cuda").memory.allocator == 0
 
 
 def test_muon_keeps_one_float_for_inner_matrices_and_adamw_has_the_rest():

@@ -4,6 +4,7 @@ import pytest
 
 from llmtool.core.errors import MemoryLimitError
 from llmtool.experiment import FinetuneConfig
+from llmtool.models.accounting import HELD
 from llmtool.models.adapters import LoRAConfig
 from llmtool.stages.describe import Subject, cost_rows, describe
 from llmtool.stages.forecast import DescribedRoom, Fitting, four_bits_save, refuse_memory
@@ -51,7 +52,7 @@ def test_a_description_says_how_many_blocks_are_recomputed_where_all_do_not_fit(
     kept = roomy["activations_by_recomputed"]
     assert roomy["recomputed"] == 0
     assert roomy["activations"] == kept[0] > kept[1] > kept[2]
-    tight = described(model, device_bytes=int((roomy["total"] - kept[0] + kept[1]) / 0.9) + 1)
+    tight = described(model, device_bytes=int((roomy["total"] - HELD["cpu"] * (kept[0] - kept[1])) / 0.9) + 2)
     assert tight["memory"]["recomputed"] == 1
     assert tight["memory"]["activations"] == kept[1]
     assert tight["memory"]["fits"]
