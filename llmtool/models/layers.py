@@ -6,6 +6,7 @@ Parameter names and orientations are those of Hugging Face's implementations: we
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from llmtool.models.flex import BlockMask, attend_by_blocks
 
 Mask = Tensor | BlockMask | None  # what a query may look at, as `attend` takes it
-
+Matrix = TypeVar("Matrix", bound=Tensor)
 
 STACK = 2**26  # numbers of hidden matrices that an optimizer works on at once: 256 MB, and as much beside it
 STATISTICS = ("running_mean", "running_var")  # buffers that a pass in training moves
@@ -243,9 +244,9 @@ def hidden_matrices(model: nn.Module) -> set[int]:
     return {id(p) for p in model.parameters() if maps(p) and id(p) not in outer}
 
 
-def stacks(matrices: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+def stacks(matrices: Iterable[Matrix]) -> list[list[Matrix]]:
     """Those of one shape, either way round (convolutions as (c', c * 9)), together, up to STACK numbers."""
-    found: dict[tuple[int, int], list[list[nn.Parameter]]] = {}
+    found: dict[tuple[int, int], list[list[Matrix]]] = {}
     for matrix in matrices:
         sides = len(matrix), matrix[0].numel()
         alike = found.setdefault((min(sides), max(sides)), [[]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 
 import torch
 import torch.distributed as dist
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from llmtool.core import ranks
 from llmtool.core.shards import Piece, is_part, local, piece
+from llmtool.models.layers import stacks
 from llmtool.training.muon import Muon, height, orthogonalize
 
 
@@ -105,18 +105,15 @@ class PartsMuon(Muon):
         return came
 
     def _orthogonal(self, matrices: list[Tensor], lr: float) -> list[Tensor]:
-        """The updates of whole matrices, all of one shape, either way round, in one product."""
-        stacks: dict[torch.Size, list[int]] = defaultdict(list)
-        wide = [matrix.mT if len(matrix) > matrix.shape[1] else matrix for matrix in matrices]
-        for at, matrix in enumerate(wide):
-            stacks[matrix.shape].append(at)
-        made = list(matrices)
-        for those in stacks.values():
-            updates = orthogonalize(torch.stack([wide[at] for at in those]), self.ns_steps)
-            for at, update in zip(those, updates, strict=True):
-                turned = update.mT if wide[at] is not matrices[at] else update
-                made[at] = turned * (-lr * height(matrices[at].shape))
-        return made
+        """The updates of whole matrices, those of a stack in one product."""
+        made: dict[int, Tensor] = {}
+        for stack in stacks(matrices):
+            tall = [len(matrix) > matrix.shape[1] for matrix in stack]
+            wide = [matrix.mT if turn else matrix for matrix, turn in zip(stack, tall, strict=True)]
+            updates = orthogonalize(torch.stack(wide), self.ns_steps)
+            for matrix, turn, update in zip(stack, tall, updates, strict=True):
+                made[id(matrix)] = (update.mT if turn else update) * (-lr * height(matrix.shape))
+        return [made[id(matrix)] for matrix in matrices]
 
 
 def owners(shapes: list[torch.Size], ranks: int) -> list[int]:
