@@ -103,6 +103,8 @@ class Batch:
     mixed: of pictures that are two in one, the (B,) targets of the others and the (B,) float32 share of each
         row that is its own.
     features: (B, F) float32, of texts with columns of a table beside them.
+    allowed: (B, T, A) bool, of games whose rules are taught: which of the first A tokens may follow; none
+        where the target is IGNORE.
     """
 
     inputs: Tensor
@@ -112,6 +114,7 @@ class Batch:
     scale: tuple[Tensor, Tensor] | None = None
     mixed: tuple[Tensor, Tensor] | None = None
     features: Tensor | None = None
+    allowed: Tensor | None = None
 
     @property
     def arguments(self) -> tuple[Tensor | None, ...]:
@@ -126,8 +129,8 @@ class Batch:
             (change(pair[0]), change(pair[1])) if pair else None for pair in (self.scale, self.mixed)
         )
         inputs, targets = change(self.inputs), change(self.targets)
-        segments, features = changed(self.segments), changed(self.features)
-        return Batch(inputs, targets, segments, self.units, scale, mixed, features)
+        segments, features, allowed = map(changed, (self.segments, self.features, self.allowed))
+        return Batch(inputs, targets, segments, self.units, scale, mixed, features, allowed)
 
     def pinned(self) -> Batch:
         """The same in page-locked memory, from which `to` copies without waiting."""
@@ -154,7 +157,7 @@ class Batch:
     def tensors(self) -> list[Tensor]:
         """All that it has on its device."""
         several = [*(self.scale or ()), *(self.mixed or ())]
-        found = [self.inputs, self.targets, self.segments, self.features, *several]
+        found = [self.inputs, self.targets, self.segments, self.features, self.allowed, *several]
         return [tensor for tensor in found if tensor is not None]
 
     def standardised(self) -> Batch:

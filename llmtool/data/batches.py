@@ -18,6 +18,7 @@ from llmtool.core import seeds
 from llmtool.core.contracts import IGNORE, Batch
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import mixing
+from llmtool.data.games.legality import Legality
 from llmtool.data.image_batches import ImageBatches
 from llmtool.data.layout import Order, Windows, lay_out, named_rows, place_of
 from llmtool.data.packing import ChatBatches
@@ -55,26 +56,34 @@ def open_batches(
     seed: int,
     context: int | None = None,
     mixture: Mapping[str, float] | None = None,
+    legality: Legality | None = None,
 ) -> Batches:
     """The batches of a split; `context` is the window of a tokens dataset, in tokens.
+
+    legality: of games, where rows to train on say which moves the rules allow next.
 
     mixture: the weight of each part of the data, by which the training order of `train` is mixed; None: every
     row once an epoch.
     """
     found = dataset.split(split)
-    whole = _batches_of(found, dataset, seed, context)
+    whole = _batches_of(found, dataset, seed, context, legality=legality)
     if mixture is None or split != "train":
         return whole
     mixing.refuse_other_parts(mixture, list(mixing.counts_of(found)))
     parts = {
-        name: _batches_of(part, dataset, seeds.derive(seed, "part", name), context, mixed=True)
+        name: _batches_of(part, dataset, seeds.derive(seed, "part", name), context, True, legality)
         for name, part in mixing.parts_of(found).items()
     }
     return mixing.MixedBatches(parts, mixture, seed, whole)
 
 
 def _batches_of(
-    found: Split, dataset: Dataset, seed: int, context: int | None, mixed: bool = False
+    found: Split,
+    dataset: Dataset,
+    seed: int,
+    context: int | None,
+    mixed: bool = False,
+    legality: Legality | None = None,
 ) -> Batches:
     """mixed: the rows stand among those of other parts, which may hold several documents."""
     if dataset.card["inputs"]["kind"] == "features":
@@ -90,7 +99,7 @@ def _batches_of(
         return TextBatches(found, seed, chunk)
     assert context is not None, "a tokens dataset needs a context"
     if dataset.card["encoding"] in ("chat", "moves"):
-        return ChatBatches(found, context, seed, packing=dataset.card["encoder"].get("packing", False))
+        return ChatBatches(found, context, seed, dataset.card["encoder"].get("packing", False), legality)
     return TokenBatches(found, context, seed, packed=mixed)
 
 

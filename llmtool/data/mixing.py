@@ -165,11 +165,13 @@ def joined(batches: Sequence[Batch], places: Sequence[np.ndarray], width: int | 
     pick = lambda tensors: torch.cat(tensors)[order]  # noqa: E731
     segments = [part.segments for part in parts if part.segments is not None]
     features = [part.features for part in parts if part.features is not None]
+    allowed = [part.allowed for part in parts if part.allowed is not None]
     return Batch(
         pick([part.inputs for part in parts]),
         pick([part.targets for part in parts]),
         pick(segments) if segments else None,
         features=pick(features) if features else None,
+        allowed=pick(allowed) if allowed else None,
     )
 
 
@@ -181,7 +183,9 @@ def _padded(batch: Batch, width: int, masked: bool, labelled: bool) -> Batch:
         segments = torch.ones_like(batch.inputs, dtype=torch.int32) if segments is None else segments
         segments = functional.pad(segments, missing)
     targets = batch.targets if labelled else functional.pad(batch.targets, missing, value=IGNORE)
-    return replace(batch, inputs=functional.pad(batch.inputs, missing), targets=targets, segments=segments)
+    inputs, allowed = functional.pad(batch.inputs, missing), batch.allowed
+    allowed = None if allowed is None else functional.pad(allowed, (0, 0, *missing))
+    return replace(batch, inputs=inputs, targets=targets, segments=segments, allowed=allowed)
 
 
 # --- parts of a split -------------------------------------------------------------------------------------

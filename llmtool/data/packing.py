@@ -5,12 +5,16 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from llmtool.core.contracts import Batch
 from llmtool.core.errors import ConfigError, DataError
+from llmtool.data.games.legality import Legality
 from llmtool.data.layout import Order, Windows, lay_out, place_of
 from llmtool.data.store import Split
 
@@ -62,10 +66,13 @@ class ChatBatches:
     rows are permuted each epoch. Without it, where no two fit together, and for scoring games a row is one
     conversation, and T is the length of the longest. What is left of a row is padding: token 0, segment 0,
     target IGNORE.
+    legality: of games whose rules are taught: rows to train on say which tokens may follow.
     """
 
-    def __init__(self, split: Split, context: int, seed: int, packing: bool) -> None:
-        self._split, self._games = split, bool(split.meta.get("whole"))
+    def __init__(
+        self, split: Split, context: int, seed: int, packing: bool, legality: Legality | None = None
+    ) -> None:
+        self._split, self._games, self._legality = split, bool(split.meta.get("whole")), legality
         self._what = "game" if self._games else "conversation"
         self._tokens = np.asarray(split.arrays["tokens"])
         trained = split.arrays.get("trained")
@@ -100,7 +107,8 @@ class ChatBatches:
     def batch(self, start: int, count: int) -> Batch:
         """Rows start to start + count of the training order."""
         rows = [self._windows(self._bins[row]) for row in self._chosen(start, count)]
-        return self._lay_out(rows, self.packed)
+        batch = self._lay_out(rows, self.packed)
+        return batch if self._legality is None else replace(batch, allowed=self._allowed(rows, batch))
 
     def lengths(self, start: int, count: int) -> list[int]:
         """How many tokens of each of those rows are no padding."""
@@ -155,6 +163,21 @@ class ChatBatches:
 
     def _windows(self, documents: list[int]) -> Windows:
         return [(int(self._edges[document]), int(self._pairs[document])) for document in documents]
+
+    def _allowed(self, rows: list[Windows], batch: Batch) -> Tensor:
+        assert self._legality is not None
+        games = [window for row in rows for window in row]
+        played = np.zeros((len(games), max(length for _, length in games)), np.int64)
+        for game, (start, length) in enumerate(games):
+            played[game, :length] = self._tokens[start : start + length]
+        legal = iter(self._legality.after(played))
+        found = np.zeros((*batch.inputs.shape, self._legality.vocabulary), dtype=bool)
+        for i, row in enumerate(rows):
+            at = 0
+            for _, length in row:
+                found[i, at : at + length] = next(legal)[:length]
+                at += length
+        return torch.from_numpy(found)
 
     def _lay_out(self, rows: list[Windows], packed: bool) -> Batch:
         width = self.tokens_per_row if packed else self._longest

@@ -58,7 +58,7 @@ def refuse_uneven(tokens: int, ranks: int) -> None:
 
 
 def cut(batch: Batch, mesh: DeviceMesh) -> Batch:
-    """This rank's tokens of a batch of token rows: inputs, targets and segments (B, T) -> (B, T / C).
+    """This rank's tokens of a batch of token rows: inputs, targets, segments (B, T) -> (B, T / C), and so on.
 
     ConfigError where 2 C does not divide T.
     """
@@ -67,8 +67,12 @@ def cut(batch: Batch, mesh: DeviceMesh) -> Batch:
         return batch
     refuse_uneven(batch.inputs.shape[1], mesh.size())
     places = _places(batch.inputs.shape[1], mesh.size(), mesh.get_local_rank(), batch.inputs.device)
-    segments = None if batch.segments is None else batch.segments[:, places]
-    return replace(batch, inputs=batch.inputs[:, places], targets=batch.targets[:, places], segments=segments)
+    own = {
+        name: tensor[:, places]
+        for name in ("inputs", "targets", "segments", "allowed")
+        if (tensor := getattr(batch, name)) is not None
+    }
+    return replace(batch, **own)
 
 
 class Shared(Cache):

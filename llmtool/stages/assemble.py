@@ -36,6 +36,7 @@ from llmtool.stages.checkpoints import CARD_FILE, Start, fingerprint, lineage, m
 from llmtool.stages.likeness import refuse_other_pictures, say_how_prepared
 from llmtool.stages.parting import is_cut
 from llmtool.tasks import TaskConfig, default_task
+from llmtool.tasks.language import GamesTask
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -74,7 +75,8 @@ class Assembled:
     def batches(self, split: str) -> Batches:
         """The rows of a split; language models see windows as long as their context."""
         context = getattr(self.model, "context", None)
-        return open_batches(self.dataset, split, self.seed, context, self.mixture)
+        legality = self.task.legality if isinstance(self.task, GamesTask) and self.task.rules else None
+        return open_batches(self.dataset, split, self.seed, context, self.mixture, legality)
 
     def decoded(self, start: int, count: int) -> list[dict[str, Any]]:
         """Rows start to start + count of the training order as a person knows them."""

@@ -66,14 +66,16 @@ def _graph(loss: Compute, even: bool) -> Compute:
         segments: Tensor | None,
         mixed: tuple[Tensor, Tensor] | None,
         features: Tensor | None,
+        allowed: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        result = loss(Batch(inputs, targets, segments, mixed=mixed, features=features))
+        result = loss(Batch(inputs, targets, segments, None, None, mixed, features, allowed))
         return result.total, result.count
 
     graph = torch.compile(tensors, dynamic=False if even else None)
 
     def compiled(batch: Batch) -> Loss:
-        return Loss(*graph(batch.inputs, batch.targets, batch.segments, batch.mixed, batch.features))
+        more = batch.mixed, batch.features, batch.allowed
+        return Loss(*graph(batch.inputs, batch.targets, batch.segments, *more))
 
     return compiled
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -173,16 +174,11 @@ def packing(assembled: Assembled, batch: int) -> list[Split]:
         return []
     assert packed.segments is not None
     alone = unpacked(packed)
-    marks = alone.segments
-    assert marks is not None
     reference = _gradient(assembled, [packed])
     tolerance = TOLERANCE[assembled.precision.name]
     name = f"{len(packed)} rows of {len(alone)} documents"
     size = len(packed)
-    parts = (
-        Batch(alone.inputs[part], alone.targets[part], marks[part])
-        for part in (slice(start, start + size) for start in range(0, len(alone), size))
-    )
+    parts = (alone.each(itemgetter(slice(start, start + size))) for start in range(0, len(alone), size))
     return [
         _beside(f"packed: {name}", len(packed), reference, reference, tolerance),
         _beside("one document a row", len(packed), reference, _gradient(assembled, parts), tolerance),
@@ -192,23 +188,23 @@ def packing(assembled: Assembled, batch: int) -> list[Split]:
 def unpacked(packed: Batch) -> Batch:
     """The documents of packed rows, each from the start of a row of its own; the rest of it is padding."""
     assert packed.segments is not None
-    inputs, targets, segments = [], [], []
-    for row in range(len(packed)):
-        for number in range(1, int(packed.segments[row].max()) + 1):
-            inside = packed.segments[row] == number
-            length = int(inside.sum())
-            blank = packed.inputs.new_zeros(packed.inputs.shape[1])
-            ids, wanted, marks = (
-                blank.clone(),
-                torch.full_like(blank, IGNORE),
-                packed.segments.new_zeros(len(blank)),
-            )
-            ids[:length], wanted[:length] = packed.inputs[row][inside], packed.targets[row][inside]
-            marks[:length] = 1
-            inputs.append(ids)
-            targets.append(wanted)
-            segments.append(marks)
-    return Batch(torch.stack(inputs), torch.stack(targets), torch.stack(segments))
+    counts = packed.segments.amax(dim=1).tolist()
+    documents = [(row, n) for row, count in enumerate(counts) for n in range(1, count + 1)]
+    inside = [(row, packed.segments[row] == n) for row, n in documents]
+
+    def alone(tensor: Tensor, blank: int = 0) -> Tensor:
+        """(B, T, ...) -> (D, T, ...)."""
+        found = tensor.new_full((len(documents), *tensor.shape[1:]), blank)
+        for at, (row, there) in enumerate(inside):
+            found[at, : int(there.sum())] = tensor[row][there]
+        return found
+
+    return Batch(
+        alone(packed.inputs),
+        alone(packed.targets, IGNORE),
+        alone(packed.segments).clamp(max=1),
+        allowed=None if packed.allowed is None else alone(packed.allowed),
+    )
 
 
 Gradient = tuple[float, dict[str, Tensor]]  # loss per target; gradient per target, by parameter

@@ -24,6 +24,12 @@ class LanguageConfig(Section):
     """The next token of a text, at every position; learned by cross entropy."""
 
     kind: Literal["language"] = Field("language", description="the next token of a text")
+    rules: float = Field(
+        0.0,
+        ge=0,
+        description="of games: teach what the rules allow too; the weight, beside that of the move that was "
+        "played, of -log of the probability of all legal moves together",
+    )
 
     def outputs(self, targets: dict[str, Any]) -> NextToken:
         """One logit for each token of the vocabulary. ConfigError where the data is not text as tokens."""
@@ -33,7 +39,7 @@ class LanguageConfig(Section):
     def build(self, card: dict[str, Any]) -> LanguageTask:
         """The task for a dataset's card."""
         self._refuse(card["targets"])
-        return GamesTask(Legality.of(card)) if "game" in card["targets"] else LanguageTask()
+        return GamesTask(Legality.of(card), self.rules) if "game" in card["targets"] else LanguageTask()
 
     def _refuse(self, targets: dict[str, Any]) -> None:
         if targets["kind"] != "next_token":
@@ -41,6 +47,8 @@ class LanguageConfig(Section):
                 "task.kind: language needs text encoded as tokens; this data is a table with a target column "
                 "(set data.encode.as: tokens, or leave task out)"
             )
+        if self.rules and "game" not in targets:
+            raise ConfigError("task.rules: is for records of games (data.encode.as: moves); leave it out")
 
 
 class LanguageTask:
@@ -92,10 +100,26 @@ def _hidden(model: nn.Module, batch: Batch) -> Tensor:
 
 
 class GamesTask(LanguageTask):
-    """The next move; learned as any next token, judged by the rules too."""
+    """The next move; learned as any next token, judged by the rules too.
 
-    def __init__(self, legality: Legality) -> None:
-        self.legality = legality
+    rules: weight in the loss of -log of the probability of all legal moves together, which has its minimum
+    where the cross entropy alone has it: with every move in proportion to how often it is played.
+    """
+
+    def __init__(self, legality: Legality, rules: float = 0.0) -> None:
+        self.legality, self.rules = legality, rules
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """As of any next token, and of the rules where the batch says what they allow."""
+        if batch.allowed is None:
+            return super().loss(model, batch)
+        logits, targets = self._flat(model, batch)
+        nats = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+        scored = targets != IGNORE
+        known = batch.allowed.flatten(0, 1) | ~scored[:, None]  # (B * T, A)
+        legal = logits[:, : known.shape[1]].masked_fill(~known, -torch.inf).logsumexp(dim=1)
+        barred = (logits.logsumexp(dim=1) - legal) * scored
+        return Loss(nats + self.rules * barred.sum(), scored.sum())
 
     def measure(self, model: nn.Module, batch: Batch) -> GamesTally:
         """Sums of each game: nats, moves, first choices; of the judged games legal choices and legal mass.

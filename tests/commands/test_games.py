@@ -60,6 +60,12 @@ def test_games_are_trained_on_and_judged(place: Path, llmtool: Run) -> None:
     assert legal == pytest.approx(report["metrics"]["test"]["legal"])
 
 
+def test_the_rules_are_taught_whatever_the_micro_batch(place: Path, llmtool: Run) -> None:
+    taught = "task={kind: language, rules: 1.0}"
+    ended = llmtool("train", "othello.yaml", "--set", taught, "--verify", "invariance", cwd=place)
+    assert ended.code == 0, ended.err
+
+
 def test_a_model_of_games_writes_moves(place: Path, llmtool: Run) -> None:
     if not (place / "runs/othello/train").exists():
         assert llmtool("train", "othello.yaml", cwd=place).code == 0

@@ -212,6 +212,14 @@ def test_rows_of_one_width_need_no_padding_and_keep_their_places() -> None:
     assert found.segments is None
 
 
+def test_what_rules_allow_is_padded_with_its_rows() -> None:
+    ids, legal = torch.zeros(1, 2, dtype=torch.int64), torch.ones(1, 2, 5, dtype=torch.bool)
+    wide = Batch(torch.zeros(1, 4, dtype=torch.int64), ids.new_zeros(1, 4), allowed=legal.new_ones(1, 4, 5))
+    found = joined([Batch(ids, ids, allowed=legal), wide], [np.array([1]), np.array([0])], None, masked=False)
+    assert found.allowed is not None
+    assert found.allowed.sum(dim=2).tolist() == [[5, 5, 5, 5], [5, 5, 0, 0]]
+
+
 # --- parts of a split ---
 
 

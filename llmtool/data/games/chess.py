@@ -114,7 +114,7 @@ class Chess(Rules[Board]):
                 moves.flaw = Flaw(len(moves) + 1, f"{number}: {error}")
                 moves.append(word)
                 break
-            position = self._after(position, move)
+            position = self.after(position, move)
             moves.append(move)
         return moves
 
@@ -133,7 +133,7 @@ class Chess(Rules[Board]):
     def play(self, position: Board, move: str) -> Board:
         """Castling moves the rook too, a pawn that takes in passing removes the other's."""
         check(position, move)
-        return self._after(position, move)
+        return self.after(position, move)
 
     def mover(self, position: Board) -> int:
         """0 for White."""
@@ -153,7 +153,7 @@ class Chess(Rules[Board]):
 
     def gain(self, position: Board, move: str) -> float:
         """The worth of what is taken, and of what a pawn becomes; a mate is worth more than anything."""
-        after = self._after(position, move)
+        after = self.after(position, move)
         if in_check(after) and next(_legal(after), None) is None:
             return 1000.0
         return _material(after.squares, position.white) - _material(position.squares, position.white)
@@ -167,7 +167,7 @@ class Chess(Rules[Board]):
         """a8 to h8 first, as a board is drawn with White below."""
         return [file + rank for rank in reversed(RANKS) for file in FILES]
 
-    def _after(self, position: Board, move: str) -> Board:
+    def after(self, position: Board, move: str) -> Board:
         """The position after a move that is known to be legal."""
         source, target, white = NUMBER[move[:2]], NUMBER[move[2:4]], position.white
         squares = bytearray(position.squares)

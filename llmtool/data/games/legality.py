@@ -40,7 +40,7 @@ class Legality:
         """(n, T, V) bool: the tokens that are legal next. rows: (n, T) tokens of games, each from its start;
         what follows a game (token 0 again) does not matter."""
         found = np.zeros((*rows.shape, self.vocabulary), dtype=bool)
-        keys = [row.tobytes() for row in np.ascontiguousarray(rows, dtype=np.uint16)]
+        keys = [np.trim_zeros(row, "b").tobytes() for row in rows.astype(np.uint16)]  # however far padded
         if len(self._kept) > KEPT:
             self._kept.clear()
         new = [at for at, key in enumerate(keys) if key not in self._kept]

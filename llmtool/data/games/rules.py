@@ -116,9 +116,13 @@ class Rules(ABC, Generic[Position]):
             for turn, move in enumerate(game, 1):
                 if move < 0:
                     break
-                position = self.play(position, moves[move])
+                position = self.after(position, moves[move])
                 row[turn, [number[move] for move in self.legal(position)]] = True
         return found
+
+    def after(self, position: Position, move: str) -> Position:
+        """The position after a move that is known to be legal."""
+        return self.play(position, move)
 
     def replay(self, moves: Sequence[str]) -> Position:
         """The position after these moves. ValueError where one is not legal."""

@@ -13,6 +13,7 @@ from llmtool.core.contracts import IGNORE
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import DataConfig
 from llmtool.data.batches import open_batches, unit_edges
+from llmtool.data.games.legality import Legality
 from llmtool.data.games.moves import MovesEncoder, tokenizer_of
 from llmtool.data.games.othello import MOVES, SQUARES, Othello
 from llmtool.data.games.othello_many import random_games
@@ -88,6 +89,27 @@ def test_short_games_share_a_row_in_training_and_stand_alone_when_they_are_judge
     assert once.inputs.shape[1] == 60
     assert once.segments is not None
     assert int((once.inputs == 0).logical_and(once.segments > 0).sum()) == split.rows  # each begins anew
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_rows_to_train_on_say_what_the_rules_allow_at_every_move(tmp_path: Path, packing: bool) -> None:
+    lines = [" ".join(game[: 10 + number]) for number, game in enumerate(GAMES[:24])]
+    run(lines, tmp_path, unfinished="keep", packing=packing)
+    dataset, rules = Dataset.open(tmp_path / "prepare"), Othello()
+    batches = open_batches(dataset, "train", 0, context=60, legality=Legality("othello"))
+    batch = batches.batch(0, batches.rows)
+    assert batch.allowed is not None
+    assert batch.allowed.shape == (*batch.inputs.shape, 61)
+    assert not batch.allowed[batch.targets == IGNORE].any()
+    position = rules.start()
+    for inputs, targets, allowed in zip(batch.inputs, batch.targets, batch.allowed, strict=True):
+        for token, target, legal in zip(inputs.tolist(), targets.tolist(), allowed, strict=True):
+            if target == IGNORE:
+                break
+            position = rules.start() if token == 0 else rules.play(position, MOVES[token - 1])
+            assert [MOVES[at - 1] for at in legal.nonzero()[:, 0].tolist()] == rules.legal(position)
+    assert next(batches.in_order(100)).allowed is None  # the figures' own business
+    assert open_batches(dataset, "train", 0, context=60).batch(0, 3).allowed is None
 
 
 def test_what_the_rules_refuse_is_quarantined_with_its_place_and_move(tmp_path: Path) -> None:
