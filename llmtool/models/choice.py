@@ -214,7 +214,7 @@ def _transformer(problem: Problem) -> Choice:
         f"the only family that goes on with a {'record' if problem.game else 'text'}; with "
         f"{_round(size):,} parameters: {bound} "
         f"({TOKENS_PER_PARAMETER} tokens a parameter, https://arxiv.org/abs/2203.15556)",
-        "it learns the rules from records alone: some of its moves will be illegal, fewer with more games"
+        "it knows the rules as far as it has learned them: some moves will be illegal, fewer with more games"
         if problem.game
         else f"{problem.tokens:,} tokens teach little of a language: `finetune` a pretrained model, which "
         "needs far fewer"

@@ -334,7 +334,9 @@ def _games(sight: Sight, device: str) -> Plan:
     if sight.game == "chess":
         encode.append(("length", length, "half-moves that are kept of a longer game"))
     problem = Problem(Tokens(moves), NextToken(moves), rows, rows * usual, length, True, device, game=True)
-    return Plan(encode, split, why, problem, f"{_opening(sight)}: {sight.about()} games of {sight.game}.")
+    about = f"{_opening(sight)}: {sight.about()} games of {sight.game}."
+    task, task_why = {"kind": "language", "rules": 1.0}, "which moves are legal is taught beside those played"
+    return Plan(encode, split, why, problem, about, task, task_why)
 
 
 def _pictures(sight: Sight, device: str) -> Plan:
