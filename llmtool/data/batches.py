@@ -60,10 +60,8 @@ def open_batches(
 ) -> Batches:
     """The batches of a split; `context` is the window of a tokens dataset, in tokens.
 
-    legality: of games, where rows to train on say which moves the rules allow next.
-
     mixture: the weight of each part of the data, by which the training order of `train` is mixed; None: every
-    row once an epoch.
+    row once an epoch. legality: of games, where rows to train on say which moves the rules allow next.
     """
     found = dataset.split(split)
     whole = _batches_of(found, dataset, seed, context, legality=legality)

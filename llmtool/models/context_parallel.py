@@ -58,7 +58,7 @@ def refuse_uneven(tokens: int, ranks: int) -> None:
 
 
 def cut(batch: Batch, mesh: DeviceMesh) -> Batch:
-    """This rank's tokens of a batch of token rows: inputs, targets, segments (B, T) -> (B, T / C), and so on.
+    """This rank's tokens of a batch of token rows: (B, T, ...) -> (B, T / C, ...).
 
     ConfigError where 2 C does not divide T.
     """

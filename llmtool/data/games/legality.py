@@ -42,14 +42,15 @@ class Legality:
         found = np.zeros((*rows.shape, self.vocabulary), dtype=bool)
         keys = [np.trim_zeros(row, "b").tobytes() for row in rows.astype(np.uint16)]  # however far padded
         if len(self._kept) > KEPT:
-            self._kept.clear()
-        new = [at for at, key in enumerate(keys) if key not in self._kept]
+            self._kept = {}
+        known = self._kept  # another thread, which reads rows ahead, may begin anew meanwhile
+        new = [at for at, key in enumerate(keys) if key not in known]
         if new:
             made = self.rules.legal_along(rows[new, 1:].astype(np.int64) - 1)  # (n, T, V - 1)
             for at, legal in zip(new, made, strict=True):
-                self._kept[keys[at]] = np.flatnonzero(legal).astype(np.int32)
+                known[keys[at]] = np.flatnonzero(legal).astype(np.int32)
         for at, key in enumerate(keys):
-            place, move = np.divmod(self._kept[key], self.vocabulary - 1)
+            place, move = np.divmod(known[key], self.vocabulary - 1)
             found[at, place, move + 1] = True
         return found
 
