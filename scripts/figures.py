@@ -331,6 +331,7 @@ ROWS: list[Row] = [
     story_row("the same: guesses that are legal", "othello", "legal"),
     story_row("chess, an unseen master: his moves guessed", "chess", "match"),
     story_row("the same: guesses that are legal", "chess", "legal"),
+    story_row("Tiny Shakespeare, nats a character", "shakespeare_long", "loss", "validation"),
     story_row("Chinese poems, nats a character", "chinese_poetry", "loss", "validation"),
     (
         lambda r: f"95 % intervals that hold the true figure, of {r.of('coverage')['sets']:,} test sets each",
