@@ -37,9 +37,13 @@ class LanguageConfig(Section):
         return NextToken(int(targets["vocabulary"]))
 
     def build(self, card: dict[str, Any]) -> LanguageTask:
-        """The task for a dataset's card."""
+        """The task for a dataset's card. ConfigError as of `outputs`, and for the rules of a text."""
         self._refuse(card["targets"])
-        return GamesTask(Legality.of(card), self.rules) if "game" in card["targets"] else LanguageTask()
+        if "game" in card["targets"]:
+            return GamesTask(Legality.of(card), self.rules)
+        if self.rules:
+            raise ConfigError("task.rules: is for records of games (data.encode.as: moves); leave it out")
+        return LanguageTask()
 
     def _refuse(self, targets: dict[str, Any]) -> None:
         if targets["kind"] != "next_token":
@@ -47,8 +51,6 @@ class LanguageConfig(Section):
                 "task.kind: language needs text encoded as tokens; this data is a table with a target column "
                 "(set data.encode.as: tokens, or leave task out)"
             )
-        if self.rules and "game" not in targets:
-            raise ConfigError("task.rules: is for records of games (data.encode.as: moves); leave it out")
 
 
 class LanguageTask:

@@ -83,8 +83,6 @@ def test_the_card_says_which_task_it_is() -> None:
     assert taught.rules == 0.5
     with pytest.raises(ConfigError, match=r"^task\.rules: is for records of games"):
         LanguageConfig(rules=0.5).build(card)
-    with pytest.raises(ConfigError, match=r"^task\.rules: is for records of games"):
-        LanguageConfig(rules=0.5).outputs(targets)
 
 
 def test_what_the_rules_allow_is_taught_beside_the_moves() -> None:
