@@ -321,6 +321,7 @@ ROWS: list[Row] = [
     table_row("white wine without copies, accuracy, five folds", "wine_white", 3),
     story_row("IMDb, 25,000 test reviews, `family: bag`: accuracy", "imdb_bag"),
     story_row("the same, a language model of the reviews fine-tuned to their judgement", "imdb_sentiment"),
+    story_row("the same, a pretrained encoder (MiniLM) fine-tuned", "imdb_minilm"),
     story_row("AG News' official test set from 4,500 texts, `family: bag`: accuracy", "agnews_bag"),
     story_row("kind of a Chinese poem, unseen poets: accuracy", "poetry_kind"),
     story_row("MNIST, a convnet from the start: accuracy", "mnist"),
