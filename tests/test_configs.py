@@ -60,7 +60,8 @@ def overrides(path: Path) -> list[str]:
     more = ["--set", "evaluate.require={}"]
     for section in ("train", "finetune"):
         if getattr(loaded, section) is not None:
-            keys = ("budget={steps: 2}", "validate_every=2", "compile=false")  # for two steps it is not worth it
+            # to compile is not worth it for two steps
+            keys = ("budget={steps: 2}", "validate_every=2", "compile=false")
             more += [word for key in keys for word in ("--set", f"{section}.{key}")]
     if loaded.evaluate.samples is not None:
         more += ["--set", "evaluate.samples.tokens=5"]
