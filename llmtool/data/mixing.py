@@ -162,17 +162,11 @@ def joined(batches: Sequence[Batch], places: Sequence[np.ndarray], width: int | 
         masked = masked or any(part.segments is not None for part in parts)
         masked = masked or (labelled and any(part.inputs.shape[1] < width for part in parts))
         parts = [_padded(part, width, masked, labelled) for part in parts]
-    pick = lambda tensors: torch.cat(tensors)[order]  # noqa: E731
-    segments = [part.segments for part in parts if part.segments is not None]
-    features = [part.features for part in parts if part.features is not None]
-    allowed = [part.allowed for part in parts if part.allowed is not None]
-    return Batch(
-        pick([part.inputs for part in parts]),
-        pick([part.targets for part in parts]),
-        pick(segments) if segments else None,
-        features=pick(features) if features else None,
-        allowed=pick(allowed) if allowed else None,
-    )
+    fields: dict[str, Any] = {}
+    for name in ("inputs", "targets", "segments", "features", "allowed"):
+        if found := [tensor for part in parts if (tensor := getattr(part, name)) is not None]:
+            fields[name] = torch.cat(found)[order]
+    return Batch(**fields)
 
 
 def _padded(batch: Batch, width: int, masked: bool, labelled: bool) -> Batch:

@@ -68,7 +68,7 @@ def _graph(loss: Compute, even: bool) -> Compute:
         features: Tensor | None,
         allowed: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        result = loss(Batch(inputs, targets, segments, None, None, mixed, features, allowed))
+        result = loss(Batch(inputs, targets, segments, mixed=mixed, features=features, allowed=allowed))
         return result.total, result.count
 
     graph = torch.compile(tensors, dynamic=False if even else None)

@@ -189,13 +189,14 @@ def unpacked(packed: Batch) -> Batch:
     """The documents of packed rows, each from the start of a row of its own; the rest of it is padding."""
     assert packed.segments is not None
     counts = packed.segments.amax(dim=1).tolist()
-    documents = [(row, n) for row, count in enumerate(counts) for n in range(1, count + 1)]
-    inside = [(row, packed.segments[row] == n) for row, n in documents]
+    documents = [
+        (row, packed.segments[row] == n) for row, count in enumerate(counts) for n in range(1, count + 1)
+    ]
 
     def alone(tensor: Tensor, blank: int = 0) -> Tensor:
         """(B, T, ...) -> (D, T, ...)."""
         found = tensor.new_full((len(documents), *tensor.shape[1:]), blank)
-        for at, (row, there) in enumerate(inside):
+        for at, (row, there) in enumerate(documents):
             found[at, : int(there.sum())] = tensor[row][there]
         return found
 

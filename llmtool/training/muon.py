@@ -49,11 +49,11 @@ class Muon:
         """Make the state, and what a step needs."""
         self._stacks: list[tuple[list[nn.Parameter], Tensor, Tensor]] = []  # matrices, memory, (N, 1, 1) size
         for stack in stacks(matrices):
-            memory = torch.zeros(len(stack), *_wide(stack[0]).shape, device=stack[0].device)
+            memory = torch.zeros(len(stack), *as_wide(stack[0]).shape, device=stack[0].device)
             heights = [height(m.shape) for m in stack]
             self._stacks.append((stack, memory, torch.tensor(heights, device=memory.device).view(-1, 1, 1)))
             for matrix, part in zip(stack, memory.unbind(), strict=True):
-                self.state[matrix] = {"momentum_buffer": part.mT if _is_tall(matrix) else part}
+                self.state[matrix] = {"momentum_buffer": part.mT if is_tall(matrix) else part}
 
     @torch.no_grad()
     def step(self) -> None:
@@ -61,7 +61,7 @@ class Muon:
         lr = self.param_groups[0]["lr"]
         for matrices, memory, heights in self._stacks:
             gradients = torch.stack(
-                [_wide(torch.zeros_like(m) if m.grad is None else m.grad) for m in matrices]
+                [as_wide(torch.zeros_like(m) if m.grad is None else m.grad) for m in matrices]
             )
             if self.grad_scale is not None:
                 gradients /= self.grad_scale
@@ -72,7 +72,7 @@ class Muon:
             update = gradients.lerp_(memory, self.momentum) if self.nesterov else memory.clone()
             del gradients  # with what is overwritten, the work has one copy of the stack and makes another
             update = orthogonalize(update, self.ns_steps).mul_(-lr * heights)
-            wide = [_wide(matrix.detach()) for matrix in matrices]
+            wide = [as_wide(matrix.detach()) for matrix in matrices]
             if self.weight_decay:
                 update -= torch.stack(wide).mul_(lr * self.weight_decay)
             if self.found_inf is not None:
@@ -86,14 +86,15 @@ def height(shape: torch.Size) -> float:
     return math.sqrt(max(1.0, shape[0] / shape[1:].numel()))
 
 
-def _is_tall(matrix: Tensor) -> bool:
+def is_tall(matrix: Tensor) -> bool:
+    """Whether it has more rows than columns, a convolution as (c', c * 9)."""
     return len(matrix) > matrix[0].numel()
 
 
-def _wide(matrix: Tensor) -> Tensor:
+def as_wide(matrix: Tensor) -> Tensor:
     """A view of a parameter, of a gradient in another order of its memory a copy."""
     flat = matrix.flatten(1)  # (c', c, 3, 3) -> (c', c * 9)
-    return flat.mT if _is_tall(matrix) else flat
+    return flat.mT if is_tall(matrix) else flat
 
 
 def orthogonalize(matrices: Tensor, steps: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from llmtool.core import ranks
 from llmtool.core.shards import Piece, is_part, local, piece
 from llmtool.models.layers import stacks
-from llmtool.training.muon import Muon, height, orthogonalize
+from llmtool.training.muon import Muon, as_wide, height, is_tall, orthogonalize
 
 
 class PartsMuon(Muon):
@@ -108,11 +108,10 @@ class PartsMuon(Muon):
         """The updates of whole matrices, those of a stack in one product."""
         made: dict[int, Tensor] = {}
         for stack in stacks(matrices):
-            tall = [len(matrix) > matrix.shape[1] for matrix in stack]
-            wide = [matrix.mT if turn else matrix for matrix, turn in zip(stack, tall, strict=True)]
-            updates = orthogonalize(torch.stack(wide), self.ns_steps)
-            for matrix, turn, update in zip(stack, tall, updates, strict=True):
-                made[id(matrix)] = (update.mT if turn else update) * (-lr * height(matrix.shape))
+            updates = orthogonalize(torch.stack([as_wide(matrix) for matrix in stack]), self.ns_steps)
+            for matrix, update in zip(stack, updates, strict=True):
+                turned = update.mT if is_tall(matrix) else update
+                made[id(matrix)] = turned * (-lr * height(matrix.shape))
         return [made[id(matrix)] for matrix in matrices]
 
 
