@@ -188,6 +188,9 @@ class Tally(Protocol):
     def add(self, other: Self) -> None:
         """Take in the evidence of another batch."""
 
+    def to_host(self) -> None:
+        """Bring all evidence to the host's memory; the device is waited for."""
+
     def metrics(self) -> dict[str, float]:
         """Named figures; a figure the data leaves undefined is absent, with its reason in `undefined`."""
 

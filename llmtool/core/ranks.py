@@ -84,8 +84,8 @@ def join(device: str, deadline: float = DEADLINE) -> Ranks:
     ranks = told()
     if ranks is None or _here is not ALONE:
         return _here
+    os.environ.setdefault("MASTER_PORT", "29400")  # before the address, for which the watchdog waits
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1" if ranks.beside == ranks.size else "")
-    os.environ.setdefault("MASTER_PORT", "29400")
     _deadline = timedelta(seconds=deadline)
     if device == "cuda":
         torch.cuda.set_device(ranks.local % torch.cuda.device_count())
@@ -184,7 +184,10 @@ def alone() -> Iterator[None]:
 
 
 def gathered(value: Value) -> list[Value]:
-    """What every rank gives, in their order, at all of them."""
+    """What every rank gives, in their order, at all of them; tensors in it lie in the host's memory.
+
+    One on a device would come as one on the sender's, which need not be the receiver's or exist there.
+    """
     if here() is ALONE:
         return [value]
     found: list[Any] = [None] * here().size

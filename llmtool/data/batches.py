@@ -20,7 +20,7 @@ from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import mixing
 from llmtool.data.games.legality import Legality
 from llmtool.data.image_batches import ImageBatches
-from llmtool.data.layout import Order, Windows, lay_out, named_rows, place_of
+from llmtool.data.layout import Order, Windows, dealt, lay_out, named_rows, place_of
 from llmtool.data.packing import ChatBatches
 from llmtool.data.store import Dataset, Split
 
@@ -46,8 +46,11 @@ class Batches(Protocol):
     def where(self, start: int, count: int) -> list[str]:
         """Names those rows for messages."""
 
-    def in_order(self, size: int) -> Iterator[Batch]:
-        """Every row (of tokens: each but the first of a document) once, at most `size` rows a batch."""
+    def in_order(self, size: int, first: int = 0, every: int = 1) -> Iterator[Batch]:
+        """Every row (of tokens: each but the first of a document) once, at most `size` rows a batch.
+
+        first, every: only the batches first, first + every, first + 2 * every and so on; no other is made.
+        """
 
 
 def open_batches(
@@ -192,9 +195,9 @@ class FeatureBatches:
         """`adult.csv:1234 (row 17 of train)`, rows counted from 1."""
         return named_rows(self._split, self.chosen(start, count))
 
-    def in_order(self, size: int) -> Iterator[Batch]:
+    def in_order(self, size: int, first: int = 0, every: int = 1) -> Iterator[Batch]:
         """The rows as they stand; the last batch holds what is left."""
-        for start in range(0, self.rows, size):
+        for start in range(first * size, self.rows, every * size):
             yield self._gather(np.arange(start, min(start + size, self.rows)))
 
     def chosen(self, start: int, count: int) -> np.ndarray:
@@ -257,19 +260,13 @@ class TokenBatches:
             names.append(f"tokens {first}..{first + self._context} of {self._split.name} ({where})")
         return names
 
-    def in_order(self, size: int) -> Iterator[Batch]:
+    def in_order(self, size: int, first: int = 0, every: int = 1) -> Iterator[Batch]:
         """Every token but the first of each document is a target exactly once.
 
         Windows never cross documents; short ones share a row, kept apart by their segments. What is left of a
         row is padding: token 0, segment 0, target IGNORE.
         """
-        rows: list[Windows] = []
-        for row in self._packed_rows():
-            rows.append(row)
-            if len(rows) == size:
-                yield self._lay_out(rows)
-                rows = []
-        if rows:
+        for rows in dealt(self._packed_rows(), size, first, every):
             yield self._lay_out(rows)
 
     @cached_property
@@ -289,13 +286,11 @@ class TokenBatches:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _offset(self, epoch: int) -> int:
-        if epoch not in self._offsets:
-            generator = seeds.generator(self._seed, "offset", epoch)
-            self._offsets = {
-                **dict(list(self._offsets.items())[-3:]),
-                epoch: int(generator.integers(self._room + 1)),
-            }
-        return self._offsets[epoch]
+        kept = self._offsets  # the thread that reads rows ahead may put another in its place meanwhile
+        if (offset := kept.get(epoch)) is None:
+            offset = int(seeds.generator(self._seed, "offset", epoch).integers(self._room + 1))
+            self._offsets = {**dict(list(kept.items())[-3:]), epoch: offset}
+        return offset
 
     def _borders(self, starts: np.ndarray) -> np.ndarray:
         """(B, T + 1) bool: this token of the window begins another document than the one before it."""
@@ -361,10 +356,10 @@ class TextBatches:
         """`news.csv:1234 (row 17 of train)`, rows counted from 1."""
         return named_rows(self._split, self.chosen(start, count))
 
-    def in_order(self, size: int) -> Iterator[Batch]:
+    def in_order(self, size: int, first: int = 0, every: int = 1) -> Iterator[Batch]:
         """Every row once, shorter ones first (`scored` says which); the last batch holds what is left."""
         assert self.scored is not None
-        for start in range(0, self.rows, size):
+        for start in range(first * size, self.rows, every * size):
             yield self._gather(self.scored[start : start + size])
 
     def chosen(self, start: int, count: int) -> np.ndarray:
@@ -406,14 +401,11 @@ class _AlikeOrder(Order):
         super().__init__(len(lengths), seed)
         self._lengths = lengths
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if epoch in self._kept:
-            return self._kept[epoch]
-        order = super()._permutation(epoch)
+    def _drawn(self, epoch: int) -> np.ndarray:
+        order = super()._drawn(epoch)
         among = ALIKE * AMONG
         stretches = [order[start : start + among] for start in range(0, len(order), among)]
         order = np.concatenate([part[np.argsort(self._lengths[part], kind="stable")] for part in stretches])
         runs = [order[start : start + ALIKE] for start in range(0, len(order), ALIKE)]
         chance = seeds.generator(self._seed, "runs", epoch).permutation(len(runs))
-        self._kept[epoch] = np.concatenate([runs[number] for number in chance])
-        return self._kept[epoch]
+        return np.concatenate([runs[number] for number in chance])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +16,7 @@ from llmtool.data.layout import Order, name_of, named_rows
 from llmtool.data.pictures import BadPicture, Recipe
 from llmtool.data.store import Split
 
-AHEAD = 2  # batches that are decoded while one is used
+AHEAD = 2  # batches that are decoded while one is scored
 
 
 class ImageBatches:
@@ -43,24 +43,25 @@ class ImageBatches:
 
     def batch(self, start: int, count: int) -> Batch:
         """Rows start to start + count of the training order."""
-        rows = self.chosen(start, count)
+        return self._gather(self.chosen(start, count))
+
+    def expect(self, coming: Sequence[tuple[int, int]]) -> None:
+        """Begin to decode what `batch` will be asked for: starts and counts, the next one first."""
         if self._files is not None:
-            ahead = [self.chosen(start + number * count, count) for number in range(1, AHEAD + 1)]
-            return self._with_targets(rows, self._files.of(rows, ahead))
-        return self._gather(rows)
+            self._files.begin([self.chosen(start, count) for start, count in coming])
 
     def where(self, start: int, count: int) -> list[str]:
         """`photos/cat/7.jpg (row 17 of train)`, rows counted from 1."""
         return named_rows(self._split, self.chosen(start, count))
 
-    def in_order(self, size: int) -> Iterator[Batch]:
+    def in_order(self, size: int, first: int = 0, every: int = 1) -> Iterator[Batch]:
         """The rows as they stand; the last batch holds what is left."""
-        parts = [np.arange(start, min(start + size, self.rows)) for start in range(0, self.rows, size)]
+        starts = range(first * size, self.rows, every * size)
+        parts = [np.arange(start, min(start + size, self.rows)) for start in starts]
         for at, rows in enumerate(parts):
-            if self._files is None:
-                yield self._gather(rows)
-            else:
-                yield self._with_targets(rows, self._files.of(rows, parts[at + 1 : at + 1 + AHEAD]))
+            if self._files is not None:
+                self._files.begin(parts[at : at + 1 + AHEAD])
+            yield self._gather(rows)
 
     def chosen(self, start: int, count: int) -> np.ndarray:
         """(count,) numbers of those rows in the split."""
@@ -74,13 +75,11 @@ class ImageBatches:
         if self._images is not None:
             return np.asarray(self._images[rows])
         assert self._files is not None
-        return self._files.of(rows, [])
+        return self._files.of(rows)
 
     def _gather(self, rows: np.ndarray) -> Batch:
-        return self._with_targets(rows, self.pictures(rows))
-
-    def _with_targets(self, rows: np.ndarray, images: np.ndarray) -> Batch:
-        return Batch(torch.from_numpy(images), torch.from_numpy(self._targets[rows]), scale=self.scale)
+        images = torch.from_numpy(self.pictures(rows))
+        return Batch(images, torch.from_numpy(self._targets[rows]), scale=self.scale)
 
 
 class _Files:
@@ -93,9 +92,15 @@ class _Files:
         self._pool: ThreadPoolExecutor | None = None
         self._begun: dict[bytes, list[Future[np.ndarray]]] = {}  # by the rows of a batch
 
-    def of(self, rows: np.ndarray, ahead: list[np.ndarray]) -> np.ndarray:
-        """(n, c, h, w) uint8 of these rows; those that follow are begun, others forgotten."""
-        wanted = {part.tobytes(): part for part in (rows, *ahead)}
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """(n, c, h, w) uint8 of these rows."""
+        if rows.tobytes() not in self._begun:
+            self.begin([rows])
+        return np.concatenate([future.result() for future in self._begun.pop(rows.tobytes())])
+
+    def begin(self, parts: Sequence[np.ndarray]) -> None:
+        """Decode these, the first first; what else was begun is forgotten."""
+        wanted = {part.tobytes(): part for part in parts}
         for key, futures in list(self._begun.items()):
             if key not in wanted:
                 for future in futures:
@@ -105,7 +110,6 @@ class _Files:
             if key not in self._begun:
                 pieces = np.array_split(part, min(len(part), 4 * pictures.workers()))
                 self._begun[key] = [self._threads.submit(self._decode, piece) for piece in pieces]
-        return np.concatenate([future.result() for future in self._begun.pop(rows.tobytes())])
 
     @property
     def _threads(self) -> ThreadPoolExecutor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import count, islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +14,7 @@ from llmtool.core import seeds
 from llmtool.core.contracts import IGNORE, Batch
 from llmtool.data.store import NAME_ENDS, Split
 
+Row = TypeVar("Row")
 Windows = list[tuple[int, int]]  # of one row: where each begins in the stream, and its length in targets
 
 
@@ -34,10 +38,14 @@ class Order:
                 return parts
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        if epoch not in self._kept:
-            order = seeds.generator(self._seed, "order", epoch).permutation(self._rows)
-            self._kept = {**dict(list(self._kept.items())[-1:]), epoch: order}
-        return self._kept[epoch]
+        kept = self._kept  # the thread that reads rows ahead may put another in its place meanwhile
+        if (order := kept.get(epoch)) is None:
+            order = self._drawn(epoch)
+            self._kept = {**dict(list(kept.items())[-1:]), epoch: order}
+        return order
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        return seeds.generator(self._seed, "order", epoch).permutation(self._rows)
 
 
 def place_of(split: Split, row: int) -> str:
@@ -67,6 +75,16 @@ def named_rows(split: Split, rows: np.ndarray) -> list[str]:
         place, name = place_of(split, row), f"row {row + 1} of {split.name}"
         names.append(f"{place} ({name})" if place else name)
     return names
+
+
+def dealt(rows: Iterable[Row], size: int, first: int = 0, every: int = 1) -> Iterator[list[Row]]:
+    """Rows, `size` at once (the last ones fewer): of these groups first, first + every and so on, from 0."""
+    rows = iter(rows)
+    for number in count():
+        if not (group := list(islice(rows, size))):
+            return
+        if number >= first and (number - first) % every == 0:
+            yield group
 
 
 def lay_out(

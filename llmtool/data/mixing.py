@@ -64,14 +64,15 @@ class MixedOrder:
 
     def _parts(self, block: int) -> np.ndarray:
         """(block,) the part of each row of a block; the last two used are kept."""
-        if block not in self._kept:
+        kept = self._kept  # the thread that reads rows ahead may put another in its place meanwhile
+        if (found := kept.get(block)) is None:
             counts = self._begun(block + 1) - self._begun(block)
             random = seeds.generator(self._seed, "mixture", block)
             places = np.concatenate([(np.arange(n) + random.random(n)) / n for n in counts if n])
             order = np.argsort(places, kind="stable")
             found = np.repeat(np.arange(len(counts)), counts)[order]
-            self._kept = {**dict(list(self._kept.items())[-1:]), block: found}
-        return self._kept[block]
+            self._kept = {**dict(list(kept.items())[-1:]), block: found}
+        return found
 
 
 class MixedBatches:
@@ -108,6 +109,16 @@ class MixedBatches:
         ]
         return joined([part for _, part in found], [at for at, _ in found], self._width, self._masked)
 
+    def expect(self, coming: Sequence[tuple[int, int]]) -> None:
+        """Tell each part what `batch` will ask it for."""
+        asked: dict[int, list[tuple[int, int]]] = {}
+        for start, count in coming:
+            for number, places, first in self.each(start, count):
+                asked.setdefault(number, []).append((first, len(places)))
+        for number, those in asked.items():
+            if hasattr(self._parts[number], "expect"):
+                self._parts[number].expect(those)
+
     def where(self, start: int, count: int) -> list[str]:
         """Names those rows, each as its part does."""
         return self._told(start, count, lambda part, first, n: part.where(first, n))
@@ -124,9 +135,9 @@ class MixedBatches:
             result[places] = ends[number] + self._parts[number].chosen(first, len(places))
         return result
 
-    def in_order(self, size: int) -> Iterator[Batch]:
+    def in_order(self, size: int, first: int = 0, every: int = 1) -> Iterator[Batch]:
         """Every row of the split once, whatever its part."""
-        found: Iterator[Batch] = self.whole.in_order(size)
+        found: Iterator[Batch] = self.whole.in_order(size, first, every)
         return found
 
     def seen(self, rows: int) -> dict[str, float]:

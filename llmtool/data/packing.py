@@ -15,7 +15,7 @@ from torch import Tensor
 from llmtool.core.contracts import Batch
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data.games.legality import Legality
-from llmtool.data.layout import Order, Windows, lay_out, place_of
+from llmtool.data.layout import Order, Windows, dealt, lay_out, place_of
 from llmtool.data.store import Split
 
 
@@ -129,20 +129,15 @@ class ChatBatches:
             names.append(f"{', '.join(places[:3])}{more} (row {row + 1} of {self._split.name})")
         return names
 
-    def in_order(self, size: int) -> Iterator[Batch]:
+    def in_order(self, size: int, first: int = 0, every: int = 1) -> Iterator[Batch]:
         """Every conversation once, as they stand; with packing a row is filled while the next one fits.
 
         Games are judged one by one, and stand so.
         """
         packed = self.packed and not self._games
-        rows: list[Windows] = []
-        for documents in self._filled() if packed else ([one] for one in range(len(self._pairs))):
-            rows.append(self._windows(documents))
-            if len(rows) == size:
-                yield self._lay_out(rows, packed)
-                rows = []
-        if rows:
-            yield self._lay_out(rows, packed)
+        filled = self._filled() if packed else ([one] for one in range(len(self._pairs)))
+        for rows in dealt(filled, size, first, every):
+            yield self._lay_out([self._windows(documents) for documents in rows], packed)
 
     def _filled(self) -> Iterator[list[int]]:
         row: list[int] = []

@@ -53,21 +53,19 @@ class ClassificationTally:
         self._pending += other._pending
         self._judgement = None
         if self._pending > MOST_PENDING:
-            self._settle()
+            self.to_host()
 
-    def _settle(self) -> tuple[Tensor, Tensor]:
-        """Everything so far in one piece on the host."""
-        logits, targets = (
-            torch.cat([part.cpu() for part in self._logits]),
-            torch.cat([part.cpu() for part in self._targets]),
-        )
-        self._logits, self._targets, self._pending = [logits], [targets], 0
-        return logits, targets
+    def to_host(self) -> None:
+        """Everything so far in one piece in the host's memory."""
+        self._logits = [torch.cat([part.cpu() for part in self._logits])]
+        self._targets = [torch.cat([part.cpu() for part in self._targets])]
+        self._pending = 0
 
     def judgement(self) -> Judgement:
         """The rows as arrays on the host, and what follows from them."""
         if self._judgement is None:
-            logits, targets = (part.numpy() for part in self._settle())
+            self.to_host()
+            logits, targets = self._logits[0].numpy(), self._targets[0].numpy()
             scored = targets != IGNORE
             self._judgement = Judgement(logits[scored], targets[scored], len(self.names), self.positive)
         return self._judgement

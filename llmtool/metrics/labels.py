@@ -45,11 +45,15 @@ class LabelTally:
         self._targets += other._targets
         self._seen = None
 
+    def to_host(self) -> None:
+        """Everything so far in one piece in the host's memory."""
+        self._logits = [torch.cat([part.cpu() for part in self._logits])]
+        self._targets = [torch.cat([part.cpu() for part in self._targets])]
+
     def seen(self) -> Seen:
         """The rows as arrays on the host, and what follows from them."""
         if self._seen is None:
-            self._logits = [torch.cat([part.cpu() for part in self._logits])]
-            self._targets = [torch.cat([part.cpu() for part in self._targets])]
+            self.to_host()
             thresholds = np.asarray(self.thresholds, np.float64)
             self._seen = Seen(self._logits[0].numpy(), self._targets[0].numpy() > 0, thresholds)
         return self._seen

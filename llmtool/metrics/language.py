@@ -55,6 +55,10 @@ class LanguageTally:
         known = self.bytes is not None and other.bytes is not None
         self.bytes = (self.bytes or 0) + (other.bytes or 0) if known else None
 
+    def to_host(self) -> None:
+        """All sums so far in the host's memory."""
+        self._parts = [part.cpu() for part in self._parts]
+
     def sums(self) -> Floats:
         """(3, u) nats, scored tokens and first choices of each unit; more rows where a tally has more."""
         if self._settled is None:

@@ -47,11 +47,15 @@ class RegressionTally:
         self._targets += other._targets
         self._pairs = None
 
+    def to_host(self) -> None:
+        """Everything so far in one piece in the host's memory."""
+        self._predictions = [torch.cat([part.cpu() for part in self._predictions])]
+        self._targets = [torch.cat([part.cpu() for part in self._targets])]
+
     def pairs(self) -> tuple[Floats, Floats]:
         """(n, k) predictions and (n, k) targets on the host, both in the target's own units."""
         if self._pairs is None:
-            self._predictions = [torch.cat([part.cpu() for part in self._predictions])]
-            self._targets = [torch.cat([part.cpu() for part in self._targets])]
+            self.to_host()
             standardised = self._predictions[0].double().numpy()
             if self.transform is None:
                 predictions = standardised * self.scale + self.mean

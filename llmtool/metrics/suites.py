@@ -72,6 +72,9 @@ class SuiteTally:
         self.records += other.records
         self._columns = np.concatenate([self._columns, other._columns])
 
+    def to_host(self) -> None:
+        """Answers have never been elsewhere."""
+
     def column(self, figure: str) -> Floats:
         """(questions,) the field that a figure sums."""
         return self._columns[:, self._place[FIGURES[self.kind][figure].above]]

@@ -122,6 +122,8 @@ def _choose(logits: Tensor, sampling: Sampling, rows: Sequence[_Row]) -> list[in
     """The next token of each row of (B, V) scores."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1).tolist()
+    if torch.are_deterministic_algorithms_enabled():  # a cumulative sum on CUDA is refused then
+        logits = logits.cpu()
     shares = allowed(logits, sampling).cpu().cumsum(dim=-1)  # (B, V)
     draws = torch.stack([torch.rand(1, generator=row.chance, dtype=torch.float64) for row in rows])  # (B, 1)
     # a token with the share 0 has the sum of the one before it, and is never the first above a draw

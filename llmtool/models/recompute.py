@@ -50,7 +50,9 @@ class _Twice:
         forward = type(block).forward.__get__(block)
         if not (block.training and torch.is_grad_enabled()):
             return forward(*inputs, **keywords)
-        run = _Still(forward, self.statistics) if self.statistics else forward
+        # a compiled graph moves statistics once by itself, and breaks where Python notes that it has
+        counts = self.statistics and not torch.compiler.is_compiling()
+        run = _Still(forward, self.statistics) if counts else forward
         return checkpoint(run, *inputs, use_reentrant=False, **keywords)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -367,8 +367,11 @@ class _Session:
         part, before = self.assembled, self._scoring_rows()
 
         def scored(rows: int) -> Any:
-            each = islice(split.in_order(rows), batches)
-            return self.together.evidence(each, lambda mine: evaluate(
+            def dealt(first: int, every: int) -> Iterator[Batch]:
+                most = batches if batches is None else len(range(first, batches, every))
+                return islice(split.in_order(rows, first, every), most)
+
+            return self.together.evidence(dealt, lambda mine: evaluate(
                 part.task, part.model, mine, part.device, lambda: part.precision.autocast(part.device)
             ))  # fmt: skip
 

@@ -12,6 +12,8 @@ from llmtool.core.errors import LlmtoolError
 from llmtool.core.shards import like, local, take
 from llmtool.models.layers import statistics
 
+PIECE = 2**26  # bytes of weights that an average takes in at once
+
 
 def moving(model: nn.Module) -> dict[str, Tensor]:
     """Whatever training moves, by name: parameters that receive gradients, and statistics."""
@@ -43,6 +45,7 @@ class Average:
         self.decay = decay
         self._live = {name: local(tensor) for name, tensor in moving(model).items()}
         self._kept = {name: tensor.clone() for name, tensor in self._live.items()}
+        self.statistics = [self._kept[name] for name in statistics(model)]
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -54,13 +57,28 @@ class Average:
         """Take in the weights after step `step`; where `skip` (a bool scalar on the device) is set, nothing
         changes."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        kept, live = list(self._kept.values()), list(self._live.values())
         if skip is None:
-            torch._foreach_lerp_(kept, live, weight)
+            torch._foreach_lerp_(list(self._kept.values()), list(self._live.values()), weight)
             return
-        apart = torch._foreach_sub(live, kept)
-        torch._foreach_mul_(apart, weight * (~skip).float())
-        torch._foreach_add_(kept, apart)
+        share = weight * (~skip).float()
+        for kept, live in self._pieces():
+            apart = torch._foreach_sub(live, kept)
+            torch._foreach_mul_(apart, share)
+            torch._foreach_add_(kept, apart)
+
+    def _pieces(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Average and weights, as many at once as lie within PIECE: no second copy of a model is made."""
+        kept: list[Tensor] = []
+        live: list[Tensor] = []
+        room = 0
+        for name, tensor in self._live.items():
+            if kept and tensor.nbytes > room:
+                yield kept, live
+                kept, live = [], []
+            room = (room if kept else PIECE) - tensor.nbytes
+            kept.append(self._kept[name])
+            live.append(tensor)
+        yield kept, live
 
     @contextmanager
     def inside(self) -> Iterator[None]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -37,6 +39,7 @@ class Feed:
     beside: whether a thread makes them before they are asked for. It does so within `running` alone, for as
     long as requests come in this order; any other is made on the spot, by the caller. What the thread meets
     is raised where the rows are asked for. On a CPU it would take the cores from the computing.
+    expect: told before rows are made which are next, these first.
     """
 
     def __init__(
@@ -45,8 +48,11 @@ class Feed:
         order: Callable[[int], Iterator[Rows]],
         device: torch.device,
         beside: bool,
+        expect: Callable[[Sequence[Rows]], None] | None = None,
     ) -> None:
-        self.make, self.order, self.device, self.beside = make, order, device, beside
+        self.make, self.order, self.device, self.beside, self.expect = make, order, device, beside, expect
+        self._later: Iterator[Rows] = iter(())  # requests after those that are coming
+        self._coming: deque[Rows] = deque()
         self.waited = 0.0  # seconds that the caller had to wait for rows, in all
         self._running = False
         self._worker: _Worker | None = None
@@ -106,8 +112,21 @@ class Feed:
         return made.batch
 
     def _moved(self, start: int, count: int) -> Batch:
+        if self.expect is not None:
+            self.expect(self._next((start, count)))
         batch = self.make(start, count)
         return (batch.pinned() if self.device.type == "cuda" else batch).on(self.device)
+
+    def _next(self, rows: Rows) -> list[Rows]:
+        """These and those that will follow."""
+        if not self._coming or self._coming.popleft() != rows:  # the start, or asked for out of order
+            self._later = self.order(rows[0])
+            self._coming = deque(islice(self._later, AHEAD + 1))
+            if self._coming.popleft() != rows:
+                self._coming.clear()
+                return [rows]
+        self._coming += islice(self._later, AHEAD - len(self._coming))
+        return [rows, *self._coming]
 
 
 class _Worker:

@@ -1,14 +1,11 @@
-"""The training loop on one screen, and what keeps it exact: accumulation, signals, clock."""
+"""The training loop on one screen, and what keeps it exact: accumulation, retries, clock."""
 
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +14,7 @@ from torch import Tensor, nn
 from llmtool.core import watch
 from llmtool.core.contracts import Batch, Loss
 from llmtool.core.devices import is_out_of_memory, recover_memory
-from llmtool.core.errors import Cancelled, DivergedError, Interrupted
+from llmtool.core.errors import DivergedError
 from llmtool.core.seeds import derive
 from llmtool.training.augment import Augment
 from llmtool.training.average import Average, Statistics
@@ -27,6 +24,7 @@ from llmtool.training.optimizers import Optimizers
 from llmtool.training.parts import WeightsMovedError
 from llmtool.training.replay import TINY, Refused, refused
 from llmtool.training.schedules import Schedule
+from llmtool.training.signals import asked_to_stop, caught_signals
 from llmtool.training.throughput import Meter
 from llmtool.training.together import Together
 
@@ -91,7 +89,7 @@ class State:
     skipped: int = 0  # updates that were left out
     in_a_row: int = 0  # of these, the last ones without a good one between them
     recent: list[float] = field(default_factory=list)  # what the guard remembers (training.guard.Memory)
-    began: float | None = None
+    began: float | None = None  # the loss it began with, as the guard has it
     seconds: float = 0.0  # of all sessions
 
 
@@ -134,12 +132,13 @@ class Loop:
     guard: Guard | DeviceGuard = field(init=False)
     statistics: Statistics = field(init=False)
     feed: Feed = field(init=False)
-    waits: bool = field(init=False)  # whether reading a number from the device costs nothing (a CPU)
+    reads_free: bool = field(init=False)  # whether reading a number from the device costs nothing (a CPU)
     work: float = 0.0  # seconds of the current step inside forward, backward, clipping and optimizer
 
     def __post_init__(self) -> None:
-        self.waits = self.device.type != "cuda"
-        self.feed = Feed(self.batches.batch, self._requests, self.device, beside=not self.waits)
+        self.reads_free = self.device.type != "cuda"
+        expect = getattr(self.batches, "expect", None)
+        self.feed = Feed(self.batches.batch, self._requests, self.device, not self.reads_free, expect)
         self.guard = Guard(self.plan.spread, Memory([], None))
         self.statistics = Statistics(self.model)
 
@@ -148,13 +147,18 @@ class Loop:
 
         Raises DivergedError, and after a checkpoint Interrupted (SIGTERM, time limit) or Cancelled (Ctrl-C).
         """
-        plan, verbs, began, before = self.plan, self.verbs, time.monotonic(), state.seconds
+        plan, verbs, started, before = self.plan, self.verbs, time.monotonic(), state.seconds
         self.total, self.count = state.total, state.count
-        self.highest, self.longest = state.highest, state.longest
+        self.highest, self.longest = (
+            None if number is None else self._again(number) for number in (state.highest, state.longest)
+        )
         memory = Memory(state.recent, state.began)
-        # the host waits for each step's numbers
-        known = self.waits or plan.fp16 or plan.skip or self.together.offloads
-        self.guard = Guard(plan.spread, memory) if known else DeviceGuard(plan.spread, memory, self.device)
+        host_knows = (
+            self.reads_free or plan.fp16 or plan.skip or self.together.offloads
+        )  # each step's numbers
+        self.guard = (
+            Guard(plan.spread, memory) if host_knows else DeviceGuard(plan.spread, memory, self.device)
+        )
         self.model.train()
         with caught_signals() as received, self.feed.running():
             while (reason := _finished(plan, state)) is None:
@@ -165,7 +169,7 @@ class Loop:
                 norm = self._update(state)
                 self.meter.step(self.work, self.feed.waited - waited)
                 state.step += 1
-                passed = time.monotonic() - began
+                passed = time.monotonic() - started
                 signals, state.seconds, session = self.together.beat(received, before + passed, passed)
                 tenth = int(10 * _progress(plan, state) + 1e-9) > int(10 * progress + 1e-9)
                 last = _finished(plan, state) is not None
@@ -176,7 +180,7 @@ class Loop:
                     with watch.phase("validate"):
                         better = self._validate(state, verbs.validate)
                     last = last or _finished(plan, state) is not None
-                stop = self._interruption(signals, session)
+                stop = asked_to_stop(signals, plan.session is not None and session >= plan.session)
                 if better or last or stop or _due(plan.checkpoint_every, state.step, tenth):
                     with watch.phase("save"):
                         self._save(state, better)
@@ -203,8 +207,8 @@ class Loop:
         return norm
 
     def _in_memory(self, state: State, attempt: Callable[[State], Number]) -> Number:
-        """What `attempt` gives. Where it does not fit into memory it is begun again in smaller parts, as if
-        nothing had been."""
+        """What `attempt` gives. Where it does not fit into memory it is begun again in smaller parts, with
+        everything as it was before."""
         while True:
             before = (state.scale, state.good, state.in_a_row, state.skipped)
             try:
@@ -214,7 +218,7 @@ class Loop:
                     raise
             # outside of `except`, whose traceback holds what the step had made
             state.scale, state.good, state.in_a_row, state.skipped = before
-            moved = self.optimizers.moved
+            moved = self.optimizers.moved and attempt != self._tried  # whose update changes no number
             self.optimizers.zero_grad()
             self.feed.stop()  # what lies ready is for as many rows as before
             self.compiled = None  # recorded graphs hold memory
@@ -228,7 +232,7 @@ class Loop:
             self.plan = replace(self.plan, micro_batch=rows)
 
     def _attempt(self, state: State) -> Number:
-        """The same, once. A step that the guard refuses changes nothing."""
+        """One optimizer step, tried once. One that the guard refuses changes nothing."""
         self.statistics.keep()
         total, count = self.accumulate(state.step, state.scale if self.plan.fp16 else 1.0)
         divisor = _at_least(count, TINY)
@@ -236,17 +240,18 @@ class Loop:
         divisor = divisor * (state.scale if self.plan.fp16 else 1.0)
         norm = self.norm() / divisor
         divisor = self.clipped(divisor, norm)
+        made = True
         if isinstance(self.guard, DeviceGuard):
             bad = self.guard.judge(state.step, torch.as_tensor(loss), torch.as_tensor(norm))
             self.statistics.put_back(bad)  # before the average looks at them
             self._step(state.step, divisor, bad)
             self.guard.remember(torch.as_tensor(loss))
-        elif self._may_step(state, float(loss), float(norm)):
+        elif made := self._may_step(state, float(loss), float(norm)):
             self._step(state.step, divisor)
             self.guard.remember(float(loss))
         else:
             self.statistics.put_back()
-        if not state.in_a_row:
+        if made:
             self.total, self.count = self.total + total, self.count + count
             self.highest, self.longest = _larger(self.highest, loss), _larger(self.longest, norm)
         self.optimizers.zero_grad()
@@ -254,13 +259,13 @@ class Loop:
 
     def _may_step(self, state: State, loss: float, norm: float) -> bool:
         """Whether the update is made; where the guard says no, and training ends by that, its error."""
-        state.in_a_row, before = 0, state.in_a_row
         if self.plan.fp16 and not self._fits_fp16(state, loss, norm):
             return False
         assert isinstance(self.guard, Guard)
         why = self.guard.judge(loss, norm)
+        state.in_a_row = state.in_a_row + 1 if why else 0
         if why:
-            state.in_a_row, state.skipped = before + 1, state.skipped + 1
+            state.skipped += 1
             self.statistics.put_back()
             self._refuse(state, state.step, why, loss, norm)
         return not why
@@ -307,7 +312,11 @@ class Loop:
         return divisor if self.plan.clip is None else divisor * _at_least((norm + 1e-6) / self.plan.clip, 1.0)
 
     def _number(self, scalar: Tensor) -> Number:
-        return scalar.item() if self.waits else scalar.detach().double()
+        return scalar.item() if self.reads_free else scalar.detach().double()
+
+    def _again(self, number: float) -> Number:
+        """What `_number` had given: to compare a float with a number on the device is to wait for it."""
+        return number if self.reads_free else torch.tensor(number, dtype=torch.float64, device=self.device)
 
     def norm(self) -> Number:
         """The norm of all gradients together."""
@@ -405,7 +414,7 @@ class Loop:
     def _validate(self, state: State, validate: Callable[[], tuple[dict[str, float], float | None]]) -> bool:
         """Score, write the figures down, and say whether they are the best so far."""
         self._check(state)
-        self.together.alike(self.statistics.live)
+        self._agree()
         with self.meter.aside():
             metrics, value = validate()
         better = value is not None and math.isfinite(value)
@@ -422,7 +431,7 @@ class Loop:
 
     def _save(self, state: State, better: bool) -> None:
         self._check(state)
-        self.together.alike(self.statistics.live)
+        self._agree()
         state.total, state.count = float(self.total), float(self.count)
         state.highest, state.longest = (None if n is None else float(n) for n in (self.highest, self.longest))
         memory = self.guard.memory()
@@ -430,20 +439,17 @@ class Loop:
         with self.meter.aside():
             self.verbs.save(state, better)
 
+    def _agree(self) -> None:
+        """Give all ranks the same statistics, of which each has those of its own rows: the model's and the
+        average's."""
+        averaged = [] if self.average is None else self.average.statistics
+        self.together.alike([*self.statistics.live, *averaged])
+
     def _check(self, state: State) -> None:
         """Read the device's flag: whatever is written or scored next must not come after a bad step."""
         if isinstance(self.guard, DeviceGuard) and (step := int(self.guard.first.item())) >= 0:
             self.guard.forget(state.step - step)
             self._refuse(state, step, "", math.nan, math.nan)
-
-    def _interruption(self, received: list[int], session: float) -> Interrupted | Cancelled | None:
-        if signal.SIGINT in received:
-            return Cancelled("cancelled; the same command goes on from the checkpoint")
-        if signal.SIGTERM in received:
-            return Interrupted("interrupted by SIGTERM; the same command goes on from the checkpoint")
-        if self.plan.session is not None and session >= self.plan.session:
-            return Interrupted("time limit reached; run again to go on")
-        return None
 
 
 def _at_least(value: Number, low: float) -> Number:
@@ -472,26 +478,3 @@ def _finished(plan: Plan, state: State) -> str | None:
     if plan.patience is not None and state.since >= plan.patience:
         return "patience"
     return "budget" if _progress(plan, state) >= 1.0 else None
-
-
-@contextmanager
-def caught_signals() -> Iterator[list[int]]:
-    """SIGTERM and SIGINT only leave their number in the list; a second Ctrl-C aborts at once."""
-    received: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and signal.SIGINT in received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before: dict[signal.Signals, Any] = {}
-    try:
-        for which in (signal.SIGTERM, signal.SIGINT):
-            before[which] = signal.signal(which, remember)
-    except ValueError:  # not the main thread: signals are not ours to catch
-        pass
-    try:
-        yield received
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, handler if handler is not None else signal.SIG_DFL)

@@ -88,13 +88,31 @@ class Together:
             return received, seconds, session
         return self.clock.beat(received, seconds, session)
 
-    def evidence(self, batches: Iterable[Batch], judge: Callable[[Iterable[Batch]], Tally]) -> Tally:
-        """What `judge` finds in all batches, of which each rank is given every n-th."""
-        spare: list[Batch] = []
-        mine = self._dealt(batches, spare)
-        first = list(islice(mine, 1))  # there may be fewer than ranks
-        found = judge(chain(first, mine)) if first or self.ranks.size == 1 else None
-        if spare and self.cut is not None:  # a model in parts is whole only where all ranks use it
+    def evidence(
+        self, batches: Callable[[int, int], Iterable[Batch]], judge: Callable[[Iterable[Batch]], Tally]
+    ) -> Tally:
+        """What `judge` finds in all batches, of which each rank makes and judges every n-th.
+
+        batches(first, every): the batches first, first + every, first + 2 * every and so on, from 0.
+        """
+        group, groups = self.ranks.rank // self.tensor, self.ranks.size // self.tensor
+        if groups == 1:
+            return judge(watch.moving(batches(0, 1)))
+        count = 0
+
+        def mine() -> Iterator[Batch]:
+            nonlocal count
+            for batch in watch.moving(batches(group, groups)):
+                count += 1
+                yield batch
+
+        given = mine()
+        first = list(islice(given, 1))  # there may be fewer than ranks
+        found = judge(chain(first, given)) if first else None
+        if found is not None:
+            found.to_host()
+        # A model in parts is whole only where all ranks use it: has the first of them one more than this one?
+        if self.cut is not None and (spare := list(islice(batches(count * groups, groups), 1))):
             judge(spare)
         tallies = [tally for tally in ranks.gathered(found)[:: self.tensor] if tally is not None]
         if not tallies:
@@ -102,16 +120,6 @@ class Together:
         for tally in tallies[1:]:
             tallies[0].add(tally)
         return tallies[0]
-
-    def _dealt(self, batches: Iterable[Batch], spare: list[Batch]) -> Iterator[Batch]:
-        """Every n-th batch. spare: the last one of all, at ranks that are given one fewer than others."""
-        group, groups = self.ranks.rank // self.tensor, self.ranks.size // self.tensor
-        number, batch = -1, None
-        for number, batch in enumerate(watch.moving(batches)):
-            if number % groups == group:
-                yield batch
-        if batch is not None and group >= (number + 1) % groups > 0:
-            spare.append(batch)
 
     @torch.no_grad()
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +42,30 @@ def stream(lengths: list[int], context: int, seed: int = 0) -> TokenBatches:
 
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=12)
+
+
+# --- every n-th batch ---
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 20])
+@pytest.mark.parametrize("kind", ["table", "tokens", "texts", "games"])
+def test_every_nth_batch_is_one_of_all(kind: str, every: int) -> None:
+    lengths = [3, 9, 2, 5, 7, 1, 4, 8, 6, 2]
+    texts = {"tokens": np.arange(47) + 5, "documents": np.cumsum(lengths), "targets": np.arange(10)}
+    split = Split("test", 10, texts, {}, [])
+    batches: Any = {
+        "table": lambda: table(10),
+        "tokens": lambda: stream(lengths, 8),
+        "texts": lambda: TextBatches(split, 0),
+        "games": lambda: ChatBatches(Split("test", 10, texts, {"whole": True}, []), 16, 0, True),
+    }[kind]()
+    whole = list(batches.in_order(2))
+    assert len(whole) > 2
+    for first in range(every):
+        part = list(batches.in_order(2, first, every))
+        expected = whole[first::every]
+        assert [batch.inputs.tolist() for batch in part] == [batch.inputs.tolist() for batch in expected]
+        assert [batch.targets.tolist() for batch in part] == [batch.targets.tolist() for batch in expected]
 
 
 # --- tables ---

@@ -1,6 +1,7 @@
 """The encoding of pictures: what is learned from train, both stores, and what becomes of bad files."""
 
 import shutil
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,17 @@ from llmtool.data.store import Dataset
 from llmtool.stages.prepare import PrepareResult, prepare
 from tests.data.test_image_sources import idx
 from tests.photos import bomb, file_of, folder, noise
+from tests.training.test_loop import Notes
+from tests.training.test_loop import make as toy_loop
+from tests.training.toys import ToyMLP
 
 KEYS: dict[str, Any] = {"split": {"by": "stratified", "train": 0.5, "validation": 0.25, "test": 0.25}}
+
+
+class Mixes:
+    """An augmentation as far as the loop asks for rows."""
+
+    mixes = True
 
 
 def made(
@@ -85,6 +95,27 @@ def test_both_stores_give_the_same_batches(tmp_path: Path) -> None:
     assert (pixels(arrays, "test") == pixels(encoded, "test")).all()
     assert (pixels(arrays.first(3), "test") == pixels(encoded.first(3), "test")).all()
     encoded.verify()
+
+
+@pytest.mark.parametrize(("rank", "of", "mixes"), [(0, 1, False), (0, 2, False), (3, 4, False), (0, 1, True)])
+def test_what_is_decoded_ahead_is_asked_for(
+    rank: int, of: int, mixes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By any rank, and where rows meet others from the end of their batch."""
+    dataset, _ = made(tmp_path, folder(tmp_path / "p"), store="encoded")
+    images: Any = open_batches(dataset, "train", 0)
+    decoded: list[int] = []
+    one = images._files._one
+    images._files._one = lambda row: (decoded.append(row), one(row))[1]
+    loop = toy_loop(ToyMLP(), images, Notes(), batch=16, micro_batch=2)
+    loop.together.index, loop.together.of = rank, of
+    loop.augment = Mixes() if mixes else None  # type: ignore[assignment]
+    asked = list(islice(loop._requests(loop.together.rows(16).start), 30))
+    expected = open_batches(dataset, "train", 0)
+    for start, count in asked:
+        assert torch.equal(loop.feed.take(start, count).inputs, expected.batch(start, count).inputs)
+    images._files._pool.shutdown(wait=True)
+    assert len(decoded) == sum(count for _, count in (*asked, (0, 2), (0, 2))), "two requests ahead"
 
 
 def test_a_damaged_store_of_files_names_the_picture(tmp_path: Path) -> None:

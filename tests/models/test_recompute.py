@@ -81,6 +81,25 @@ def test_no_bit_changes_with_dropout_and_statistics(name):
         assert same(after_a_step(again), expected)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own torch.jit at the first compile
+def test_compiled_statistics_move_once_and_break_no_graph():
+    model = built("convnet")
+    twin = copy.deepcopy(model)
+    recompute(model, 3)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    inputs, _ = batch(model)
+    compiled = torch.compile(lambda x: model(x).square().sum(), backend="aot_eager", dynamic=False)
+    for _ in range(2):
+        compiled(inputs).backward()
+        twin(inputs).square().sum().backward()
+    assert not torch._dynamo.utils.counters["graph_break"]
+    for (name, each), other in zip(model.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(each, other, msg=name)
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2", "bert", "vit"])
 def test_bytes_are_those_that_a_real_step_keeps(name):
     model = built(name)

@@ -45,8 +45,8 @@ class Pictures(ToyBatches):
         found = super().batch(start, count)
         return Batch(found.inputs, found.targets, scale=(torch.full((3,), 120.0), torch.full((3,), 70.0)))
 
-    def in_order(self, size: int) -> Any:
-        for start in range(0, self.rows, size):
+    def in_order(self, size: int, first: int = 0, every: int = 1) -> Any:
+        for start in range(first * size, self.rows, every * size):
             part = slice(start, start + size)
             yield Batch(self.inputs[part], self.targets[part], scale=self.batch(0, 1).scale)
 

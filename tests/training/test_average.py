@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from llmtool.core.errors import LlmtoolError
+from llmtool.training import average as average_module
 from llmtool.training.average import Average, Statistics, moving, restore
 
 
@@ -41,7 +42,9 @@ def test_the_average_is_the_closed_form() -> None:
     assert all((tensor == steps - 1).all() for tensor in moving(net).values())
 
 
-def test_skipped_on_the_device_is_skipped() -> None:
+@pytest.mark.parametrize("piece", [1, 64, average_module.PIECE], ids=["each apart", "some", "all at once"])
+def test_skipped_on_the_device_is_skipped(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(average_module, "PIECE", piece)
     net = model()
     average = Average(net, 0.9)
     with average.inside():

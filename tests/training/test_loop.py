@@ -17,9 +17,10 @@ from llmtool.core.contracts import Batch, Loss
 from llmtool.core.errors import Cancelled, DivergedError, Interrupted
 from llmtool.training import loop as loop_module
 from llmtool.training.average import Average, moving
-from llmtool.training.loop import Loop, Plan, State, Verbs, caught_signals
+from llmtool.training.loop import Loop, Plan, State, Verbs
 from llmtool.training.optimizers import AdamWConfig, MuonConfig, SGDConfig
 from llmtool.training.schedules import ConstantSchedule
+from llmtool.training.signals import caught_signals
 from llmtool.training.throughput import Meter
 from tests.training.toys import ToyBatches, ToyMLP, ToyTask, ToyTransformer, table, tokens
 
@@ -198,7 +199,7 @@ def test_cuda_guard_latches(optimizer: Any) -> None:
     data.inputs[data._index(8 * 2 + 5, 1)[0]] = math.nan
     model, notes = ToyMLP(), Notes()
     loop = make(model, data, notes, optimizer, log_every=5)
-    loop.waits = False
+    loop.reads_free = False
     reference = copy.deepcopy(model)
     make(reference, data, Notes(), optimizer, steps=2).run(State())
     with pytest.raises(DivergedError, match=r"^step 3: .*not finite at row"):
@@ -216,11 +217,24 @@ def test_the_way_of_cuda_is_the_same_training(optimizer: Any) -> None:
         torch.manual_seed(0)
         model, notes = ToyMLP(), Notes()
         loop = make(model, table(), notes, optimizer, log_every=2, micro_batch=3)
-        loop.waits = waits
+        loop.reads_free = waits
         loop.run(State())
         ways.append((weights(model), [{k: v for k, v in row.items() if k != "time"} for row in notes.rows]))
     assert ways[0][1] == ways[1][1]
     assert all(torch.equal(tensor, ways[1][0][name]) for name, tensor in ways[0][0].items())
+
+
+def test_a_resumed_step_on_the_device_is_not_waited_for() -> None:
+    """The highest loss before a break is a number of the host: to compare one with it would wait."""
+    notes = Notes()
+    loop = make(ToyMLP(), table(), notes, log_every=100, steps=2)
+    loop.reads_free = False
+    kinds: list[type] = []
+    step = loop._step
+    loop._step = lambda *given: (kinds.extend((type(loop.highest), type(loop.longest))), step(*given))[1]
+    loop.run(State(step=1, highest=9.0, longest=0.5, total=3.0, count=8.0))
+    assert kinds == [Tensor, Tensor]
+    assert notes.rows[0]["loss_max"] == 9.0
 
 
 def test_a_refused_step_on_the_device_leaves_the_average_alone() -> None:
@@ -230,7 +244,7 @@ def test_a_refused_step_on_the_device_leaves_the_average_alone() -> None:
     model = ToyMLP()
     model.layers.insert(1, nn.BatchNorm1d(8))
     loop = make(model, data, Notes(), log_every=5)
-    loop.average, loop.waits = Average(model, 0.9), False
+    loop.average, loop.reads_free = Average(model, 0.9), False
     with pytest.raises(DivergedError, match=r"^step 3: .*not finite at row"):
         loop.run(State())
     with loop.average.inside():
@@ -256,7 +270,7 @@ def test_a_jump_stops_before_the_update_and_names_the_row(optimizer: Any, waits:
     data, culprit = spoiled(45, 1e6)
     model, notes, told = ToyMLP(), Notes(), []
     loop = make(model, data, notes, optimizer, steps=50, log_every=50, spread=20.0)
-    loop.waits = waits
+    loop.reads_free = waits
     reference = copy.deepcopy(model)
     make(reference, data, Notes(), optimizer, steps=45).run(State())
     loop.verbs.refuse = lambda update, state, ends: (told.append((update, ends)), " (kept)")[1]
@@ -296,6 +310,28 @@ def test_skipped_updates_change_nothing_but_their_count(poison: float) -> None:
     assert all(torch.equal(p, reference.state_dict()[n]) for n, p in model.state_dict().items())
     assert [row["loss"] for row in notes.rows[43:]][2] is None
     assert [row.get("skipped", 0) for row in notes.rows] == [0] * 45 + [1] * 3
+
+
+def test_an_overflow_is_no_good_update_between_two_that_are_left_out() -> None:
+    """fp16: the guard is not asked about it, so that what it has counted stands."""
+    loop = make(ToyMLP(), table(), Notes(), fp16=True, skip=True, most=2)
+    loop.verbs.refuse = lambda update, state, ends: ""
+    state = State()
+    assert not loop._may_step(state, math.nan, 1.0)
+    assert not loop._may_step(state, 1.0, math.inf)
+    assert (state.in_a_row, state.skipped) == (1, 1)
+    with pytest.raises(DivergedError):
+        loop._may_step(state, math.nan, 1.0)
+
+
+def test_an_overflow_is_in_no_line_of_metrics() -> None:
+    model, notes = ToyMLP(), Notes()
+    state = State(scale=8.0)
+    model.layers[0].weight.register_hook(lambda g: g * math.inf if state.scale > 4 else g)
+    make(model, table(), notes, steps=2, fp16=True, clip=None).run(state)
+    assert notes.rows[0]["loss"] is None
+    assert notes.rows[0]["norm_max"] is None
+    assert math.isfinite(notes.rows[1]["norm_max"])
 
 
 def test_too_many_in_a_row_end_training_all_the_same() -> None:
@@ -519,6 +555,24 @@ def test_a_trial_changes_no_bit_and_lowers_what_does_not_fit(optimizer: Any) -> 
     other = make(straight, table(), Notes(), optimizer, micro_batch=2)
     other.run(State())
     assert all(torch.equal(p, straight.state_dict()[n]) for n, p in model.state_dict().items())
+
+
+def test_memory_that_runs_out_in_the_update_of_a_trial_is_lowered_too() -> None:
+    """A trial's update changes no number: nothing is half made."""
+
+    class Full(Average):
+        def update(self, step: int, skip: Tensor | None = None) -> None:
+            if loop.plan.micro_batch > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            super().update(step, skip)
+
+    model = ToyMLP()
+    loop = make(model, table(), Notes(), AdamWConfig(name="adamw"))
+    loop.average, before = Full(model, 0.9), weights(model)
+    loop.verbs.lower = lambda state: (loop.plan.micro_batch // 2, None)
+    loop.trial(State())
+    assert loop.plan.micro_batch == 2
+    assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
 
 
 def test_memory_that_runs_out_is_an_error_where_nobody_lowers() -> None:

@@ -118,8 +118,8 @@ class ToyBatches:
     def where(self, start: int, count: int) -> list[str]:
         return [f"row {row} of train" for row in self._index(start, count)]
 
-    def in_order(self, size: int) -> Iterator[Batch]:
-        for start in range(0, self.rows, size):
+    def in_order(self, size: int, first: int = 0, every: int = 1) -> Iterator[Batch]:
+        for start in range(first * size, self.rows, every * size):
             yield Batch(self.inputs[start : start + size], self.targets[start : start + size])
 
 
