@@ -31,7 +31,7 @@ def run(options: Options) -> dict[str, Any]:
     if options.others or Path(options.config).is_dir():
         return _directories(options)
     with session.command(options, "describe") as loaded:
-        devices, asked = _asked(options, loaded)
+        devices, asked = _asked(options)
         card = session.card_if_prepared(loaded)
         start, experiment = None, loaded.experiment
         choice = None
@@ -60,7 +60,7 @@ def run(options: Options) -> dict[str, Any]:
     return run.result | ({"last": last} if last else {})
 
 
-def _asked(options: Options, loaded: Loaded) -> tuple[list[Device], dict[str, Any]]:
+def _asked(options: Options) -> tuple[list[Device], dict[str, Any]]:
     """The devices that are known, and what the prediction is asked for and compared with."""
     devices = hardware.read(options.devices) if options.devices else hardware.TABLE
     hardware.find(list(options.on), devices)

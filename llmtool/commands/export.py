@@ -53,7 +53,7 @@ def run(options: ExportOptions) -> dict[str, Any]:
         result.update(_result(export, start, directory, out, document("export", None, began, 0.0, key)))
         result["seconds"] = round(time.monotonic() - clock, 3)
         files.write_json(directory / RESULT, result)
-        _say(export, source, out, result)
+        _say(export, source, result)
 
     _place(out, aside, write)
     console.say(f"export: {out}")
@@ -144,7 +144,7 @@ def _result(
     }
 
 
-def _say(export: Export, source: Path, out: Path, result: dict[str, Any]) -> None:
+def _say(export: Export, source: Path, result: dict[str, Any]) -> None:
     sizes = [[name, f"{size:,}"] for name, size in result["files"].items()]
     console.table([f"{result['key']['config']['export']['to']} of {source}", "bytes"], sizes)
     for line in filter(None, export.said):

@@ -31,6 +31,9 @@ Key = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
 
+DERIVED: Any = None  # the default of a key that follows from others, until the section has filled it in
+
+
 class Section(BaseModel):
     """A mapping in the YAML file. Unknown keys and wrong types are errors; nothing is converted."""
 

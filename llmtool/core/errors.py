@@ -86,6 +86,11 @@ class Cancelled(LlmtoolError):
     status = "cancelled"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, in 200 characters at most; its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def of_code(code: int, message: str) -> LlmtoolError:
     """The error with that exit code, of a process that has told us of it."""
     kinds = (

@@ -126,16 +126,6 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def require_space(path: Path, needed: int, purpose: str) -> None:
-    """Raise LlmtoolError unless `needed` bytes are free at `path`; `purpose` says what they are for."""
-    with disk_errors(path):
-        free = free_bytes(path)
-    if free < needed:
-        raise LlmtoolError(
-            f"{path}: {purpose} needs {needed:,} bytes, and {free:,} bytes are free on this device"
-        )
-
-
 # --- single files -------------------------------------------------------------------------------------------
 
 

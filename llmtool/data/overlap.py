@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from llmtool.core import seeds
 from llmtool.core.contracts import Tokens
 from llmtool.data.batches import unit_edges
 from llmtool.data.store import Dataset
@@ -63,7 +64,7 @@ def _runs(tokens: np.ndarray, run: int) -> np.ndarray:
     """(n - run + 1,) uint64 hash of each run of tokens: a polynomial modulo 2**64, then scrambled."""
     if len(tokens) < run:
         return np.zeros(0, np.uint64)
-    scattered = _scrambled(tokens.astype(np.uint64) + np.uint64(1))
+    scattered = seeds.scrambled(tokens.astype(np.uint64) + np.uint64(1))
     powers = np.full(len(tokens), _BASE)
     powers[0] = 1
     inverses = np.full(len(tokens) - run + 1, _INVERSE)
@@ -71,11 +72,4 @@ def _runs(tokens: np.ndarray, run: int) -> np.ndarray:
     sums = np.concatenate(
         [np.zeros(1, np.uint64), np.cumsum(scattered * np.cumprod(powers), dtype=np.uint64)]
     )
-    return _scrambled((sums[run:] - sums[:-run]) * np.cumprod(inverses))
-
-
-def _scrambled(values: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64 (https://doi.org/10.1145/2660193.2660195)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    return seeds.scrambled((sums[run:] - sums[:-run]) * np.cumprod(inverses))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import xxhash
 
+from llmtool.core import seeds
 from llmtool.data.writing_systems import WORD
 
 _VOCABULARY = 1 << 18  # words whose hash is remembered, in some 40 MB
@@ -99,8 +100,5 @@ def padded(words: np.ndarray, counts: np.ndarray, length: int) -> tuple[np.ndarr
 
 
 def mixed(values: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64 (https://doi.org/10.1145/2660193.2660195)."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    """The next numbers of SplitMix64 after these (core.seeds.scrambled); 0 does not stay 0."""
+    return seeds.scrambled(values + np.uint64(0x9E3779B97F4A7C15))

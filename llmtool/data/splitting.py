@@ -219,7 +219,7 @@ class HashSplit(_Fractions):
         """The hash of a document is that of its first piece."""
         unit = together(labels(rows.content), rows.unit)
         first = _first_of(unit)
-        mixed = _mix(rows.content[first, 0] ^ np.uint64(seeds.derive(seed, "split")))
+        mixed = seeds.scrambled(rows.content[first, 0] ^ np.uint64(seeds.derive(seed, "split")))
         part = (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
         chosen = np.searchsorted(np.cumsum(self.shares)[:2], part, side="right").astype(np.int8)
         return _checked(Assigned(chosen[unit]), self.shares, len(first))
@@ -407,13 +407,6 @@ def _first_of(unit: np.ndarray) -> np.ndarray:
 
 def _numbered(words: Sequence[str], names: dict[str, int]) -> np.ndarray:
     return np.array([names.setdefault(word, len(names)) for word in words], np.int64)
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    # splitmix64's finaliser, https://prng.di.unimi.it/splitmix64.c
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def _earlier_copies(split: np.ndarray, rows: RowTable) -> Assigned:

@@ -424,7 +424,7 @@ class _Sample:
             self._close()
 
     def _close(self) -> None:
-        size = sum(_size(text) for text in self._open)
+        size = sum(utf8_length(text) for text in self._open)
         self._total += size
         if self._index % self._stride == 0:
             self._groups.append(self._open)
@@ -432,7 +432,7 @@ class _Sample:
         while self._bytes > TRAINING_BYTES and len(self._groups) > 1:
             self._groups = self._groups[::2]
             self._stride *= 2
-            self._bytes = sum(_size(text) for group in self._groups for text in group)
+            self._bytes = sum(utf8_length(text) for group in self._groups for text in group)
         self._index += 1
         self._open, self._characters = [], 0
 
@@ -449,7 +449,8 @@ class _Sample:
         )
 
 
-def _size(text: str) -> int:
+def utf8_length(text: str) -> int:
+    """Bytes of a text in UTF-8."""
     return len(text) if text.isascii() else len(text.encode())
 
 

@@ -20,7 +20,7 @@ from llmtool.core.errors import ConfigError, DataError
 from llmtool.data.encoding import Chunks, Refusals
 from llmtool.data.features import find_column
 from llmtool.data.store import ArrayWriter, Dataset
-from llmtool.data.tokenizers import BpeTokenizer, FileTokenizer, FittedTokenizer, TokenizerConfig
+from llmtool.data.tokenizers import BpeTokenizer, FileTokenizer, FittedTokenizer, TokenizerConfig, utf8_length
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -342,7 +342,7 @@ class TokenWriter:
         ids, lengths = found["ids"], found["lengths"]
         if self._tokenizer.unknown is not None:
             self._unknown += int((ids == self._tokenizer.unknown).sum())
-        self._bytes += sum(_size(block.text) for block in blocks)
+        self._bytes += sum(utf8_length(block.text) for block in blocks)
         last = np.fromiter((block.last for block in blocks), dtype=bool, count=len(blocks))
         ends = np.cumsum(lengths)
         if self._begin is not None:
@@ -397,7 +397,3 @@ def problem_of(text: Any) -> str:
     except UnicodeEncodeError:
         return "is not valid Unicode (half a surrogate pair)"
     return ""
-
-
-def _size(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())

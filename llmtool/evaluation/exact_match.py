@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from llmtool.core.errors import DataError
-from llmtool.evaluation.questions import Chat, FileSuite, Tick, Unusable, numbered, read, text
+from llmtool.evaluation.questions import Chat, FileSuite, Tick, Unusable, as_question, numbered, read, text
 from llmtool.evaluation.scorer import Scorer
 from llmtool.metrics.suites import SuiteTally
 
@@ -72,8 +72,8 @@ class ExactMatch(FileSuite):
         others = [one for one in shown if (one.question, one.answer) != (problem.question, problem.answer)]
         if len(others) < self.shots:
             raise DataError(f"{self.examples}: too few examples beside the problem itself")
-        solved = [f"{_asked(one.question)} {one.answer}\n\n" for one in others[: self.shots]]
-        return "".join([*solved, _asked(problem.question)])
+        solved = [f"{as_question(one.question)} {one.answer}\n\n" for one in others[: self.shots]]
+        return "".join([*solved, as_question(problem.question)])
 
     def answers(self, questions: list[tuple[Problem, str]], scorer: Scorer, tick: Tick) -> SuiteTally:
         """Each problem answered in writing."""
@@ -119,7 +119,3 @@ def _problem(row: Mapping[str, Any], line: int) -> Problem:
     if not answer.strip():
         raise Unusable("'answer' is empty")
     return Problem(line, text(row, "question"), answer)
-
-
-def _asked(question: str) -> str:
-    return f"Question: {question}\nAnswer:"

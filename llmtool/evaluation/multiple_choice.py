@@ -12,7 +12,18 @@ import numpy as np
 from pydantic import Field
 
 from llmtool.data.rows import nested
-from llmtool.evaluation.questions import Chat, FileSuite, Tick, Unusable, numbered, read, text, texts, ticks
+from llmtool.evaluation.questions import (
+    Chat,
+    FileSuite,
+    Tick,
+    Unusable,
+    as_question,
+    numbered,
+    read,
+    text,
+    texts,
+    ticks,
+)
 from llmtool.evaluation.scorer import Scorer
 from llmtool.metrics.suites import SuiteTally
 
@@ -119,7 +130,7 @@ def _arc(row: Mapping[str, Any]) -> tuple[str, list[str], int]:
     key = row["answerKey"]
     if len(words) != len(labels) or str(key) not in labels:
         raise Unusable(f"answerKey {str(key)[:20]!r} is none of the labels {', '.join(labels)}")
-    return _asked(asked), words, labels.index(str(key))
+    return as_question(asked), words, labels.index(str(key))
 
 
 def _plain(row: Mapping[str, Any]) -> tuple[str, list[str], int]:
@@ -132,11 +143,7 @@ def _plain(row: Mapping[str, Any]) -> tuple[str, list[str], int]:
         target = ord(answer) - ord("A")
     else:
         target = _whole(answer, "answer")
-    return _asked(text(row, "question")), choices, target
-
-
-def _asked(question: str) -> str:
-    return f"Question: {question}\nAnswer:"
+    return as_question(text(row, "question")), choices, target
 
 
 def _whole(value: Any, key: str) -> int:

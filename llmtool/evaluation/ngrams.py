@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmtool.core import seeds
 from llmtool.data.batches import unit_edges
 from llmtool.data.store import Split
 
@@ -128,15 +129,8 @@ def _hashes(stream: Stream, highest: int) -> list[Hashes]:
     tokens = (stream.tokens.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     for _ in range(highest):
         before = np.concatenate([[EMPTY], result[-1][:-1]])
-        result.append(_scramble(before ^ tokens))
+        result.append(seeds.scrambled(before ^ tokens))
     return result
-
-
-def _scramble(value: Hashes) -> Hashes:
-    """The finalizer of SplitMix64 (https://doi.org/10.1145/2660193.2660195)."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
 
 
 def _order(keys: Hashes, counts: Integers, at: Integers, stream: Stream, contexts: Hashes) -> _Order:

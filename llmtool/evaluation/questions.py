@@ -141,3 +141,8 @@ def ticks(tick: Tick, counts: list[int]) -> Callable[[int], None]:
 def numbered(records: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
     """The records with their number in front."""
     return [{"question": number, **record} for number, record in enumerate(records, 1)]
+
+
+def as_question(text: str) -> str:
+    """The prompt that lm-evaluation-harness makes of a question for ARC and GSM8K."""
+    return f"Question: {text}\nAnswer:"

@@ -376,19 +376,6 @@ def _convolution_backward(outputs: Any, inputs: Any, weight: Any, *rest: Any, ou
     return sum(wanted) * 2 * math.prod(outputs) * math.prod(weight[1:])
 
 
-def saved_bytes(
-    model: nn.Module,
-    rows: int,
-    tokens: int,
-    precision: str = "fp32",
-    device: str = "cpu",
-    packed: bool = False,
-    recomputed: int = 0,
-) -> int:
-    """Bytes that the forward pass keeps for the backward pass; recomputed: how many blocks keep nothing."""
-    return saved(model, rows, tokens, precision, device, packed).bytes(recomputed)
-
-
 def saved(
     model: nn.Module,
     rows: int,

@@ -5,18 +5,17 @@ Which names Hugging Face's checkpoints have for these modules stands in models/f
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from llmtool.core.config import Section
+from llmtool.core.config import DERIVED, Section
 from llmtool.core.contracts import Classes, Images, InputSpec, OutputSpec, Values
 from llmtool.models.headed import Headed, of_pictures
 
-DERIVED: Any = None  # the default of keys that follow from others, until `_resolve` has filled them in
 REDUCTION = 4  # a bottleneck works on so many times fewer channels
 FEW = 8  # channels, that a register of AVX2 holds
 

@@ -7,14 +7,14 @@ models/forms/.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from llmtool.core.config import Section
+from llmtool.core.config import DERIVED, Section
 from llmtool.core.contracts import Classes, InputSpec, OutputSpec, Tokens, Values
 from llmtool.core.errors import ConfigError
 from llmtool.models.headed import Headed, per_text, pool
@@ -22,7 +22,6 @@ from llmtool.models.layers import Rotary, document_positions, rotate
 from llmtool.models.plan import Fused, Plan
 
 MAX_ROTARY = 2**28  # numbers in the rotary tables
-DERIVED: Any = None  # the default of keys that follow from others, until `_resolve` has filled them in
 MODERN = ("window", "global_every", "rope_theta", "local_rope_theta")  # keys that only modernbert reads
 
 

@@ -16,7 +16,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from llmtool.core.config import Section
 from llmtool.core.contracts import NextToken, Tokens
-from llmtool.core.errors import ConfigError
+from llmtool.core.errors import ConfigError, first_line
 from llmtool.models.cache import Cache
 from llmtool.models.causal import Transformer
 
@@ -152,11 +152,6 @@ class Through(Transformer):
         except (AttributeError, TypeError, RuntimeError):  # of a body that is called otherwise
             self.plain = False
         self.train()
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in short."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _put(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -28,11 +28,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
 from llmtool.core.errors import ConfigError
-from llmtool.core.shards import Order, orders_of, sorted_by, unsorted
+from llmtool.core.shards import Order
 from llmtool.models.collectives import Part, copied, joined, summed
 from llmtool.models.fp8 import FP8Conv1D, FP8Linear
 from llmtool.models.layers import Conv1D, RMSNorm
@@ -82,28 +82,6 @@ def split(model: nn.Module, mesh: DeviceMesh) -> None:
     made: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
     parallelize_module(model, mesh, {name: Style(step, made) for name, step in steps.items()})
     model.split_order = order  # type: ignore[assignment]
-
-
-def whole(model: nn.Module, name: str, value: Tensor) -> Tensor:
-    """A parameter's numbers (or its gradient, a state of the optimizer, an average) as one process has them.
-
-    value: a DTensor as the parameter `name` is; all ranks that share it ask at once, and each gets a copy.
-    """
-    found = value.full_tensor() if isinstance(value, DTensor) else value
-    order = orders_of(model).get(name)
-    return found if order is None else unsorted(found, order)
-
-
-def share(model: nn.Module, name: str, value: Tensor, like: Tensor) -> Tensor:
-    """The other way: of a whole tensor, which all ranks have, what this one keeps, as `like` is.
-
-    like: the parameter `name`, or a state of that shape.
-    """
-    if (order := orders_of(model).get(name)) is not None:
-        value = sorted_by(value, order)
-    if not isinstance(like, DTensor):
-        return value
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _refuse_uneven(model: nn.Module, ranks: int) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from llmtool.core.config import Section
+from llmtool.core.config import DERIVED, Section
 from llmtool.core.contracts import Classes, InputSpec, NextToken, OutputSpec, Tokens, Values
 from llmtool.core.errors import ConfigError
 from llmtool.models.causal import Transformer
@@ -21,7 +21,6 @@ from llmtool.models.relatives import ARCHITECTURES, RELATIVES
 from llmtool.models.rope import LongScaling, Scaling
 
 MAX_ROTARY = 2**28  # numbers in the rotary tables
-DERIVED: Any = None  # the default of keys that follow from others, until `_resolve` has filled them in
 LayerType = Literal["full_attention", "sliding_attention"]
 
 

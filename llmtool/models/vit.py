@@ -5,14 +5,14 @@ Which names Hugging Face's checkpoints have for these modules stands in models/f
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from llmtool.core.config import Section
+from llmtool.core.config import DERIVED, Section
 from llmtool.core.contracts import Classes, Images, InputSpec, OutputSpec, Values
 from llmtool.core.errors import ConfigError
 from llmtool.models.headed import Headed, of_pictures
@@ -20,7 +20,6 @@ from llmtool.models.layers import DropPath, LayerScale
 from llmtool.models.plan import Plan
 
 MAX_PATCHES = 65_536  # of a picture: attention is quadratic in them
-DERIVED: Any = None  # the default of keys that follow from others, until `_resolve` has filled them in
 
 
 class ViTConfig(Section):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llmtool.core.contracts import Batch, Loss
 from llmtool.core.devices import is_out_of_memory
+from llmtool.core.errors import first_line
 from llmtool.models import flex
 from llmtool.models.causal import Transformer
 from llmtool.models.shards import cut_of
@@ -30,13 +31,13 @@ def tried(
     batch = loop.rows(0, loop.plan.micro_batch)
     graph = _graph(loss, even)
     if (error := _error(graph, batch, loop)) is not None and _may_attend_by_blocks(loop):
-        flex.off = reason(error)
+        flex.off = first_line(error)
         note(f"flex attention failed, a dense mask keeps documents apart ({flex.off})")
         torch.compiler.reset()
         graph = _graph(loss, even)
         error = _error(graph, batch, loop)
     if error is not None:
-        note(f"torch.compile failed, training goes on without it ({reason(error)})")
+        note(f"torch.compile failed, training goes on without it ({first_line(error)})")
         return None, False
     if how == "graphs":
         why = "fp16 scales its loss" if loop.plan.fp16 else "rows are of different lengths"
@@ -47,16 +48,11 @@ def tried(
         except Exception as failed:  # whatever cannot be recorded, the same graph does call by call
             if is_out_of_memory(failed):
                 raise
-            why = reason(failed)
+            why = first_line(failed)
         finally:
             _forget(loop)
         note(f"CUDA graphs are not used ({why})")
     return graph, True
-
-
-def reason(error: Exception) -> str:
-    """Its first line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _graph(loss: Compute, even: bool) -> Compute:

@@ -21,6 +21,7 @@ from llmtool.data.store import NAME_ENDS, Dataset, Split
 from llmtool.evaluation import EvaluateConfig, SamplesConfig, kept, requirements
 from llmtool.evaluation.loop import evaluate
 from llmtool.evaluation.mirrored import Mirrored
+from llmtool.evaluation.scorer import LOGIT_BYTES, TOKENS
 from llmtool.evaluation.writer import Order
 from llmtool.metrics.language import LanguageTally
 from llmtool.models.generation import Sampling
@@ -34,8 +35,6 @@ T = TypeVar("T")
 
 FEATURE_ROWS = 8192  # rows scored at once when `batch` is auto
 PIXELS = {"cpu": 2**20, "cuda": 2**23}  # of pictures scored at once: one of 1024 pixels keeps 0.3 MB a layer
-LOGIT_BYTES = {"cpu": 2**27, "cuda": 2**31}  # what the float32 logits of one batch of text may take up
-TOKENS = {"cpu": 2**12, "cuda": 2**16}  # of one batch: what a CPU's caches hold is scored faster, measured
 
 
 def score(

@@ -198,7 +198,8 @@ class Augment:
 
 
 def draw(config: AugmentConfig, inputs: Images, seed: int, step: int, rows: int) -> Chances:
-    """The chances of a step; the same numbers are drawn whatever of the config is on."""
+    """The chances of a step, a function of seed and step; those of randaugment, mixup and cutmix are drawn
+    only where these are on."""
     chance = seeds.generator(seed, "augment", step)
     height, width = inputs.height, inputs.width
     operations = config.randaugment.operations if config.randaugment else 0

@@ -112,6 +112,7 @@ def _table(name: str, file: str, **keys: Any) -> pd.DataFrame:
 BANK = folds("bank_marketing", "bank-additional.csv", "y", sep=";")
 STORIES = {
     "adult": Story("income", "roc_auc", adult, SEEDS, header=False),
+    "adult_tabm": Story("income", "roc_auc", adult, SEEDS, header=False),
     "ames": Story("SalePrice", "rmse_log", folds("ames_housing", "AmesHousing.csv", None)),
     "bank": Story("y", "roc_auc", BANK, separator=";"),
     "bank_duration": Story("y", "roc_auc", BANK, separator=";"),

@@ -215,14 +215,6 @@ def test_hashes(tmp_path):
     assert files.hash_bytes(b"") == "xxh3:99aa06d3014798d86001c324468d497f"  # xxHash's published value
 
 
-def test_space_is_checked_before_work(tmp_path):
-    files.require_space(tmp_path / "not" / "there", 1, "a checkpoint")
-    with pytest.raises(
-        LlmtoolError, match=r"a checkpoint needs 1,000,000,000,000,000,000 bytes, and .* free"
-    ):
-        files.require_space(tmp_path, 10**18, "a checkpoint")
-
-
 def test_make_directories_refuses_a_file_on_the_way(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LlmtoolError):

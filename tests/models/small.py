@@ -3,6 +3,7 @@
 import torch
 
 from llmtool.core.contracts import Classes, Features, NextToken, Tokens
+from llmtool.models.accounting import saved
 from llmtool.models.mlp import MLPConfig
 from llmtool.models.transformer import TransformerConfig
 
@@ -41,3 +42,8 @@ def rows():
 
 def trained(model):
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def saved_bytes(model, rows, tokens, precision="fp32", device="cpu", packed=False):
+    """Bytes that the forward pass keeps for the backward pass, as the account has them."""
+    return saved(model, rows, tokens, precision, device, packed).bytes()

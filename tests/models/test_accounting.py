@@ -5,7 +5,7 @@ import torch
 
 from llmtool.core.contracts import Classes, Features, Images, NextToken, Tokens, Values
 from llmtool.models import adapters
-from llmtool.models.accounting import HELD, Component, Memory, account, saved_bytes
+from llmtool.models.accounting import HELD, Component, Memory, account
 from llmtool.models.activations import count_saved
 from llmtool.models.adapters import LoRAConfig
 from llmtool.models.convnet import ConvNetConfig
@@ -13,6 +13,7 @@ from llmtool.models.convnext import ConvNeXtConfig
 from llmtool.models.mlp import MLPConfig
 from llmtool.models.transformer import TransformerConfig
 from llmtool.models.vit import ViTConfig
+from tests.models.small import saved_bytes
 
 
 def transformer(architecture="llama", vocabulary=31, **keys):

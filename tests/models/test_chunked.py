@@ -8,12 +8,12 @@ import torch
 
 from llmtool.core.contracts import IGNORE, Batch, NextToken, Tokens
 from llmtool.models import chunked
-from llmtool.models.accounting import saved_bytes, step
+from llmtool.models.accounting import step
 from llmtool.models.adapters import LoRAConfig
 from llmtool.models.chunked import output_of
 from llmtool.models.transformer import TransformerConfig
 from llmtool.tasks.language import LanguageTask
-from tests.models.small import transformer
+from tests.models.small import saved_bytes, transformer
 
 CASES = {
     "llama": {},

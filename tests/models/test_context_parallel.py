@@ -16,9 +16,10 @@ from llmtool.models.encoder import EncoderConfig
 from llmtool.models.flex import BLOCK, block_mask
 from llmtool.models.layers import document_mask
 from llmtool.models.recompute import recompute
-from llmtool.models.tensor_parallel import share, split, whole
+from llmtool.models.tensor_parallel import split
 from llmtool.models.transformer import TransformerConfig
 from llmtool.tasks.language import LanguageTask
+from tests.models.parts import share, whole
 from tests.models.test_tensor_parallel import DECODERS, SIZES, Moved, distance, mesh_of
 from tests.two import run_ranks
 

@@ -17,10 +17,11 @@ from llmtool.models.convnet import ConvNetConfig
 from llmtool.models.encoder import EncoderConfig
 from llmtool.models.mlp import MLPConfig
 from llmtool.models.recompute import recompute
-from llmtool.models.tensor_parallel import FAMILIES, share, split, whole
+from llmtool.models.tensor_parallel import FAMILIES, split
 from llmtool.models.transformer import TransformerConfig
 from llmtool.models.vit import ViTConfig
 from llmtool.tasks.language import LanguageTask
+from tests.models.parts import share, whole
 from tests.models.small import stir
 from tests.two import run_ranks
 

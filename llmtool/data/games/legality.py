@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from llmtool.core import seeds
 from llmtool.data.games import rules_of
-from llmtool.data.games.othello_many import mixed
 from llmtool.data.store import Dataset
 
 TOGETHER = 512  # games whose legal moves are taken at once
@@ -34,7 +34,9 @@ class Legality:
         """(n,) bool which of these games are: always the same ones of a split."""
         if self.share >= 1:
             return np.ones(len(units), dtype=bool)
-        return (mixed(units.astype(np.uint64)) >> np.uint64(11)).astype(np.float64) / 2.0**53 < self.share
+        return (seeds.scrambled(units.astype(np.uint64)) >> np.uint64(11)).astype(
+            np.float64
+        ) / 2.0**53 < self.share
 
     def after(self, rows: np.ndarray) -> np.ndarray:
         """(n, T, V) bool: the tokens that are legal next. rows: (n, T) tokens of games, each from its start;

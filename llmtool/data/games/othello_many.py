@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from llmtool.core import seeds
+
 Boards = NDArray[np.uint64]
 
 FULL = (1 << 64) - 1
@@ -133,13 +135,13 @@ def random_games(seed: int, first: int, count: int) -> NDArray[np.int8]:
 
 def _random_games(seed: int, first: int, count: int) -> NDArray[np.int8]:
     found = np.full((count, LONGEST), -1, dtype=np.int8)
-    stream = mixed(np.arange(first, first + count, dtype=np.uint64) * np.uint64(_GOLDEN))
-    stream = mixed(stream + np.uint64(seed & FULL))
+    stream = seeds.scrambled(np.arange(first, first + count, dtype=np.uint64) * np.uint64(_GOLDEN))
+    stream = seeds.scrambled(stream + np.uint64(seed & FULL))
     mine = np.full(count, START_BLACK, dtype=np.uint64)
     theirs = np.full(count, START_WHITE, dtype=np.uint64)
     moves, games = movable(mine, theirs), np.arange(count)
     for turn in range(LONGEST):
-        chance = mixed(stream[games] + np.uint64((turn + 1) * _GOLDEN & FULL)) >> np.uint64(32)
+        chance = seeds.scrambled(stream[games] + np.uint64((turn + 1) * _GOLDEN & FULL)) >> np.uint64(32)
         number = np.bitwise_count(moves).astype(np.uint64)
         which = (chance * number) >> np.uint64(32)  # (n,) below their number
         square = _nth_set(moves, which)
@@ -168,10 +170,3 @@ def _nth_set(boards: Boards, which: Boards) -> NDArray[np.int64]:
 
 
 _GOLDEN = 0x9E3779B97F4A7C15
-
-
-def mixed(numbers: Boards) -> Boards:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014, https://doi.org/10.1145/2714064.2660195)."""
-    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return numbers ^ (numbers >> np.uint64(31))

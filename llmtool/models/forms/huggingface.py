@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from llmtool.core.config import suggest
-from llmtool.core.errors import ConfigError
+from llmtool.core.errors import ConfigError, first_line
 from llmtool.models.forms.form import Form, Stored, refuse_foreign, whole_number
 from llmtool.models.huggingface import (
     PREFIX,
@@ -27,7 +27,6 @@ from llmtool.models.huggingface import (
     blocks_of,
     build,
     file_names,
-    first_line,
     library,
 )
 
