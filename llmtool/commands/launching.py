@@ -215,6 +215,9 @@ def _earliest(
     one = min(failures.values(), key=lambda failure: failure.timestamp)
     if said := words.get(one.local_rank):
         return Failure(**said["failure"])
+    verdicts = [Failure(**said["failure"]) for said in words.values()]
+    if late := [each for each in verdicts if (each.rank, each.why) == (one.local_rank, "late")]:
+        return late[0]  # why it was killed
     by = one.exitcode
     how = f"was killed by {signal.Signals(-by).name}" if by < 0 else f"ended with {by} and no word"
     seen = [other["seen"].get(str(one.local_rank)) for other in words.values() if "seen" in other]

@@ -233,11 +233,15 @@ class Watch:
         with contextlib.suppress(RuntimeError):
             if self._store is not None:
                 self._store.set(self._prefix + "told", "1")
+        self._end_stopped()
+
+    def _end_stopped(self) -> None:
+        """End the process of a late rank on this machine: its own thread would have, so it is stopped."""
         if self.verdict is not None and self.verdict.why == "late":
             seen = self._seen.get(self.verdict.rank)
             if seen is not None and seen.said["host"] == socket.gethostname() and not _is_gone(seen):
                 with contextlib.suppress(OSError):
-                    os.kill(seen.said["pid"], signal.SIGKILL)  # its own thread would have: it is stopped
+                    os.kill(seen.said["pid"], signal.SIGKILL)
 
     def wait_told(self, limit: float | None = None) -> None:
         """The others: until the first rank is through; without a limit also until there is a verdict."""
@@ -360,7 +364,16 @@ class Watch:
             if not seen.said["done"] and seen.silent > 3 * self._interval and _is_gone(seen):
                 said = "is gone without a word (killed, or its machine went down)"
                 return self._found(rank, seen.said, "gone", said)
-        return self._late() if self.ranks.first else None
+        return self._late() if self.ranks.first else self._silent()
+
+    def _silent(self) -> Failure | None:
+        """The first rank, of which the others hear nothing for longer than the deadline: it judges them, they
+        judge it. Its thread speaks whatever its main thread does, so that its process must be stopped."""
+        seen = self._seen.get(0)
+        if seen is None or seen.said["done"] or seen.silent <= self.deadline:
+            return None
+        said = f"has said nothing for {seen.silent:.0f} s (parallel.deadline: {self.deadline:g} s), last seen"
+        return replace(self._found(0, seen.said, "late", said), log=None)
 
     def _late(self) -> Failure | None:
         """The rank for which others wait longer than the deadline; where nobody is seen to wait (a GPU's
@@ -409,6 +422,8 @@ class Watch:
         if self.verdict.why == "late":
             dump(self.log)
             late = self.verdict.rank == self.ranks.rank
+            if not self.ranks.first and self._silent() is not None:  # which cannot end it itself
+                self._end_stopped()
         while not late and stuck < STUCK and spent < ENDING and not self._stop.is_set():
             time.sleep(0.25)
             spent += 0.25

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -33,15 +34,15 @@ def beat(**said: Any) -> str:
 
 
 class Two:
-    """The first of two ranks with its watchdog; the second is what the test says of it."""
+    """One of two ranks with its watchdog, the first by default; the other is what the test says of it."""
 
-    def __init__(self, store: Any) -> None:
-        self.store, self.ended = store, threading.Event()
-        self.watch = Watch(Ranks(0, 2, 0, 2), None, lambda _: self.ended.set())
+    def __init__(self, store: Any, rank: int = 0) -> None:
+        self.store, self.ended, self.other = store, threading.Event(), 1 - rank
+        self.watch = Watch(Ranks(rank, 2, rank, 2), None, lambda _: self.ended.set())
         self.watch.deadline = 5.0
 
     def says(self, **said: Any) -> None:
-        self.store.set(f"{self.watch._prefix}1", beat(**said))
+        self.store.set(f"{self.watch._prefix}{self.other}", beat(**said))
 
     def verdict(self, within: float = 10.0) -> Failure | None:
         end = time.monotonic() + within
@@ -51,13 +52,13 @@ class Two:
 
 
 @pytest.fixture
-def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[Two]:
+def two(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Two]:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(store.port))
     monkeypatch.setattr(watch, "START", 1.0)
     monkeypatch.setattr(watch, "_place", watch._Place())  # other tests of this process have left it somewhere
-    made = Two(store)
+    made = Two(store, getattr(request, "param", 0))
     made.watch.claim()  # this process goes on in any case
     yield made
     made.watch.close()
@@ -152,6 +153,23 @@ def test_a_rank_that_was_killed(two: Two) -> None:
     # and what this rank then runs into is told as that
     assert two.watch.cause(RuntimeError("gloo: Connection closed by peer")) == found
     assert two.watch.cause(ConfigError("a.yaml: x")).message == "a.yaml: x"
+
+
+@pytest.mark.parametrize("two", [1], indirect=True)
+def test_a_first_rank_that_is_stopped_is_late_and_ended(two: Two) -> None:
+    """Nobody else judges it, and it cannot end itself."""
+    two.watch.deadline = 2.0
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as stopped:
+        stopped.send_signal(signal.SIGSTOP)
+        for _ in range(8):  # it speaks: whatever its main thread does, that is not its own silence
+            two.says(pid=stopped.pid, clock=time.monotonic(), still=100.0)
+            time.sleep(0.4)
+        assert two.watch.verdict is None
+        found = two.verdict()
+        assert found is not None
+        assert (found.rank, found.why) == (0, "late")
+        assert "has said nothing for 2 s (parallel.deadline: 2 s), last seen at step 7 (fit)" in str(found)
+        assert stopped.wait(timeout=20) == -signal.SIGKILL
 
 
 def test_the_first_verdict_stands(two: Two) -> None:
