@@ -130,6 +130,15 @@ def multiplies_bf16(kind: str) -> bool:
     return kind == "cuda" or any(ask() for ask in asked if ask is not None)
 
 
+def products_in(precision: str, kind: str) -> torch.dtype:
+    """What an optimizer's matrix products are computed in, of which few bits matter: as the model's are.
+
+    precision: resolved, never "auto". kind: "cpu" or "cuda".
+    """
+    full = precision in ("fp32", "tf32") or not multiplies_bf16(kind)
+    return torch.float32 if full else torch.bfloat16
+
+
 @functools.cache
 def _cpu_computes_in(dtype: torch.dtype) -> bool:
     # older versions warn and go on in float32, some refuse; both are a no

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llmtool.core.contracts import InputSpec
-from llmtool.core.devices import PRECISIONS, figures
+from llmtool.core.devices import PRECISIONS, figures, products_in
 from llmtool.core.hardware import Device
 from llmtool.models import accounting, timing
 from llmtool.models.tracing import Trace
@@ -257,6 +257,7 @@ def _update(work: Work, kind: str) -> Callable[[nn.Module], Callable[[], None]]:
 
     def build(model: nn.Module) -> Callable[[], None]:
         optimizers = work.config.optimizer.build(model, work.rates)
+        optimizers.multiply_in(products_in(work.precision, kind))
         average = Average(model, work.config.ema) if work.config.ema else None
         place = next(model.parameters()).device
         skip: Tensor | None = None

@@ -12,7 +12,7 @@ import torch
 
 from llmtool.core import checkpoint, files, ranks
 from llmtool.core.contracts import Batch, Images, Loss
-from llmtool.core.devices import is_out_of_memory, recover_memory
+from llmtool.core.devices import is_out_of_memory, products_in, recover_memory
 from llmtool.core.environment import environment
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data.batches import Batches
@@ -178,6 +178,7 @@ class _Session:
         self.mesh = arrange(assembled, parallel, self.train.tokens_per_row)
         self.cut = part(assembled, config, parallel, self.mesh, self.note)
         self.optimizers = config.optimizer.build(assembled.model, assembled.rates)
+        self.optimizers.multiply_in(products_in(assembled.precision.name, assembled.device.type))
         self.average = Average(assembled.model, config.ema) if config.ema else None
         self.saver = Saver(directory, assembled, self.optimizers, self.average, self.at_once, self.cut)
         self.together = Together(

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmtool.core.devices import multiplies_bf16
 from llmtool.models.layers import stacks
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, from https://kellerjordan.github.io/posts/muon/
@@ -24,11 +23,13 @@ class Muon:
     state exists from the start. A matrix without a gradient has one of 0.
     found_inf: None, or a float scalar on the device; where it is 1 the step changes nothing.
     grad_scale: None, or what the gradients are divided by. Both as in torch's fused optimizers.
+    products: what matrix products are computed in; in bfloat16 the last bit of a gradient grows.
     """
 
     found_inf: Tensor | None = None
     grad_scale: Tensor | None = None
     moved = False  # whether anything was changed since this was last set to False
+    products = torch.float32
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class Muon:
             memory.lerp_(gradients, 1 - self.momentum)
             update = gradients.lerp_(memory, self.momentum) if self.nesterov else memory.clone()
             del gradients  # with what is overwritten, the work has one copy of the stack and makes another
-            update = orthogonalize(update, self.ns_steps).mul_(-lr * heights)
+            update = orthogonalize(update, self.ns_steps, self.products).mul_(-lr * heights)
             wide = [as_wide(matrix.detach()) for matrix in matrices]
             if self.weight_decay:
                 update -= torch.stack(wide).mul_(lr * self.weight_decay)
@@ -97,13 +98,13 @@ def as_wide(matrix: Tensor) -> Tensor:
     return flat.mT if is_tall(matrix) else flat
 
 
-def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
+def orthogonalize(matrices: Tensor, steps: int, products: torch.dtype = torch.float32) -> Tensor:
     """(N, R, C) float32, R at most C: singular values moved to about 1 by so many Newton-Schulz steps.
 
-    The matrices themselves are overwritten.
+    The matrices themselves are overwritten. products: what their products are computed in.
     """
     norms = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True).clamp(min=EPSILON)
-    x = matrices.div_(norms).to(_product_type(matrices.device.type))  # singular values of at most 1
+    x = matrices.div_(norms).to(products)  # singular values of at most 1
     if x.dtype == torch.float32 and x.shape[-1] >= WIDE * x.shape[-2]:
         return _by_grams(x, steps)
     a, b, c = COEFFICIENTS
@@ -126,7 +127,3 @@ def _by_grams(x: Tensor, steps: int) -> Tensor:
         if left:
             gram = step @ gram @ step
     return x if product is None else product @ x
-
-
-def _product_type(device: str) -> torch.dtype:
-    return torch.bfloat16 if multiplies_bf16(device) else torch.float32

@@ -108,7 +108,8 @@ class PartsMuon(Muon):
         """The updates of whole matrices, those of a stack in one product."""
         made: dict[int, Tensor] = {}
         for stack in stacks(matrices):
-            updates = orthogonalize(torch.stack([as_wide(matrix) for matrix in stack]), self.ns_steps)
+            wide = torch.stack([as_wide(matrix) for matrix in stack])
+            updates = orthogonalize(wide, self.ns_steps, self.products)
             for matrix, update in zip(stack, updates, strict=True):
                 turned = update.mT if is_tall(matrix) else update
                 made[id(matrix)] = turned * (-lr * height(matrix.shape))

@@ -129,6 +129,12 @@ class Optimizers:
         for group in self.groups():
             group["initial_lr"] = group["lr"]
 
+    def multiply_in(self, products: torch.dtype) -> None:
+        """What Muon's matrix products are computed in; float32 from the start."""
+        for part in self.parts.values():
+            if isinstance(part, Muon):
+                part.products = products
+
     def groups(self) -> list[dict[str, Any]]:
         """All parameter groups."""
         return [group for part in self.parts.values() for group in part.param_groups]

@@ -214,3 +214,12 @@ def test_on_a_real_gpu():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2 * devices.memory_bytes(device), dtype=torch.uint8, device=device)
     assert devices.is_out_of_memory(caught.value)
+
+
+def test_an_optimizer_multiplies_as_the_model_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 where that was asked for: the same training on several devices differs by rounding alone."""
+    for units in (True, False):
+        monkeypatch.setattr(devices, "multiplies_bf16", lambda kind, units=units: units)
+        for precision in ("fp32", "tf32", "bf16", "fp16", "fp8"):
+            few = units and precision not in ("fp32", "tf32")
+            assert devices.products_in(precision, "cpu") == (torch.bfloat16 if few else torch.float32)

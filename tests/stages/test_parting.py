@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from llmtool.models.mlp import MLPConfig
 from llmtool.models.shards import cut_of
 from llmtool.models.transformer import TransformerConfig
 from llmtool.stages import fit as stage
-from llmtool.training import TrainConfig, muon
+from llmtool.training import TrainConfig
 from llmtool.training.parallel import ParallelConfig
 from tests.stages.test_fit import Toy
 from tests.training.toys import table, tokens
@@ -102,7 +102,6 @@ def config_of(case: str) -> TrainConfig:
 
 def trained(case: str, directory: Path, data: str = "fsdp", stop: int | None = None) -> dict[str, np.ndarray]:
     """Train (on), by a signal to the first rank until step `stop`; the weights that are then in memory."""
-    muon._product_type = lambda device: torch.float32  # in bfloat16 a last bit grows to a large difference
     record, holds = stage._Session.record, stage.Saver.holds
 
     def watched(self: Any, row: dict[str, Any]) -> None:
@@ -163,13 +162,11 @@ def all_cases(
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case trained by one process."""
     directory = tmp_path_factory.mktemp("one")
-    before = muon._product_type
     all_cases(directory)
-    yield directory
-    muon._product_type = before
+    return directory
 
 
 def same(one: Path, other: Path, cases: Sequence[str] = tuple(CASES)) -> None:
