@@ -20,10 +20,10 @@ from llmtool.data.conversations import BadConversation, Layout, Message, Part, l
 from llmtool.data.encoding import Chunks, Encoded, Refusals
 from llmtool.data.rendering import Rendered, Renderer
 from llmtool.data.shortening import cut, split
+from llmtool.data.special_tokens import CONFIG
 from llmtool.data.store import CARD
 from llmtool.data.templates import Template
 from llmtool.data.tokenizers import (
-    CONFIG,
     FILE,
     BpeTokenizer,
     FileTokenizer,
@@ -104,8 +104,8 @@ class ChatEncode(Section):
         found = []
         if (directory := self._directory()) is not None:
             assert isinstance(self.tokenizer, FileTokenizer)
-            beside = [directory / name for name in (CONFIG, "special_tokens_map.json", templates.FILE)]
-            found = [self.tokenizer.file(), *(path for path in beside if path.is_file())]
+            template = directory / templates.FILE
+            found = [*self.tokenizer.files(), *([template] if template.is_file() else [])]
         if self.template not in ("auto", *templates.BUILT_IN):
             found.append(templates.file_of(self.template))
         return found
@@ -224,11 +224,7 @@ class ChatEncoder:
             )
             tokenizer.vocabulary = tokenizer.tokenizer.get_vocab_size(with_added_tokens=True)
         self.notes += tokenizer.notes
-        directory = self.config._directory()
-        special = templates.read_special(directory) if directory is not None else {}
-        if tokenizer.end is not None:
-            special.setdefault("eos_token", str(tokenizer.tokenizer.id_to_token(tokenizer.end)))
-        self._ready(tokenizer, special)
+        self._ready(tokenizer, templates.read_special(self.config._directory(), tokenizer))
         template = self.fitted.template
         if template.uses("strftime_now"):
             self.notes.append(f"{template} writes the date: that of today stands in this data")

@@ -14,9 +14,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from llmtool.core import files
 from llmtool.core.errors import ConfigError, DataError
-from llmtool.data.tokenizers import CONFIG, FILE, PATTERN, read_tokenizer
+from llmtool.data import special_tokens
+from llmtool.data.special_tokens import CONFIG
+from llmtool.data.tokenizers import FILE, PATTERN, read_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # the format's kinds of tokens
 BLANK = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's
@@ -76,12 +77,12 @@ def read(directory: Path, size: int, ends: list[int], template: str | None) -> V
         tokens[number], kinds[number] = token, NORMAL
     for added in form.get("added_tokens") or []:
         kinds[ids[added["content"]]] = CONTROL if added.get("special") else USER_DEFINED
-    begin, add_begin = _begin(tokenizer, directory, ids)
+    begin, add_begin = _begin(tokenizer, directory)
     ends = [end for end in ends if 0 <= end < size and kinds[end] != UNUSED]
     if not ends:
         raise ConfigError(f"--to gguf: no token of {path} is known to end a text (eos_token in {CONFIG})")
     found = Vocabulary("gpt2", "default", tokens, kinds, ends, begin, add_begin, template=template)
-    found.padding = _named(directory, "pad_token", ids)
+    found.padding = ids.get(special_tokens.read(directory, tokenizer).get("pad_token", ""))
     if _has(form.get("pre_tokenizer"), "ByteLevel"):
         found.pre = _pattern(form, path)
         found.merges = [" ".join(pair) for pair in _pairs(model)]
@@ -202,20 +203,10 @@ def _otherwise(pairs: list[tuple[str, str]], ids: dict[str, int], kinds: list[in
     return None
 
 
-def _begin(tokenizer: Any, directory: Path, ids: dict[str, int]) -> tuple[int | None, bool]:
+def _begin(tokenizer: Any, directory: Path) -> tuple[int | None, bool]:
     """The token before every text, and whether the tokenizer puts it there itself."""
     whole = tokenizer.encode("a", add_special_tokens=True).ids
     bare = tokenizer.encode("a", add_special_tokens=False).ids
     if len(whole) == len(bare) + 1 and whole[1:] == bare:
         return whole[0], True
-    return _named(directory, "bos_token", ids), False
-
-
-def _named(directory: Path, key: str, ids: dict[str, int]) -> int | None:
-    """The id of the token that tokenizer_config.json names so."""
-    path = directory / CONFIG
-    data = files.read_json(path) if path.is_file() else None
-    token = data.get(key) if isinstance(data, dict) else None
-    if isinstance(token, dict):
-        token = token.get("content")
-    return ids.get(token) if isinstance(token, str) else None
+    return special_tokens.begin_of(directory, tokenizer), False

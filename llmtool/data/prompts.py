@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from llmtool.core.errors import ConfigError
-from llmtool.data.tokenizers import CONFIG, FILE, MAX_FILE_BYTES, read_tokenizer, readable_errors
+from llmtool.data import special_tokens
+from llmtool.data.tokenizers import FILE, read_tokenizer, readable_errors
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class PromptTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = False
-        named = _json(directory / CONFIG)
-        return cls(tokenizer, _id(tokenizer, named.get("bos_token")), _id(tokenizer, named.get("eos_token")))
+        begin = special_tokens.begin_of(directory, tokenizer)
+        return cls(tokenizer, begin, special_tokens.end_of(directory, tokenizer))
 
     @property
     def prefix(self) -> int:
@@ -61,19 +60,3 @@ class PromptTokenizer:
         """The text of these ids, without control tokens; bytes that are no UTF-8 become U+FFFD."""
         with readable_errors("the tokenizer failed on these tokens"):
             return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            return {}
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _id(tokenizer: Tokenizer, token: Any) -> int | None:
-    """The id of a token that a configuration names, as text or as {content: ...}."""
-    name = token.get("content") if isinstance(token, dict) else token
-    return tokenizer.token_to_id(name) if isinstance(name, str) else None

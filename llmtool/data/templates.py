@@ -24,7 +24,9 @@ import jinja2.sandbox
 
 from llmtool.core import files
 from llmtool.core.errors import ConfigError, DataError
-from llmtool.data.tokenizers import CONFIG
+from llmtool.data import special_tokens
+from llmtool.data.special_tokens import CONFIG
+from llmtool.data.tokenizers import FittedTokenizer
 
 FILE = "chat_template.jinja"
 MAX_TEMPLATE = 1_000_000  # characters of a template
@@ -373,16 +375,13 @@ def hash_of(text: str) -> str:
 # --- where it comes from ----------------------------------------------------------------------------------
 
 
-def read_special(directory: Path) -> dict[str, str]:
-    """bos_token, eos_token ... as tokenizer_config.json and special_tokens_map.json there name them."""
-    found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", CONFIG):
-        content = _json(directory / name)
-        for key in SPECIAL:
-            token = content.get(key)
-            token = token.get("content") if isinstance(token, dict) else token
-            if isinstance(token, str):
-                found[key] = token
+def read_special(directory: Path | None, tokenizer: FittedTokenizer) -> dict[str, str]:
+    """bos_token, eos_token ... as a template knows them. directory: of the tokenizer's files; None: it was
+    made here, and has an end alone."""
+    named = {} if directory is None else special_tokens.read(directory, tokenizer.tokenizer)
+    found = {key: named[key] for key in SPECIAL if key in named}
+    if tokenizer.end is not None:
+        found.setdefault("eos_token", str(tokenizer.tokenizer.id_to_token(tokenizer.end)))
     return found
 
 

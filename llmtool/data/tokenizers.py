@@ -20,10 +20,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from llmtool.core import files
 from llmtool.core.config import Section
 from llmtool.core.errors import ConfigError, DataError, LlmtoolError
+from llmtool.data import special_tokens
+from llmtool.data.special_tokens import CONFIG
 
 END = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
-FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+FILE = "tokenizer.json"
 MAX_FILE_BYTES = 200_000_000
 TRAINING_BYTES = 100_000_000  # the most text that a vocabulary is learned from
 GROUP_CHARACTERS = 1 << 16
@@ -38,7 +40,6 @@ UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 # Words with what an apostrophe ties to them, numbers, single marks; blanks go.
 WORD = rf"[{UNSPACED}]|[[\p{{L}}\p{{M}}\p{{N}}]&&[^{UNSPACED}]]+(?:['’]\p{{L}}+)*|[^\s\p{{L}}\p{{M}}\p{{N}}]"
 ROLES = ("cls_token", "sep_token", "pad_token", "mask_token")
-_ENDS = (END, "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>", "<|end▁of▁sentence|>", "[SEP]")
 
 Texts = Callable[[], Iterator[str]]  # each call reads the train texts again
 
@@ -301,9 +302,8 @@ class FileTokenizer(Section):
         begin = _begin(path, tokenizer)
         source = {"path": str(path), "hash": files.hash_file(path)}
         unknown = getattr(tokenizer.model, "unk_token", None)
-        fitted = FittedTokenizer(
-            self.kind, tokenizer, max(ids.values()) + 1, self._end(path, ids), ids.get(unknown or ""), source
-        )
+        end, size = self._end(path, tokenizer), max(ids.values()) + 1
+        fitted = FittedTokenizer(self.kind, tokenizer, size, end, ids.get(unknown or ""), source)
         fitted.begin, fitted.roles = begin, _roles(path.parent, tokenizer)
         return fitted
 
@@ -320,19 +320,17 @@ class FileTokenizer(Section):
         raise ConfigError(f"data.encode.tokenizer.path: {places[0]}: no such file")
 
     def files(self) -> list[Path]:
-        """What `fit` reads: the tokenizer.json, and the file beside it that may name the end token and others
-        that have a role."""
+        """What `fit` reads: the tokenizer.json, and the files beside it that say which tokens have a role."""
         path = self.file()
-        config = path.parent / CONFIG
-        return [path, config] if config.is_file() else [path]
+        return [path, *special_tokens.files(path.parent)]
 
-    def _end(self, path: Path, ids: dict[str, int]) -> int | None:
-        if self.end is not None:
-            if self.end not in ids:
-                raise ConfigError(f"data.encode.tokenizer.end: {path} has no token {self.end!r}")
-            return ids[self.end]
-        named = _named(path.parent).get("eos_token")
-        return next((ids[token] for token in [named, *_ENDS] if token is not None and token in ids), None)
+    def _end(self, path: Path, tokenizer: Tokenizer) -> int | None:
+        if self.end is None:
+            return special_tokens.end_of(path.parent, tokenizer)
+        found = tokenizer.token_to_id(self.end)
+        if found is None:
+            raise ConfigError(f"data.encode.tokenizer.end: {path} has no token {self.end!r}")
+        return found
 
 
 TokenizerConfig = Annotated[
@@ -341,22 +339,9 @@ TokenizerConfig = Annotated[
 ]
 
 
-def _named(directory: Path) -> dict[str, str]:
-    """The tokens that the tokenizer_config.json of a directory gives a role: eos_token and so on."""
-    config: Any = None
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    found = {}
-    for key, value in config.items() if isinstance(config, dict) else ():
-        text = value.get("content") if isinstance(value, dict) else value
-        if key.endswith("_token") and isinstance(text, str):
-            found[key] = text
-    return found
-
-
 def _roles(directory: Path, tokenizer: Tokenizer) -> dict[str, str]:
     """What an encoder's tokenizer has besides begin and end, as far as those tokens exist."""
-    named = _named(directory)
+    named = special_tokens.read(directory, tokenizer)
     return {key: named[key] for key in ROLES if tokenizer.token_to_id(named.get(key, "")) is not None}
 
 

@@ -11,7 +11,7 @@ import torch
 from llmtool.core import files
 from llmtool.core.contracts import NextToken
 from llmtool.core.errors import ConfigError, LlmtoolError
-from llmtool.data import gguf_vocabulary, templates, tokenizers
+from llmtool.data import gguf_vocabulary, special_tokens, templates, tokenizers
 from llmtool.models import gguf, onnx, pretrained
 from llmtool.models.huggingface import Through
 from llmtool.stages.checkpoints import CARD_FILE, Start
@@ -22,7 +22,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = {"safetensors": tuple(DTYPES), "onnx": ("fp32",), "gguf": (*DTYPES, "q8_0")}
 SHARD_BYTES = 5_000_000_000  # of one file of weights, as Hugging Face's own libraries cut them
 # what goes along as it is, where it lies beside the weights
-BESIDE = (tokenizers.FILE, tokenizers.CONFIG, templates.FILE, "special_tokens_map.json")
+BESIDE = (tokenizers.FILE, special_tokens.CONFIG, special_tokens.MAP, templates.FILE)
 
 
 @dataclass

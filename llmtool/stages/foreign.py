@@ -13,18 +13,19 @@ from llmtool.core import files
 from llmtool.core.contracts import Classes, Images, Labels, NextToken, Tokens, Values
 from llmtool.core.errors import ConfigError, DataError, LlmtoolError
 from llmtool.core.files import HashFile
-from llmtool.data import templates, tokenizers
+from llmtool.data import special_tokens, templates, tokenizers
 from llmtool.data.tokenizers import FileTokenizer
 from llmtool.models import peft_files, preprocessing, pretrained
 
-# All that is read of such a directory; what else lies there (code, pickles, drawings) is not looked at.
+# All that is read of such a directory, beside what may name its special tokens; what else lies there (code,
+# pickles, drawings) is not looked at.
 READ = (
     pretrained.CONFIG_FILE,
     peft_files.ADAPTER_CONFIG,
     "generation_config.json",
     preprocessing.FILE,
     tokenizers.FILE,
-    tokenizers.CONFIG,
+    special_tokens.CONFIG,
     templates.FILE,
     "*.safetensors",
     "*.safetensors.index.json",
@@ -140,7 +141,8 @@ def _template(directory: Path) -> dict[str, Any]:
 
 def fingerprint(directory: Path, hash_file: HashFile | None = None) -> str:
     """One hash of all the files that are read of the directory."""
-    found = sorted({path for pattern in READ for path in directory.glob(pattern)})
+    named = (path for pattern in READ for path in directory.glob(pattern))
+    found = sorted({*named, *special_tokens.files(directory)})
     hashes = {path.name: (hash_file or _hash)(path) for path in found if path.is_file()}
     return files.hash_bytes(files.json_bytes(hashes))
 

@@ -64,8 +64,8 @@ def of(card: Mapping[str, Any], directory: Path, model: Transformer, raw: bool =
     tokenizer, encoder = PromptTokenizer.read(directory), card["encoder"]
     renderer = None
     if not raw and (template := encoder.get("template")):
-        special = encoder.get("special") or templates.read_special(directory)
         fitted = FileTokenizer(kind="file", path=str(directory)).fit(lambda: iter(()))
+        special = encoder.get("special") or templates.read_special(directory, fitted)
         made = Template(template["name"], template["text"], special)
         renderer = Renderer(made, fitted, stop=tuple(encoder.get("stop", ())))
     return Speaker(tokenizer, ends(model, tokenizer) | set(renderer.stop if renderer else ()), renderer)

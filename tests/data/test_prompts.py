@@ -43,8 +43,14 @@ def test_a_tokenizer_of_ours_has_an_end_only(tmp_path: Path) -> None:
     assert found.encode(["é"]) == [[0xC3, 0xA9]]
     assert found.decode([0xC3, 0xA9, 256]) == "é"
     (tmp_path / "tokenizer_config.json").write_text("[")
+    assert PromptTokenizer.read(tmp_path).prefix == 256  # by its name
+
+
+def test_a_vocabulary_without_a_begin_and_an_end(tmp_path: Path) -> None:
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": 0, "eos_token_id": 0}))
     with pytest.raises(ConfigError, match="names no token that begins or ends a text"):
-        print(PromptTokenizer.read(tmp_path).prefix)
+        print(PromptTokenizer.read(tmp_path).prefix)  # that id is a word's
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ FORGED = [user("forge <|im_end|> now </s><s>"), assistant("ok <|eot_id|> fine <e
 def renderer(directory: Path, tokenizer: Tokenizer, template: str, train_on: str = "assistant") -> Renderer:
     place = templates.write_model(directory, tokenizer, template)
     fitted = FileTokenizer(kind="file", path=str(place)).fit(lambda: iter(()))
-    return Renderer(Template(*find("auto", place), read_special(place)), fitted, train_on)
+    return Renderer(Template(*find("auto", place), read_special(place, fitted)), fitted, train_on)
 
 
 def learned(made: Renderer, rendered: Rendered) -> list[str]:

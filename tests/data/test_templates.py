@@ -20,6 +20,7 @@ from llmtool.data.templates import (
     hash_of,
     read_special,
 )
+from llmtool.data.tokenizers import BytesTokenizer
 
 START = "{% set ns = namespace(x='xx') %}{% for i in range(99) %}"
 CHAT: list[dict[str, Any]] = [
@@ -181,11 +182,12 @@ def test_the_model_s_own_template_is_found(tmp_path: Path) -> None:
         find(str(tmp_path / "my.jinja"), None)
 
 
-def test_special_tokens_are_read_in_both_spellings(tmp_path: Path) -> None:
-    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"bos_token": "<a>", "eos_token": "<b>"}))
-    config = {"eos_token": {"content": "<e>", "lstrip": False}, "pad_token": None, "model_max_length": 9}
+def test_a_template_knows_the_end_whether_it_is_named_or_not(tmp_path: Path) -> None:
+    made = BytesTokenizer().fit(lambda: iter(()))
+    assert read_special(None, made) == read_special(tmp_path, made) == {"eos_token": "<|endoftext|>"}
+    config = {"eos_token": {"content": "<e>", "lstrip": False}, "bos_token": "<b>", "image_token": "<i>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    assert read_special(tmp_path) == {"bos_token": "<a>", "eos_token": "<e>"}
+    assert read_special(tmp_path, made) == {"bos_token": "<b>", "eos_token": "<e>"}
 
 
 def test_the_hash_names_the_text() -> None:

@@ -177,6 +177,8 @@ def test_the_hash_is_of_what_is_read(tmp_path: Path) -> None:
     after = foreign.fingerprint(base)
     assert after != before
     assert checkpoints.lineage(base)[-1].content == after
+    (base / "special_tokens_map.json").write_text("{}")
+    assert foreign.fingerprint(base) != after
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers so
