@@ -311,8 +311,10 @@ def _checkpoint(link: Link, place: Path) -> tuple[str, str]:
     directory = checkpoints.find_checkpoint(str(place))
     card = directory / checkpoints.CARD_FILE
     if not card.is_file():  # another's: its files are all there is
-        changed = foreign.fingerprint(directory) != link.content
-        return (OTHER, f"{place}: its files have changed since") if changed else (OK, "")
+        if checkpoints.fingerprint(directory) == link.content:
+            return OK, ""
+        beneath = ", or those of the model under it," if foreign.base_of(directory) else ""
+        return OTHER, f"{place}: its files{beneath} have changed since"
     if files.hash_file(card) != checkpoint.hashes(directory).get(checkpoints.CARD_FILE):
         return CHANGED, f"{card}: the content changed since it was written (hash differs)"
     if checkpoints.fingerprint(directory) != link.content:

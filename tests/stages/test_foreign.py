@@ -15,7 +15,10 @@ import torch
 from tokenizers import Tokenizer
 
 from llmtool.core.contracts import Classes
-from llmtool.stages import checkpoints, foreign
+from llmtool.models import peft_files, pretrained
+from llmtool.models.adapters import LoRAConfig
+from llmtool.models.lora import updates
+from llmtool.stages import checkpoints, foreign, lineage
 from tests.conftest import Run, others_encoder, others_model, reviews
 
 FILE = """\
@@ -179,6 +182,35 @@ def test_the_hash_is_of_what_is_read(tmp_path: Path) -> None:
     assert checkpoints.lineage(base)[-1].content == after
     (base / "special_tokens_map.json").write_text("{}")
     assert foreign.fingerprint(base) != after
+
+
+def adapter_of(base: Path, directory: Path) -> Path:
+    """An adapter of a model for language, in the two files that PEFT writes."""
+    model: Any = pretrained.load(base)
+    method = LoRAConfig(rank=2, targets=["q_proj", "up_proj"])
+    method.apply(model, seed=1)
+    for _, update in updates(model):
+        torch.nn.init.normal_(update.lora_B.weight, std=0.3)
+    directory.mkdir()
+    peft_files.save_adapter(model, directory, method, base=str(base))
+    return directory
+
+
+def test_the_link_of_an_adapter_is_of_its_files_and_those_under_it(tmp_path: Path) -> None:
+    base = others_model(tmp_path / "base")
+    adapter = adapter_of(base, tmp_path / "adapter")
+    chain = checkpoints.lineage(adapter)
+    assert [now.state for now in lineage.check(chain)] == ["ok", "ok"]
+    settings = (base / "tokenizer_config.json").read_text()
+    (base / "tokenizer_config.json").write_text("{}")
+    now = lineage.check(chain)
+    assert [one.state for one in now] == ["other", "other"]
+    assert now[1].says == f"{adapter}: its files, or those of the model under it, have changed since"
+    (base / "tokenizer_config.json").write_text(settings)
+    assert [now.state for now in lineage.check(chain)] == ["ok", "ok"]
+    form = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(form | {"lora_alpha": 99}))
+    assert [now.state for now in lineage.check(chain)] == ["ok", "other"]
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers so
