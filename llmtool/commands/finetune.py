@@ -59,7 +59,7 @@ def _finetune(
     options: Options,
     hashes: Hashes,
 ) -> None:
-    experiment = loaded.experiment
+    experiment, base = loaded.experiment, _base(run, start, config)
     if rounded := assemble.quantise(experiment, start, config.method):
         console.note(rounded)
     old = _old_data(start, dataset)
@@ -77,7 +77,7 @@ def _finetune(
                 loaded, assembled, start, weights=_asked_weights(start, config),
                 cache=cache / "suites of the start", hashes=hashes,
             )  # fmt: skip
-    assemble.adapt(assembled, start, config.method)
+    assemble.adapt(assembled, start, config.method, base)
     result = session.fit(run, loaded, assembled, config, options)
     assembled.model = shards.mend(assembled.model, assembled.device, keep=first)
     if not first:
@@ -111,6 +111,12 @@ def _finetune(
     profiled.say(result.profile)
     if merged:
         console.say(f"merged model: {merged}")
+
+
+def _base(run: Run, start: Start, config: FinetuneConfig) -> Path:
+    """Where the model lies that a new adapter is beside; the other ranks wait while it is written."""
+    with watch.phase("save", patient=True):
+        return ranks.by_first(lambda: assemble.whole(start, config.method, run.directory))
 
 
 def _before(loaded: Loaded, old: Dataset, start: Start) -> Tallies:

@@ -41,7 +41,7 @@ def run(options: GenerateOptions) -> dict[str, Any]:
     precision.apply()
     if not model.caches:
         console.note("transformers runs this model, and every token reads the whole text before it again")
-    speaker = speaking.of(start.card, start.directory, model, raw=options.raw)
+    speaker = speaking.of(start.card, start.tokenizer, model, raw=options.raw)
     seed = options.seed if options.seed is not None else loaded.experiment.seed if loaded else 0
     prompts = [ids for one in asked for ids in [_ids(speaker, one, options.raw)] * options.count]
     copies = [copy for _ in asked for copy in range(options.count)]

@@ -221,6 +221,11 @@ def carry(model: nn.Module, **ids: int | None) -> None:
     vars(model)["carried"] = {key: value for key, value in ids.items() if value is not None} | carried
 
 
+def take_generation(model: nn.Module, directory: Path) -> None:
+    """Have the model carry what the generation_config.json of a directory says, if there is one."""
+    vars(model)["carried"] = vars(model).get("carried", {}) | _carried({}, directory)
+
+
 class NoValues(TorchFunctionMode):
     """Leaves out what only sets values: on the meta device there are none, and trying to draw normal ones
     imports torch's compiler (1 s)."""

@@ -31,8 +31,8 @@ from llmtool.experiment import Experiment
 from llmtool.models import adapters, lora, peft_files, pretrained
 from llmtool.models.causal import Transformer
 from llmtool.models.forms import huggingface
-from llmtool.stages import by_part
-from llmtool.stages.checkpoints import CARD_FILE, Start, fingerprint, lineage, made_from
+from llmtool.stages import by_part, export
+from llmtool.stages.checkpoints import CARD_FILE, WHOLE, Start, fingerprint, lineage, made_from
 from llmtool.stages.likeness import refuse_other_pictures, say_how_prepared
 from llmtool.stages.parting import is_cut
 from llmtool.tasks import TaskConfig, default_task
@@ -214,14 +214,25 @@ def from_start(experiment: Experiment, dataset: Dataset, start: Start) -> tuple[
     return made, said
 
 
-def adapt(assembled: Assembled, start: Start, method: adapters.AdapterMethod) -> None:
-    """Apply a fine-tuning method to the start's model, in place."""
+def whole(start: Start, method: adapters.AdapterMethod, parent: Path) -> Path:
+    """The directory of the whole model that a new adapter lies beside: the start's, or, where that is an
+    adapter itself, a new one in `parent`, into which its merged model is written."""
+    if start.base is None or not isinstance(method, adapters.LoRAConfig):
+        return start.directory
+
+    def write(directory: Path) -> None:
+        export.write(start, directory, "safetensors", "fp32")
+
+    files.remove_tree(parent / WHOLE)  # of an earlier session
+    return checkpoint.save(parent, WHOLE, write)
+
+
+def adapt(
+    assembled: Assembled, start: Start, method: adapters.AdapterMethod, base: Path | None = None
+) -> None:
+    """Apply a fine-tuning method to the start's model, in place. base: as `whole` gives it."""
     if isinstance(method, adapters.LoRAConfig):
-        if start.is_adapter:
-            raise ConfigError(
-                f"{start.directory} is an adapter itself; start from its merged model (method.merge: true)"
-            )
-        assembled.base = start.directory
+        assembled.base = base or start.directory
     assembled.adapter = method
     method.apply(assembled.model, assembled.seed)
 
@@ -348,7 +359,7 @@ def _refuse_other_tokenizer(dataset: Dataset, start: Start) -> None:
     """ConfigError unless the same text has the same ids; which texts there are is the data's own affair."""
     ours, theirs = dataset.card["encoder"]["tokenizer"], start.card["encoder"]["tokenizer"]
     if theirs is not None and ours["hash"] != theirs["hash"]:
-        use = f"tokenizer: {{kind: file, path: {start.directory}}}"
+        use = f"tokenizer: {{kind: file, path: {start.tokenizer}}}"
         if start.dataset is not None and start.card["encoding"] == dataset.card["encoding"]:
             use = f"like: {start.dataset['path']}"
         raise ConfigError(
@@ -380,7 +391,7 @@ def _same_template(start: Start) -> str:
     """How data is prepared with the template of the start."""
     if start.dataset is not None:
         return f"like: {start.directory}"
-    return f"tokenizer: {{kind: file, path: {start.directory}}} and template: auto"
+    return f"tokenizer: {{kind: file, path: {start.tokenizer}}} and template: auto"
 
 
 def _of_inputs(encoder: dict[str, Any]) -> dict[str, Any]:

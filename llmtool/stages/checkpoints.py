@@ -21,6 +21,7 @@ from llmtool.core.contracts import NextToken, OutputSpec
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.core.files import HashFile
 from llmtool.core.lineage import Chain, extend, read
+from llmtool.data import tokenizers
 from llmtool.data.store import without_places
 from llmtool.models import adapters, hub, lora, peft_files, pretrained, quantised
 from llmtool.models.forms import huggingface
@@ -28,6 +29,7 @@ from llmtool.stages import foreign
 from llmtool.tasks import TaskConfig
 
 STATE = "state"  # the part of a checkpoint that only training reads
+WHOLE = "start"  # in a run that adapts an adapter again: what that makes with its base, merged
 CARD_FILE = "llmtool.json"  # what a checkpoint says of its data and task, beside the model's own files
 TASKS: TypeAdapter[TaskConfig] = TypeAdapter(TaskConfig)
 
@@ -61,12 +63,23 @@ class Start:
     dataset: dict[str, str] | None  # path and fingerprint of the data it learned from, where that is known
     hash: str  # of what makes the model
     lineage: Chain
-    is_adapter: bool
+    base: Path | None  # the model under an adapter, which is merged into it here
 
     @property
     def outputs(self) -> OutputSpec | None:
         """What comes out of the model; None where it has no head yet."""
         return None if self.task is None else self.task.outputs(self.card["targets"])
+
+    @property
+    def places(self) -> list[Path]:
+        """Where the files lie that go with the weights: beside them, and for what an adapter of others lacks
+        there, beside the model under it. Ours have all of theirs."""
+        return [self.directory, *([self.base] if self.base is not None and self.dataset is None else [])]
+
+    @property
+    def tokenizer(self) -> Path:
+        """The directory of its tokenizer's files; its own where there are none."""
+        return next((place for place in self.places if (place / tokenizers.FILE).is_file()), self.directory)
 
 
 def find_checkpoint(path: str) -> Path:
@@ -102,7 +115,9 @@ def about_checkpoint(directory: Path) -> About:
         if beneath.base is not None:
             raise ConfigError(f"{directory}: an adapter of {base}, which is an adapter itself")
         place = {"path": str(base), "hash": fingerprint(base)}
-        return About(beneath.task, beneath.card, None, place, (lineage(base),))
+        with foreign.unusable():
+            encoder = {**beneath.card["encoder"], **foreign.speech(directory)}
+        return About(beneath.task, {**beneath.card, "encoder": encoder}, None, place, (lineage(base),))
     path = directory / CARD_FILE
     about = files.read_json(path)
     if not isinstance(about, dict):
@@ -117,6 +132,10 @@ def about_checkpoint(directory: Path) -> About:
             found = (extend("dataset", str(dataset["path"]), str(dataset["fingerprint"])),)
     except (ValueError, KeyError, TypeError) as error:
         raise LlmtoolError(f"{path}: {error}") from None
+    if base is not None and not Path(str(base.get("path"))).is_dir():
+        moved = directory.resolve().parent.parent / WHOLE  # with its run
+        if moved.is_dir():
+            base["path"] = str(moved)
     return About(task, card, dataset, base, found, about.get("reading"))
 
 
@@ -178,8 +197,8 @@ def from_checkpoint(path: str, hash_file: HashFile | None = None) -> Start:
     with contextlib.nullcontext() if about.dataset else foreign.unusable():
         task, model = _model(directory, about)
     chain = lineage(directory)
-    is_adapter = about.base is not None
-    return Start(directory, model, about.card, task, about.dataset, chain[-1].content, chain, is_adapter)
+    base = None if about.base is None else Path(about.base["path"])
+    return Start(directory, model, about.card, task, about.dataset, chain[-1].content, chain, base)
 
 
 def _model(directory: Path, about: About) -> tuple[TaskConfig | None, nn.Module]:
@@ -198,6 +217,7 @@ def _model(directory: Path, about: About) -> tuple[TaskConfig | None, nn.Module]
                 adapters.pool_by(model, about.base["pooling"])
             peft_files.load_adapter(model, directory)
             lora.merge(model)
+            pretrained.take_generation(model, directory)
     except (ValueError, KeyError, TypeError) as error:
         raise LlmtoolError(f"{directory / CARD_FILE}: not a card of this version ({error})") from None
     return task, model

@@ -21,8 +21,7 @@ FORMATS: tuple[Format, ...] = ("safetensors", "onnx", "gguf")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = {"safetensors": tuple(DTYPES), "onnx": ("fp32",), "gguf": (*DTYPES, "q8_0")}
 SHARD_BYTES = 5_000_000_000  # of one file of weights, as Hugging Face's own libraries cut them
-# what goes along as it is, where it lies beside the weights
-BESIDE = (tokenizers.FILE, special_tokens.CONFIG, special_tokens.MAP, templates.FILE)
+BESIDE = (tokenizers.FILE, special_tokens.CONFIG, special_tokens.MAP)  # what goes along as it is
 
 
 @dataclass
@@ -65,8 +64,11 @@ def _safetensors(start: Start, directory: Path, dtype: str) -> Export:
         files.write_json(directory / pretrained.GENERATION_FILE, carried)
     pretrained.save(model, directory, DTYPES[dtype], SHARD_BYTES)
     for name in BESIDE:
-        if (path := start.directory / name).is_file():
+        if (path := start.tokenizer / name).is_file():
             files.write_bytes(directory / name, path.read_bytes())
+    template, template_hash = _template(start)
+    if template is not None and (templates.own(directory) or [None])[-1] != template:
+        files.write_bytes(directory / templates.FILE, template.encode())
     card = start.directory / CARD_FILE
     if card.is_file():
         about = files.read_json(card)
@@ -75,7 +77,7 @@ def _safetensors(start: Start, directory: Path, dtype: str) -> Export:
     name = config["architectures"][0]
     ours = str(config["model_type"]).startswith("llmtool_")
     said = [] if ours else [f"transformers loads it as {name}"]
-    return Export({"architecture": name, "ends": ends, "template": _template(start)[1]}, said)
+    return Export({"architecture": name, "ends": ends, "template": template_hash}, said)
 
 
 def _onnx(start: Start, directory: Path) -> Export:
@@ -97,10 +99,10 @@ def _onnx(start: Start, directory: Path) -> Export:
 def _gguf(start: Start, directory: Path, dtype: str) -> Export:
     model: Any = start.model
     gguf.layout_of(model)
-    if not (start.directory / tokenizers.FILE).is_file():
+    if not (start.tokenizer / tokenizers.FILE).is_file():
         raise ConfigError(f"--to gguf: {start.directory}: no {tokenizers.FILE}, and the file holds it too")
     template, template_hash = _template(start)
-    words = gguf_vocabulary.read(start.directory, model.inputs.vocabulary, ends_of(start), template)
+    words = gguf_vocabulary.read(start.tokenizer, model.inputs.vocabulary, ends_of(start), template)
     more = {"llmtool.weights": start.hash}
     if template_hash is not None:
         more["llmtool.chat_template"] = template_hash
@@ -134,7 +136,7 @@ def ends_of(start: Start) -> list[int]:
 
 def _template(start: Start) -> tuple[str | None, str | None]:
     """The chat template beside the model and its hash; LlmtoolError where it learned with another one."""
-    found = templates.own(start.directory)
+    found = next(filter(None, map(templates.own, start.places)), None)
     if found is None:
         return None, None
     learned = start.card["encoder"].get("template")

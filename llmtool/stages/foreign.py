@@ -121,6 +121,12 @@ def _with_head(model: Any, card: dict[str, Any]) -> tuple[dict[str, Any] | None,
     return {"kind": "regression"}, card | {"targets": {"kind": "values", "names": names, **plain}}
 
 
+def speech(directory: Path) -> dict[str, Any]:
+    """What an adapter's directory has itself of an encoder's state: tokenizer and chat template."""
+    tokenizer = _tokenizer(directory)
+    return ({} if tokenizer is None else {"tokenizer": tokenizer}) | _template(directory)
+
+
 def _tokenizer(directory: Path) -> dict[str, Any] | None:
     """The state of the tokenizer beside the model; None where there is no tokenizer.json."""
     if not (directory / tokenizers.FILE).is_file():

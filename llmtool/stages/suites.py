@@ -109,7 +109,7 @@ def _speaker(assembled: Assembled, start: Start, chat: Literal["auto"] | bool) -
             f"evaluate.suites: `chat: true`, but {start.directory} has no chat template; `auto` asks without"
         )
     model = cast(Transformer, assembled.model)
-    return speaking.of(cards[0] if cards else start.card, start.directory, model, raw=chat is False)
+    return speaking.of(cards[0] if cards else start.card, start.tokenizer, model, raw=chat is False)
 
 
 def _recalled(place: Path, key: Mapping[str, str], kind: str) -> tuple[SuiteTally, int] | None:

@@ -373,21 +373,19 @@ def test_finetune_on_other_classes_replaces_the_head_and_says_so(copy: Path, llm
         rows = predictions(copy / "runs/tune/evaluate")
         reports.append([[float(v) for k, v in row.items() if k.startswith("probability")] for row in rows])
     assert np.allclose(*reports, atol=1e-6)
-    # the old model cannot be scored on the new classes, nor an adapter be adapted again
+    # the old model cannot be scored on the new classes
     ended = llmtool("evaluate", "tune.yaml", "--set", "evaluate.of=runs/table/train", cwd=copy)
     assert ended.code == 2
     assert "gives 2 classes (high, low); runs/tune/prepare has 3 classes" in ended.error
-    ended = llmtool(
-        "finetune",
-        "tune.yaml",
-        "--set",
-        "finetune.start=runs/tune/finetune",
-        "--set",
-        "run=runs/third",
-        cwd=copy,
-    )
-    assert ended.code == 2
-    assert "is an adapter itself" in ended.error
+    # an adapter is adapted again beside its merged model, which lies in the run and moves with it
+    third = ("--set", "finetune.start=runs/tune/finetune", "--set", "run=runs/third")
+    ended = llmtool("finetune", "tune.yaml", *third, "--json", cwd=copy)
+    assert ended.code == 0, ended.err
+    assert ended.json["before"]["new"] == pytest.approx(result["after"]["new"])
+    (copy / "runs/third").rename(copy / "runs/moved")
+    moved = ("--set", "run=runs/moved", "--set", "evaluate.of=runs/moved/finetune")
+    ended = llmtool("evaluate", "tune.yaml", *moved, "--json", cwd=copy)
+    assert ended.code == 0, ended.err
 
 
 @pytest.mark.parametrize("method", ["{kind: full}", "{kind: lora, rank: 2, merge: true}"])

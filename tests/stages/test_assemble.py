@@ -129,7 +129,7 @@ def test_a_saved_adapter_scores_as_it_did_in_training(
     merged = assemble.save_merged(assembled, tmp_path)
     start = checkpoints.from_checkpoint(str(merged))
     loaded = assemble.as_scored(made, assembled.dataset, start)
-    assert not start.is_adapter
+    assert start.base is None
     found = score.score(loaded, ["validation"])["validation"].metrics()
     assert found[figure] == pytest.approx(wanted, abs=1e-5)
 

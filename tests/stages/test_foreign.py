@@ -18,7 +18,7 @@ from llmtool.core.contracts import Classes
 from llmtool.models import peft_files, pretrained
 from llmtool.models.adapters import LoRAConfig
 from llmtool.models.lora import updates
-from llmtool.stages import checkpoints, foreign, lineage
+from llmtool.stages import checkpoints, export, foreign, lineage, speaking
 from tests.conftest import Run, others_encoder, others_model, reviews
 
 FILE = """\
@@ -213,8 +213,40 @@ def test_the_link_of_an_adapter_is_of_its_files_and_those_under_it(tmp_path: Pat
     assert [now.state for now in lineage.check(chain)] == ["ok", "other"]
 
 
+CHAT = "{% for message in messages %}{{ message['content'] + eos_token }}{% endfor %}"
+
+
+def test_what_an_adapter_lacks_lies_beside_its_base(tmp_path: Path) -> None:
+    base = others_model(tmp_path / "base")
+    (base / "chat_template.jinja").write_text(CHAT)
+    adapter = adapter_of(base, tmp_path / "adapter")
+    start = checkpoints.from_checkpoint(str(adapter))
+    assert start.tokenizer == base
+    model: Any = start.model
+    speaker = speaking.of(start.card, start.tokenizer, model)
+    assert speaker.renderer is not None
+    assert speaker.renderer.template.text == CHAT
+    (tmp_path / "a").mkdir()
+    export.write(start, tmp_path / "a", "safetensors", "fp32")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "a" / name).read_bytes() == (base / name).read_bytes()
+    # what it has goes before
+    (adapter / "chat_template.jinja").write_text(f" {CHAT}")
+    (adapter / "generation_config.json").write_text(json.dumps({"eos_token_id": [7]}))
+    start = checkpoints.from_checkpoint(str(adapter))
+    assert (start.tokenizer, start.card["encoder"]["template"]["text"]) == (base, f" {CHAT}")
+    (tmp_path / "b").mkdir()
+    export.write(start, tmp_path / "b", "safetensors", "fp32")
+    assert (tmp_path / "b/chat_template.jinja").read_text() == f" {CHAT}"
+    assert json.loads((tmp_path / "b/config.json").read_text())["eos_token_id"] == [7, 1]
+    shutil.copy(base / "tokenizer.json", adapter)
+    assert checkpoints.from_checkpoint(str(adapter)).tokenizer == adapter
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers so
-def test_an_adapter_that_peft_made_is_scored_and_described(project: Path, llmtool: Run) -> None:
+def test_an_adapter_that_peft_made_is_scored_described_and_adapted(
+    project: Path, llmtool: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(1)
@@ -232,18 +264,21 @@ def test_an_adapter_that_peft_made_is_scored_and_described(project: Path, llmtoo
     assert ended.code == 0, ended.err
     ended = llmtool("describe", "adapter", "--json", cwd=project)
     assert [link["what"] for link in ended.json["lineage"]["links"]] == ["checkpoint", "checkpoint"]
-    ended = llmtool("finetune", "a.yaml", "--set", "finetune.start=adapter", cwd=project)
-    assert (ended.code, "is an adapter itself" in ended.error) == (2, True), ended.error
-    ended = llmtool(
-        "finetune",
-        "a.yaml",
-        "--set",
-        "finetune.start=adapter",
-        "--set",
-        "finetune.method={kind: full}",
-        cwd=project,
-    )
+    ended = llmtool("generate", "adapter", "--prompt", "the cat", "--tokens", "2", cwd=project)
     assert ended.code == 0, ended.err
+    for method in ("{kind: full}", "{kind: lora, rank: 2}"):
+        set_ = ("--set", "finetune.start=adapter", "--set", f"finetune.method={method}")
+        ended = llmtool("finetune", "a.yaml", *set_, "--json", cwd=project)
+        assert ended.code == 0, ended.err
+    assert ended.json["start"] == {"path": "adapter", "hash": found.hash}
+    monkeypatch.chdir(project)  # the new adapter says where its base lies from there
+    best, whole = Path("runs/a/finetune/best"), Path("runs/a/finetune/start")
+    ours: Any = checkpoints.from_checkpoint(str(best)).model.eval()
+    merged = transformers.AutoModelForCausalLM.from_pretrained(whole).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, theirs(ids).logits, atol=1e-5, rtol=1e-5)
+        after = peft.PeftModel.from_pretrained(merged, best).eval()(ids).logits
+        torch.testing.assert_close(ours(ids), after, atol=1e-5, rtol=1e-5)
     (project / "base").rename(project / "gone")
     ended = llmtool("describe", "adapter", cwd=project)
     assert (ended.code, "is no directory here" in ended.error) == (2, True), ended.error
