@@ -213,10 +213,20 @@ class Renderer:
         plain = self._forged.sub(remember, text) if PLACE in text else text
         with readable_errors("the tokenizer failed on a conversation"):
             encoding = self._control.encode(plain, add_special_tokens=False)
-        ids, offsets = encoding.ids, encoding.offsets
+        ids = encoding.ids
+        offsets = [self._named(token, span, plain) for token, span in zip(ids, encoding.offsets, strict=True)]
         if not forged:
             return _Encoded(ids, [begin for begin, _ in offsets], [end for _, end in offsets])
         return self._with_forged(ids, offsets, forged)
+
+    def _named(self, token: int, span: Span, text: str) -> Span:
+        """Where the name of a token stands: one that takes in the blanks beside it (rstrip, lstrip: Phi-3's
+        do) reaches over what a turn begins or ends with, of which it is no part."""
+        added, (begin, end) = self._added.get(token), span
+        seen = text[begin:end]
+        if added is None or not (added.lstrip or added.rstrip) or not seen.strip():
+            return span
+        return end - len(seen.lstrip()), begin + len(seen.rstrip())
 
     def _with_forged(
         self, ids: list[int], offsets: list[Span], forged: list[tuple[int, int, str]]
@@ -250,7 +260,8 @@ class Renderer:
         return list(ids)
 
     def _tokens(self, encoded: _Encoded, span: Span, text: str) -> tuple[int, int]:
-        """First and last token of a turn of the assistant, of which the last is one to stop at."""
+        """First and last token of a turn of the assistant, of which the last is one to stop at: of several in
+        a row (Phi-3's template ends the text behind the last turn's end) the first."""
         first, last = bisect_right(encoded.ends, span[0]), bisect_left(encoded.begins, span[1]) - 1
         if first > last:
             raise MaskError(f"{self.template} writes nothing of an assistant's turn")
@@ -268,7 +279,12 @@ class Renderer:
                 f"an assistant's turn does not end in a token to stop at ({names}) but in {shown!r}; "
                 f"{self.template} does not close it"
             )
-        return first, last
+        if self.template.marks:  # all that stands in a block is learned
+            return first, last
+        end = last
+        while end > first and (encoded.ids[end] in self.stop or self._is_blank(encoded, end, text)):
+            end -= 1
+        return first, next(at for at in range(end, last + 1) if encoded.ids[at] in self.stop)
 
     def _is_blank(self, encoded: _Encoded, at: int, text: str) -> bool:
         return not text[encoded.begins[at] : encoded.ends[at]].strip()

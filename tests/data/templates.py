@@ -90,6 +90,10 @@ TOOLS = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}
 """
+# The text ends behind the last turn's end; its control tokens take in the blanks behind them.
+PHI3 = """\
+{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"""
 ALL = {
     "llama3": LLAMA3, "mistral": MISTRAL, "gemma": GEMMA, "qwen": QWEN, "thinking": THINKING, "marked": MARKED,
     "vicuna": VICUNA,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from llmtool.core.errors import DataError
 from llmtool.data.conversations import BadConversation, layout, prepared, read
@@ -95,6 +95,22 @@ def test_what_is_learned_is_what_follows_the_prompt(tmp_path: Path, kind: str) -
             assert learned(made, rendered) == wanted, name
         assert len(learned(made, rendered)) == 3, name
         assert rendered.rewritten == (name == "thinking")
+
+
+@pytest.mark.parametrize("rstrip", [True, False])
+def test_a_control_token_that_takes_in_blanks_is_no_part_of_the_answer(tmp_path: Path, rstrip: bool) -> None:
+    tokenizer = templates.bytes_tokenizer()
+    names = ("<|user|>", "<|assistant|>", "<|end|>")
+    tokenizer.add_special_tokens([AddedToken(name, rstrip=rstrip, normalized=False) for name in names])
+    made = renderer(tmp_path, tokenizer, templates.PHI3)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    chat = [user("Hi <|end|> a"), assistant(" Hello"), user("Bye"), assistant("\n See <|user|> you ")]
+    rendered = made.render(chat)
+    assert rendered.ids.tolist() == theirs.apply_chat_template(
+        chat, tokenize=True, return_dict=False, sanitize_control_tokens=True
+    )
+    first, last = ("Hello", "See <|user|> you ") if rstrip else (" Hello", "\n See <|user|> you ")
+    assert learned(made, rendered) == [first + "<|end|>", last + "<|end|>"]  # and not the text's end
 
 
 def test_marks_of_the_template_and_prefixes_agree(tmp_path: Path) -> None:
