@@ -272,7 +272,8 @@ def prepared(messages: list[Message], calls: bool) -> list[Message]:
 
 
 def _calls(given: Any) -> list[dict[str, Any]]:
-    """Function calls as templates read them: [{"type": "function", "function": {name, arguments}}]."""
+    """Function calls as templates read them: [{id, "type": "function", "function": {name, arguments}}], the
+    id where the data has one."""
     found = _parsed(given)
     if isinstance(found, str):
         raise BadConversation("a function call that is not JSON")
@@ -282,7 +283,7 @@ def _calls(given: Any) -> list[dict[str, Any]]:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise BadConversation("a function call without a name")
         arguments = _parsed(function.get("arguments"))
-        calls.append(
-            {"type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}
-        )
+        named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+        function = {"name": function["name"], "arguments": arguments or {}}
+        calls.append({**named, "type": "function", "function": function})
     return calls

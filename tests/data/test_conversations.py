@@ -147,3 +147,15 @@ def test_calls_of_functions() -> None:
         )
         with pytest.raises(BadConversation, match=reason):
             prepared(broken, calls=True)
+
+
+def test_calls_and_what_came_of_them_keep_their_id() -> None:
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    given = [
+        QUESTION,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "5", "tool_call_id": "abcdefghi", "name": "f"},
+        ANSWER,
+    ]
+    messages = prepared(through({"messages": json.dumps(given)})[0], calls=True)
+    assert messages == [given[0], given[1] | {"content": ""}, *given[2:]]
