@@ -300,7 +300,7 @@ def generate(
         typer.Option(
             "--prompts",
             metavar="FILE",
-            help="One a line (.txt), or rows with `prompt` or `messages` (.jsonl, .json, .csv ...).",
+            help="One a line (.txt), or rows with `prompt` or `messages`, and `tools` (.jsonl, .json ...).",
             show_default=False,
         ),
     ] = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from llmtool.core import console, files, seeds
 from llmtool.core.contracts import NextToken
 from llmtool.core.devices import resolve_device, resolve_precision
 from llmtool.core.errors import ConfigError, DataError, LlmtoolError
-from llmtool.data import readers
+from llmtool.data import conversations, readers
 from llmtool.data.conversations import BadConversation, Message
 from llmtool.data.rows import form_of, nested, refuse, rows
 from llmtool.evaluation.writer import Order, Writer, Written
@@ -25,7 +26,15 @@ from llmtool.stages import checkpoints, speaking
 from llmtool.stages import lineage as made
 from llmtool.stages.speaking import Speaker
 
-Asked = dict[str, Any]  # {"prompt": text} or {"messages": [...]}
+
+@dataclass(frozen=True)
+class Asked:
+    """given: a prompt, or messages, and tools, as they stand in the row. messages, tools: of what only a chat
+    model can be asked, as `conversations.asked` reads them; messages is None of a prompt alone."""
+
+    given: dict[str, Any]
+    messages: list[Message] | None = None
+    tools: Any = None
 
 
 def run(options: GenerateOptions) -> dict[str, Any]:
@@ -42,6 +51,8 @@ def run(options: GenerateOptions) -> dict[str, Any]:
     if not model.caches:
         console.note("transformers runs this model, and every token reads the whole text before it again")
     speaker = speaking.of(start.card, start.tokenizer, model, raw=options.raw)
+    if any(one.tools for one in asked) and speaker.renderer and not speaker.renderer.template.uses("tools"):
+        console.note(f"{speaker.renderer.template} does not write the tools of the prompts")
     seed = options.seed if options.seed is not None else loaded.experiment.seed if loaded else 0
     prompts = [ids for one in asked for ids in [_ids(speaker, one, options.raw)] * options.count]
     copies = [copy for _ in asked for copy in range(options.count)]
@@ -109,18 +120,16 @@ def _asked(options: GenerateOptions) -> Iterator[Asked]:
     """The prompts of the command line, then those of the file."""
     if not options.prompt and options.prompts is None:
         raise ConfigError("what is the model to go on from? Give --prompt TEXT or --prompts FILE")
-    yield from ({"prompt": prompt} for prompt in options.prompt)
+    yield from (Asked({"prompt": prompt}) for prompt in options.prompt)
     if options.prompts is None:
         return
     path, count = Path(options.prompts), 0
     for line, row in rows(path) if form_of(path) else _lines(path):
-        messages = nested(row.get("messages"))
-        if isinstance(row.get("prompt"), str):
-            yield {"prompt": row["prompt"]}
-        elif _are_messages(messages):
-            yield {"messages": messages}
-        else:
-            raise refuse(path, line, "neither a text `prompt` nor `messages` with role and content")
+        try:
+            found = _read(row)
+        except BadConversation as error:
+            raise refuse(path, line, str(error)) from None
+        yield found
         count += 1
     if not count:
         raise DataError(f"{path}: there is no prompt in it")
@@ -137,15 +146,17 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, {"prompt": text}
 
 
-def _are_messages(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(one, dict) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str)
-            for one in value
-        )
-    )
+def _read(row: dict[str, Any]) -> Asked:
+    """What a row asks; a prompt with a list of tools is a user's turn. Raises BadConversation."""
+    prompt, messages, tools = row.get("prompt"), nested(row.get("messages")), nested(row.get("tools"))
+    given = {"prompt": prompt} if isinstance(prompt, str) else {"messages": messages}
+    if isinstance(prompt, str):
+        if not isinstance(tools, list):  # some other column
+            return Asked(given)
+        messages = [{"role": "user", "content": prompt}]
+    if not isinstance(messages, list) or not messages:
+        raise BadConversation("neither a text `prompt` nor `messages` with role and content")
+    return Asked(given | ({"tools": tools} if tools else {}), *conversations.asked(messages, tools))
 
 
 def _model(options: GenerateOptions) -> tuple[Loaded | None, str]:
@@ -177,21 +188,20 @@ def _model(options: GenerateOptions) -> tuple[Loaded | None, str]:
 
 
 def _ids(speaker: Speaker, asked: Asked, raw: bool) -> list[int]:
-    messages: list[Message] | None = asked.get("messages")
     try:
-        if messages is None:
-            return speaker.prompt(asked["prompt"]) or [speaker.tokenizer.prefix]
+        if asked.messages is None:
+            return speaker.prompt(asked.given["prompt"]) or [speaker.tokenizer.prefix]
         if speaker.renderer is None:
             why = "--raw leaves its template out" if raw else "this one has no chat template"
-            raise ConfigError(f"`messages` are for chat models; {why}")
-        return speaker.conversation(messages)
+            raise ConfigError(f"`messages` and `tools` are for chat models; {why}")
+        return speaker.conversation(asked.messages, asked.tools)
     except BadConversation as error:
-        raise DataError(f"{_said(asked)[:60]!r}: {error}") from None
+        raise DataError(f"{_said(asked.given)[:60]!r}: {error}") from None
 
 
 def _record(asked: Asked, ids: list[int], text: Written) -> dict[str, Any]:
     about = {"ended": text.ended, "tokens": len(text.ids), "prompt_tokens": len(ids)}
-    return {**asked, "text": text.text, **about}
+    return {**asked.given, "text": text.text, **about}
 
 
 def _show(options: GenerateOptions, texts: list[dict[str, Any]]) -> None:
@@ -206,5 +216,5 @@ def _show(options: GenerateOptions, texts: list[dict[str, Any]]) -> None:
             console.say(text["text"])
 
 
-def _said(asked: Asked) -> str:
-    return str(asked["prompt"] if "prompt" in asked else asked["messages"][-1]["content"])
+def _said(given: dict[str, Any]) -> str:
+    return str(given["prompt"] if "prompt" in given else given["messages"][-1].get("content") or "")

@@ -127,11 +127,23 @@ def read(row: Mapping[str, Any], columns: Mapping[str, str], form: str) -> tuple
     if isinstance(system, str) and system.strip():
         messages.insert(0, _turn("system", system))
     _check(messages)
-    tools = _parsed(cell.get("tools"))
+    return messages, _tools(cell.get("tools"))
+
+
+def asked(messages: Any, tools: Any = None) -> tuple[list[Message], Any]:
+    """(messages, tools or None) of a conversation that is to be answered, as `read` gives them of one that is
+    learned. Raises BadConversation."""
+    found = _turns(messages, "messages")
+    refuse_text(found)
+    return found, _tools(tools)
+
+
+def _tools(cell: Any) -> Any:
+    tools = _parsed(cell)
     if isinstance(tools, str):
         raise BadConversation("tools are not JSON")
     refuse_text(tools)
-    return messages, tools or None
+    return tools or None
 
 
 def _turns(cell: Any, form: str) -> list[Message]:

@@ -161,12 +161,13 @@ class Renderer:
             raise MaskError("no token of this conversation would be learned")
         return Rendered(np.array(encoded.ids, np.int64), trained, rewritten)
 
-    def prompt(self, messages: list[Message]) -> list[int]:
+    def prompt(self, messages: list[Message], tools: Any = None) -> list[int]:
         """The ids after which the model is to answer. Raises BadConversation."""
-        marked = self._mark(messages)
+        given = messages, tools
+        messages, tools = self._mark(messages), self._mark(tools)
         try:
-            encoded = self._encode(_MARKS.sub("", self.template.render(marked, prompt=True)))
-            self._refuse_forged(encoded, (messages, None), (marked, None), prompt=True)
+            encoded = self._encode(_MARKS.sub("", self.template.render(messages, tools, prompt=True)))
+            self._refuse_forged(encoded, given, (messages, tools), prompt=True)
         except TemplateError as error:
             raise BadConversation(f"the template refuses it: {error}") from None
         return encoded.ids

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from llmtool.data import templates
-from llmtool.data.conversations import Message
+from llmtool.data.conversations import Message, prepared
 from llmtool.data.prompts import PromptTokenizer
 from llmtool.data.rendering import Renderer
 from llmtool.data.templates import Template
@@ -37,10 +37,12 @@ class Speaker:
             return self.conversation([{"role": "user", "content": text}])
         return self.tokenizer.encode([text])[0]
 
-    def conversation(self, messages: list[Message]) -> list[int]:
-        """The ids after which a chat model is to answer. Raises BadConversation."""
+    def conversation(self, messages: list[Message], tools: Any = None) -> list[int]:
+        """The ids after which a chat model is to answer, in the form that it has learned. messages, tools: as
+        `conversations.asked` reads them. Raises BadConversation."""
         assert self.renderer is not None
-        return self.renderer.prompt(messages)
+        calls = self.renderer.template.uses("tool_calls")
+        return self.renderer.prompt(prepared(messages, calls), tools)
 
     def shown(self, ids: list[int]) -> str:
         """Ids as a person reads them: of a chat the control tokens too, of a text not the one before it."""

@@ -14,6 +14,7 @@ from llmtool.data.tokenizers import BytesTokenizer
 from llmtool.models import pretrained
 from llmtool.models.transformer import TransformerConfig
 from tests.conftest import Run
+from tests.data import templates
 
 TEMPLATE = (
     "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}{{ eos_token }}"
@@ -96,6 +97,44 @@ def test_chat_models_are_asked_through_their_template(chat: Path, tmp_path: Path
     assert raw["texts"][0]["prompt_tokens"] == 2
     ended = ask("--prompts", "m.jsonl", "--raw")
     assert (ended.code, "--raw leaves its template out" in ended.error) == (2, True)
+
+
+def test_calls_and_tools_are_asked_in_the_form_that_is_learned(
+    chat: Path, tmp_path: Path, llmtool: Run
+) -> None:
+    settings = json.loads((chat / "tokenizer_config.json").read_text())
+    template = templates.TOOLS.replace("<|im_end|>", "<|endoftext|>")
+    (chat / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x": "y"}'}}
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "42", "tool_call_id": "a"},
+    ]
+    asked = [
+        {"messages": messages},
+        {"messages": messages, "tools": tools},
+        {"prompt": "Hi", "tools": tools},
+        {"prompt": "Hi", "tools": "another column"},
+    ]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    ended = llmtool("generate", "chat", "--prompts", "m.jsonl", "--tokens", 1, "--json", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    system = f"<|im_start|>system\n# Tools\n{json.dumps(tools[0])}\n<|im_end|>\n"
+    turn, answer = "<|im_start|>user\nHi<|im_end|>\n", "<|im_start|>assistant\n"
+    called = '<|im_start|>assistant\n<tool_call>\n{"name": "f", "arguments": {"x": "y"}}\n</tool_call>'
+    called += "<|im_end|>\n"
+    heard = "<|im_start|>user\n<tool_response>\n42\n</tool_response><|im_end|>\n"
+    texts = [turn + called + heard + answer, system + turn + called + heard + answer]
+    texts += [system + turn + answer, turn + answer]
+    assert [one["prompt_tokens"] for one in ended.json["texts"]] == [
+        len(text.replace("<|im_end|>", ".")) for text in texts
+    ]
+    assert ended.json["texts"][1].items() >= asked[1].items()
+    (tmp_path / "m.jsonl").write_text(json.dumps({"messages": [{"role": "wizard", "content": "Hi"}]}))
+    refused = llmtool("generate", "chat", "--prompts", "m.jsonl", cwd=tmp_path)
+    assert (refused.code, "m.jsonl:1: unknown role 'wizard'" in refused.error) == (4, True)
 
 
 @pytest.mark.parametrize(
