@@ -291,6 +291,8 @@ class ChatEncoder:
         messages, tools = self._read(row)
         messages = prepared(messages, calls=self.fitted.template.uses("tool_calls"))
         whole = self.fitted.render(messages, tools)
+        if not whole.trained[1:].any():
+            raise BadConversation("no answer that is to be learned: those that would be have the weight 0")
         counted.rewritten += whole.rewritten
         limit = self.config.length
         if limit is None or len(whole.ids) <= limit:
@@ -304,6 +306,7 @@ class ChatEncoder:
         else:
             parts, left_out = split(self.fitted, messages, tools, limit)
             counted.lengths["exchanges left out"] += left_out
+        parts = [part for part in parts if part.trained[1:].any()]
         if parts:
             counted.lengths[self.config.long] += 1
             counted.lengths["parts"] += len(parts)

@@ -113,7 +113,8 @@ def _columns(form: str, named: Mapping[Any, str], available: Sequence[str]) -> d
 def read(row: Mapping[str, Any], columns: Mapping[str, str], form: str) -> tuple[list[Message], Any]:
     """(messages, tools or None) of a row; columns: those of `layout`. Raises BadConversation.
 
-    A message has `role` and `content`; one that calls functions has `calls`, as the data spells them.
+    A message has `role` and `content`; one that calls functions has `calls`, as the data spells them; an
+    answer may have `weight`: 0 where it is not to be learned.
     """
     cell = {part: row.get(column) for part, column in columns.items()}
     if form in ("messages", "sharegpt"):
@@ -181,6 +182,11 @@ def _message(turn: Any, form: str) -> Message:
     for key in ("reasoning_content", "thinking", "name", "tool_call_id"):
         if isinstance(turn.get(key), str):
             message[key] = turn[key]
+    weight = turn.get("weight")
+    if weight is not None and message["role"] == "assistant":
+        if isinstance(weight, bool) or weight not in (0, 1):
+            raise BadConversation("an answer whose weight is neither 0 (it is not learned) nor 1")
+        message["weight"] = int(weight)
     return message
 
 

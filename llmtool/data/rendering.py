@@ -129,19 +129,21 @@ class Renderer:
     # --- ids and mask -------------------------------------------------------------------------------------
 
     def render(self, messages: list[Message], tools: Any = None) -> Rendered:
-        """Ids of a conversation and which are learned.
+        """Ids of a conversation and which are learned: none, where every turn that would be has the weight 0.
 
         Raises BadConversation where the template refuses it, MaskError where an assistant's turn does not end
         in a token to stop at, or its place in the text cannot be told.
         """
         given = messages, tools
+        weights = [message.get("weight", 1) for message in messages if message["role"] == "assistant"]
+        some_left_out = 0 in weights
         messages, tools = self._mark(messages), self._mark(tools)
         spans: list[Span] = []
         rewritten = False
         try:
             whole = self.template.render(messages, tools)
             text = _MARKS.sub("", whole)
-            if self.train_on != "all":
+            if self.train_on != "all" or some_left_out:
                 spans, rewritten = self._spans(whole, messages, tools)
             encoded = self._encode(text)
             self._refuse_forged(encoded, given, (messages, tools))
@@ -149,15 +151,20 @@ class Renderer:
             raise MaskError(f"{self.template}: {error}") from None
         except TemplateError as error:
             raise BadConversation(f"the template refuses it: {str(error)[:100]}") from None
-        trained = np.zeros(len(encoded.ids), bool)
-        kept = spans[-1:] if self.train_on == "last" else spans
-        for span in spans:
+        if len(spans) > len(weights):  # several blocks of {% generation %} in a turn
+            if some_left_out:
+                raise MaskError(
+                    f"{self.template} has several {{% generation %}} blocks for one assistant's turn, so "
+                    "that it cannot be told which are those of the weight 0"
+                )
+            weights = [1] * len(spans)
+        if self.train_on == "last":
+            weights = [0] * (len(spans) - 1) + weights[-1:]
+        trained = np.full(len(encoded.ids), self.train_on == "all")
+        for span, weight in zip(spans, weights, strict=False):  # no spans: all is learned
             first, last = self._tokens(encoded, span, text)
-            if span in kept:
-                trained[first : last + 1] = True
-        if self.train_on == "all":
-            trained[:] = True
-        if not trained[1:].any():
+            trained[first : last + 1] = weight
+        if not trained[1:].any() and not some_left_out:
             raise MaskError("no token of this conversation would be learned")
         return Rendered(np.array(encoded.ids, np.int64), trained, rewritten)
 

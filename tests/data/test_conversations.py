@@ -159,3 +159,12 @@ def test_calls_and_what_came_of_them_keep_their_id() -> None:
     ]
     messages = prepared(through({"messages": json.dumps(given)})[0], calls=True)
     assert messages == [given[0], given[1] | {"content": ""}, *given[2:]]
+
+
+@pytest.mark.parametrize("weight", [2, -1, 0.5, "0", True, [0]])
+def test_an_answer_is_learned_or_not(weight: Any) -> None:
+    told = [{**QUESTION, "weight": 5}, {**ANSWER, "weight": 0.0}, QUESTION, {**ANSWER, "weight": None}]
+    messages, _ = through({"messages": json.dumps(told)})
+    assert messages == [QUESTION, {**ANSWER, "weight": 0}, QUESTION, ANSWER]
+    with pytest.raises(BadConversation, match="whose weight is neither 0"):
+        through({"messages": json.dumps([QUESTION, {**ANSWER, "weight": weight}])})

@@ -143,6 +143,30 @@ def test_train_on(tmp_path: Path) -> None:
     assert every.render(chat).trained.all()
 
 
+@pytest.mark.parametrize("text", [templates.QWEN, templates.MARKED])
+def test_an_answer_of_the_weight_0_is_not_learned(tmp_path: Path, text: str) -> None:
+    chat = [dict(message) for message in CHATS["system"]]
+    chat[2]["weight"], chat[4]["weight"] = 0, 1
+    made = renderer(tmp_path, TOKENIZERS["bytes"], text)
+    assert learned(made, made.render(chat)) == ["d<|im_end|>", "f<|im_end|>"]
+    assert made.render(chat).ids.tolist() == made.render(CHATS["system"]).ids.tolist()
+    made.train_on = "all"
+    assert [part for part, trained in made.pieces(made.render(chat)) if not trained] == ["b<|im_end|>"]
+    made.train_on = "last"
+    assert learned(made, made.render(chat)) == ["f<|im_end|>"]
+    assert not made.render(chat[:3]).trained.any()
+
+
+def test_blocks_that_share_a_turn_have_no_weight_of_their_own(tmp_path: Path) -> None:
+    parted = "message['content'] }}{% endgeneration %}{% generation %}{{ '<|im_end|>' }}"
+    text = templates.MARKED.replace("message['content'] + '<|im_end|>' }}", parted, 1)
+    text = text.replace("{% generation %}{{ message", "{% generation %}{{ '<|im_end|>' + message")
+    made = renderer(tmp_path, TOKENIZERS["bytes"], text)
+    made.render([user("a"), assistant("b")])
+    with pytest.raises(MaskError, match=r"several .% generation %. blocks for one assistant's turn"):
+        made.render([user("a"), assistant("b") | {"weight": 0}])
+
+
 @pytest.mark.parametrize("name", sorted(set(templates.ALL)))
 def test_a_control_token_spelled_in_the_data_is_text(tmp_path: Path, name: str) -> None:
     made = renderer(tmp_path, TOKENIZERS["bytes"], templates.ALL[name])

@@ -196,6 +196,26 @@ def test_long_conversations_are_shortened_by_whole_exchanges(llmtool: Run, place
         assert meta["rows"] == ledger["kept"][name]
 
 
+def test_answers_of_the_weight_0_are_shown_as_they_are_learned(llmtool: Run, place: Path) -> None:
+    bad = {"role": "assistant", "content": "BAD", "weight": 0}
+    rows = [
+        [{"role": "user", "content": f"{n}"}, bad, {"role": "user", "content": "?"}, bad | {"weight": 1}]
+        for n in range(40)
+    ]
+    lines = [json.dumps({"messages": row}) + "\n" for row in [*rows, rows[0][:2]]]
+    Path("chats.jsonl").write_text("".join(lines).replace('"BAD", "weight": 1', '"good", "weight": 1'))
+    split = ("--set", "data.encode.length=30", "--set", "data.encode.long=split")
+    for given, head in ((), "BAD<|im_end|>"), (split, "<|im_start|>user\n?<|im_end|>"):
+        ended = llmtool("prepare", "chat.yaml", "--set", "data.max_bad=0.2", *given, "--json", cwd=place)
+        assert ended.code == 0, ended.err
+        (reason,) = ended.json["ledger"]["quarantined"]
+        assert "no answer that is to be learned" in reason
+        shown = Path("runs/chat/prepare/mask.txt").read_text().split("\n\n")[1]
+        assert head in shown
+        assert ("BAD" in shown) == (not given)
+        assert "⟦good<|im_end|>⟧" in shown
+
+
 def test_long_conversations_are_refused_by_default(llmtool: Run, place: Path) -> None:
     ended = llmtool("prepare", "chat.yaml", "--set", "data.encode.length=72", cwd=place)
     assert ended.code == 4
