@@ -170,7 +170,9 @@ class Scorer:
         """The numbers of pairs that stand one after the other with the same context: several choices. Those
         that the model cannot see whole are left out, and empty ones."""
         found: list[list[int]] = []
-        if not self.model.caches:
+        longest = sum(max((len(pair[part]) for pair in pairs), default=0) for part in (0, 1))
+        turns_anew = self.model.turns_anew  # what is kept of a context is then of no use
+        if not self.model.caches or (turns_anew is not None and longest > turns_anew):
             return found
         for _, same in groupby(range(len(pairs)), key=lambda at: pairs[at][0]):
             group = list(same)

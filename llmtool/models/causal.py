@@ -72,6 +72,11 @@ class Transformer(nn.Module):
         raise NotImplementedError
 
     @property
+    def turns_anew(self) -> int | None:
+        """Tokens beyond which all of a row's keys are turned another way (longrope); None: never."""
+        return None
+
+    @property
     def drops_attention(self) -> bool:
         """Whether it now leaves out parts of what attention finds."""
         return False

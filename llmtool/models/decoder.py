@@ -213,6 +213,11 @@ class Decoder(Transformer):
             "lm_head": "gathered",
         }
 
+    @property
+    def turns_anew(self) -> int | None:
+        """The original context of longrope."""
+        return None if self.model.rotary.far is None else self.model.rotary.original
+
     def body(self, inputs: Tensor, sight: Sight, cache: Cache | None) -> Tensor:
         """(B, T) ids -> (B, T, D): everything before the output layer."""
         return self.model(inputs, sight, cache)

@@ -99,9 +99,11 @@ def generate(
 def _next(
     model: Transformer, rows: list[_Row], cache: Cache | None, left: int
 ) -> tuple[Tensor, Cache | None]:
-    """(B, V) scores of the token after each row, and what is kept of all before it, if anything is."""
+    """(B, V) scores of the token after each row, and what is kept of all before it, if anything is. All is
+    read again where nothing more can be kept, and where a row grows beyond `model.turns_anew`."""
     device = next(model.parameters()).device
-    if cache is not None and cache.length < cache.capacity:
+    turned = any(len(row.ids) - row.start - 1 == model.turns_anew for row in rows)
+    if cache is not None and cache.length < cache.capacity and not turned:
         inputs = torch.tensor([row.ids[-1:] for row in rows], device=device)  # (B, 1)
         return model.logits(model.hidden(inputs, cache=cache)[:, -1]).float(), cache
     for row in rows:

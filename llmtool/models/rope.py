@@ -205,17 +205,22 @@ class ScaledRotary(Rotary):
         if sight.start + sight.tokens <= self.original:
             return near
         far = self.far(sight.tokens, sight.positions, sight.start)
-        if cache is not None:
-            if 0 < sight.start <= self.original:
-                raise ConfigError(
-                    f"this model turns keys another way beyond {self.original} tokens: what was kept of the "
-                    f"first {sight.start} cannot be gone on with (generate fewer tokens)"
-                )
-            return far
+        if cache is not None and self._crosses(sight):
+            raise ConfigError(
+                f"this model turns keys another way beyond {self.original} tokens: what was kept of those "
+                "before cannot be gone on with; give them again, with a new cache"
+            )
         if sight.positions is None:
             return far
         long = (_lengths(sight.positions) > self.original)[:, None, :, None]
         return torch.where(long, far[0], near[0]), torch.where(long, far[1], near[1])
+
+    def _crosses(self, sight: Sight) -> bool:
+        """Whether a row, some of which was seen before, becomes longer than the original context here."""
+        if sight.start == 0 or sight.positions is None:
+            return 0 < sight.start <= self.original
+        first, last = sight.positions[:, 0], sight.positions[:, -1]
+        return bool(((first <= self.original) & (last >= self.original)).any())
 
 
 def _lengths(positions: Tensor) -> Tensor:

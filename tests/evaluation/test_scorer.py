@@ -91,6 +91,18 @@ def test_choices_after_one_context_are_scored_as_each_alone(
     assert first[-2:].tolist() == [True, False]
 
 
+@torch.no_grad()
+def test_choices_that_reach_beyond_the_original_context(scorer: Scorer) -> None:
+    long = {"kind": "longrope", "short_factor": [1.0] * 4, "long_factor": [9.0] * 4, "original_context": 8}
+    config = TransformerConfig(architecture="phi3", depth=2, heads=2, width=16, context=24, rope_scaling=long)
+    scorer.model = config.build(Tokens(257), NextToken(257)).eval()
+    pairs = [(list(range(6)), [n, n + 1, n + 2, n + 3]) for n in (50, 90)]
+    for (context, answer), nats in zip(pairs, scorer.likelihoods(pairs)[0], strict=True):
+        logits = scorer.model(torch.tensor([context + answer[:-1]]))[0, 5:]
+        chosen = logits.log_softmax(dim=-1).gather(1, torch.tensor(answer)[:, None])
+        assert nats == pytest.approx(float(chosen.sum()), abs=1e-4)
+
+
 def test_contexts_and_continuations_are_split_where_the_tokens_of_the_context_end(scorer: Scorer) -> None:
     ids = lambda text: list(text.encode())  # noqa: E731
     texts = [("ab", " c"), ("ab  ", "c"), ("", "abc"), (" ", "x"), ("", "")]

@@ -121,3 +121,17 @@ def test_angles_that_change_with_the_length_are_not_mixed():
     model(inputs[:, :5], cache=cache)
     with pytest.raises(ConfigError, match="another way beyond 5 tokens"):
         model(inputs[:, 5:6], cache=cache)
+
+
+@torch.no_grad()
+def test_rows_of_different_lengths_are_each_turned_their_own_way():
+    model, inputs = build({"architecture": "phi3", "rope_scaling": LONG}), ids(1, 9)
+    prompts = torch.cat([inputs[:, :7], torch.cat([torch.zeros_like(inputs[:, :3]), inputs[:, :4]], dim=1)])
+    segments = torch.tensor([[1] * 7, [0] * 3 + [1] * 4])
+    cache = Cache(rows=2, capacity=9)
+    first = model(prompts, segments, cache)[:, -1]
+    then = model(torch.stack([inputs[0, 7:8], inputs[0, 4:5]]), cache=cache)[:, -1]
+    alone = [model(inputs[:, :n])[0, -1] for n in (7, 4, 8, 5)]
+    torch.testing.assert_close(torch.cat([first, then]), torch.stack(alone), atol=1e-5, rtol=0)
+    with pytest.raises(ConfigError, match="another way beyond 5 tokens"):  # the second row, not the first
+        model(torch.stack([inputs[0, 8:9], inputs[0, 5:6]]), cache=cache)

@@ -144,3 +144,24 @@ def test_greedy_as_transformers(family, tmp_path: Path):
     )[:, longest:].tolist()
     ours = generate(models.ours, prompts, 18, stop={end})
     assert [ids + [0] * (len(theirs[0]) - len(ids)) for ids in ours] == theirs
+
+
+@torch.no_grad()
+def test_texts_that_grow_beyond_the_original_context(tmp_path: Path):
+    pytest.importorskip("transformers")
+    (family,) = (family for family in DECODERS if family.name == "phi3, longrope, long")
+    models = pair(family, tmp_path)
+    context, original = models.ours.context, models.ours.turns_anew
+    draw = torch.Generator().manual_seed(2)
+    prompts = [torch.randint(3, VOCABULARY, (n,), generator=draw).tolist() for n in (3, 9, original, 1, 12)]
+    expected = [
+        models.theirs.generate(
+            torch.tensor([ids]), max_new_tokens=18, do_sample=False, eos_token_id=None, pad_token_id=0
+        )[0, len(ids) :].tolist()
+        for ids in prompts
+    ]
+    assert max(map(len, prompts)) + 18 <= context
+    assert [generate(models.ours, [ids], 18)[0] for ids in prompts] == expected
+    assert generate(models.ours, prompts, 18) == expected
+    hand = [by_hand(models.ours, ids, context + 9) for ids in prompts]
+    assert generate(models.ours, prompts, context + 9) == hand
