@@ -16,7 +16,7 @@ from torch import nn
 
 from llmtool.core.config import Section
 from llmtool.core.console import bytes_, count
-from llmtool.core.contracts import InputSpec, OutputSpec, Tokens
+from llmtool.core.contracts import InputSpec, NextToken, OutputSpec, Tokens
 from llmtool.core.devices import PRECISIONS
 from llmtool.data.chat import card_of
 from llmtool.data.store import Dataset, input_spec
@@ -156,7 +156,10 @@ def _advice(subject: Subject) -> dict[str, Any] | None:
     if card is None or not card["splits"].get("train"):
         return None
     device, precision = torch.device(subject.device), PRECISIONS[subject.precision]
-    problem = advise.problem_of(card, getattr(model, "outputs", None), device)
+    outputs = getattr(model, "outputs", None)
+    if isinstance(outputs, NextToken):  # the data's tokens, of which the model may have room for more
+        outputs = NextToken(card["inputs"]["vocabulary"])
+    problem = advise.problem_of(card, outputs, device)
     families = advise.advise(problem, device, precision, getattr(subject.config, "family", ""))
     return {"families": families, "baseline": advise.baseline(card), "hints": advise.hints(card, problem)}
 

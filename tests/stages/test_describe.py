@@ -122,6 +122,14 @@ def test_documents_in_one_row_cost_their_mask():
     assert packed["memory"]["activations"] > alone["memory"]["activations"]
 
 
+def test_a_model_with_room_for_more_tokens_than_its_data_has():
+    card = tokens_card(5_000)
+    card["inputs"] = {"kind": "tokens", "vocabulary": 50}
+    description = describe(language(card))
+    assert description["outputs"] == {"kind": "next_token", "vocabulary": 65}
+    assert description["advice"]["families"][0]["family"] == "transformer"
+
+
 def test_a_checkpoint_with_frozen_parts(tmp_path):
     model = MLPConfig(hidden=[8]).build(Features(5), Classes(2))
     pretrained.save(model, tmp_path)
