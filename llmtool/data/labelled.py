@@ -212,6 +212,7 @@ class TextEncoder:
         self.tokenizer = self.config.tokenizer.fit(lambda: self._texts(chunks))
         self.notes += self.tokenizer.notes
         self.prefix, self.suffix = self.tokenizer.around()
+        self.tokenizer.say_around()
         if not isinstance(self.config.text, str) and len(self.config.text) > 1:
             self.separator = [*self.prefix[:1], *self.suffix[-1:]][-1:]
             token = repr(self.tokenizer.decode(self.separator)) if self.separator else "a blank"

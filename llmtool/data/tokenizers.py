@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from llmtool.core import files
 from llmtool.core.config import Section
@@ -103,6 +103,16 @@ class FittedTokenizer:
         own = np.flatnonzero(~added)  # of the text itself
         first, last = (int(own[0]), int(own[-1]) + 1) if len(own) else (len(added), len(added))
         return encoded.ids[:first], encoded.ids[last:]
+
+    def say_around(self) -> None:
+        """Have the file put the end token in front of a text itself, where it puts nothing around: others'
+        tools then make the ids that the model reads."""
+        if self.end is None or self.tokenizer.num_special_tokens_to_add(is_pair=False):
+            return
+        token = {"id": "end", "ids": [self.end], "tokens": [self.tokenizer.id_to_token(self.end)]}
+        self.tokenizer.post_processor = processors.TemplateProcessing(
+            single="end $A", pair="end $A end $B", special_tokens=[token]
+        )
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of these ids, control tokens written out; bytes that are no UTF-8 become U+FFFD."""
@@ -353,6 +363,15 @@ def _begin(path: Path, tokenizer: Tokenizer) -> int | None:
         bare = tokenizer.encode("a", add_special_tokens=False).ids
     added = len(whole) - len(bare)
     return whole[0] if added == 1 and whole[1:] == bare else None
+
+
+def reads_alike(data: Path, model: Path) -> bool:
+    """Whether the tokenizers of two directories give a text the same ids; what the data has around a text is
+    its own affair where the model's tokenizer puts nothing there."""
+    ours, theirs = (FileTokenizer(path=str(place)).fit(lambda: iter(())) for place in (data, model))
+    parts = [json.loads(one._bytes()) | {"post_processor": None} for one in (ours, theirs)]
+    free = not theirs.tokenizer.num_special_tokens_to_add(is_pair=False)
+    return parts[0] == parts[1] and (free or ours.around() == theirs.around())
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

@@ -22,7 +22,7 @@ from llmtool.core.devices import (
 from llmtool.core.errors import ConfigError
 from llmtool.core.lineage import Chain, document
 from llmtool.core.shards import in_parts
-from llmtool.data import templates
+from llmtool.data import templates, tokenizers
 from llmtool.data.batches import Batches, open_batches
 from llmtool.data.decoding import decoded_batch
 from llmtool.data.store import Dataset, without_places
@@ -358,7 +358,8 @@ def refuse_other_encoding(dataset: Dataset, start: Start) -> None:
 def _refuse_other_tokenizer(dataset: Dataset, start: Start) -> None:
     """ConfigError unless the same text has the same ids; which texts there are is the data's own affair."""
     ours, theirs = dataset.card["encoder"]["tokenizer"], start.card["encoder"]["tokenizer"]
-    if theirs is not None and ours["hash"] != theirs["hash"]:
+    same = theirs is None or ours["hash"] == theirs["hash"]
+    if not same and not tokenizers.reads_alike(dataset.directory, start.tokenizer):
         use = f"tokenizer: {{kind: file, path: {start.tokenizer}}}"
         if start.dataset is not None and start.card["encoding"] == dataset.card["encoding"]:
             use = f"like: {start.dataset['path']}"

@@ -169,6 +169,14 @@ def test_a_long_text_is_one_row_of_chunks(words: Path, tmp_path: Path) -> None:
 def test_without_such_tokens_the_end_token_stands_in_front(tmp_path: Path) -> None:
     dataset, _ = write(encoder(["ab", "c"], ["x", "y"]), tmp_path, rows(["ab"], ["x"]))
     assert stored(dataset) == [[256, 97, 98]]
+    saved = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))  # others read the same ids from the file
+    assert saved.encode("ab").ids == [256, 97, 98]
+    assert saved.encode("T", "ab").ids == [256, ord("T"), 256, 97, 98]
+    again = TextEncoder.from_state(dataset.card["encoder"], tmp_path)  # not twice here
+    taken = encoder(["ab", "c"], ["x", "y"], tokenizer={"kind": "file", "path": str(tmp_path)})
+    for made in (again, taken):
+        assert made.encode(["ab"])[0][0].tolist() == [256, 97, 98]
+    assert taken.fitted.state()["hash"] == again.fitted.state()["hash"]
 
 
 def test_several_columns_are_one_text_with_a_token_between_them(words: Path, tmp_path: Path) -> None:

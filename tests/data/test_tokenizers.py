@@ -22,6 +22,7 @@ from llmtool.data.tokenizers import (
     FittedTokenizer,
     WordsTokenizer,
     read_tokenizer,
+    reads_alike,
 )
 
 CORPUS = [
@@ -152,6 +153,26 @@ def test_words_are_saved_as_others_read_them(tmp_path: Path) -> None:
     assert ids_of(again, "風") == [fitted.unknown]
     assert again.around() == ([], [])
     assert FileTokenizer(path=str(tmp_path)).fit(lambda: iter([])).unknown == fitted.unknown
+
+
+def test_what_stands_around_a_text_is_the_datas_affair_where_the_model_says_nothing(tmp_path: Path) -> None:
+    def saved(name: str, end: int | None = None) -> Path:
+        fitted = BytesTokenizer().fit(lambda: iter([]))
+        if end is not None:
+            fitted.end = end
+            fitted.say_around()
+        (tmp_path / name).mkdir()
+        fitted.save(tmp_path / name)
+        return tmp_path / name
+
+    plain, ended, other = saved("plain"), saved("ended", 256), saved("other", 65)
+    assert reads_alike(ended, plain)
+    assert reads_alike(plain, ended)  # without a word of its own, the end token stands there all the same
+    assert reads_alike(other, plain)
+    assert not reads_alike(other, ended)
+    (tmp_path / "words").mkdir()
+    FITTED["bpe"].save(tmp_path / "words")
+    assert not reads_alike(tmp_path / "words", plain)
 
 
 def test_bytes_are_their_own_ids() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from llmtool import experiment
 from llmtool.core import config
@@ -202,6 +203,10 @@ def test_a_language_model_learns_classes_of_texts(method: str, language: Path, l
     ended = llmtool("finetune", "a.yaml", "--json", *more, cwd=language)
     assert ended.code == 0, ended.err
     assert ended.json["head"] == "the head is new: next token became 2 classes (bad, good)"
+    best = language / ended.json["checkpoint"]
+    encoder = json.loads((best / "llmtool.json").read_text())["card"]["encoder"]
+    theirs = Tokenizer.from_file(str(best / "tokenizer.json")).encode("a film")
+    assert theirs.ids[0] == encoder["prefix"][0] == encoder["tokenizer"]["end"]
     scored = llmtool("evaluate", "a.yaml", "--json", *more, cwd=language)
     assert scored.code == 0, scored.err
     assert scored.json["metrics"]["test"]["accuracy"] > (0.6 if "lora" in method else 0.9)
