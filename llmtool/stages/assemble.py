@@ -291,21 +291,28 @@ def _assembled(
     stays: bool = False,
 ) -> Assembled:
     _refuse_long_texts(dataset, model)
-    if "labels" in vars(model):  # of families whose files name the classes
-        vars(model)["labels"] = [str(name) for name in targets["names"]]
-    if isinstance(dataset.inputs, Images):
-        say_how_prepared(model, dataset.card)
+    say_to_others(model, {**dataset.card, "targets": targets})
     device = resolve_device(experiment.device)
     precision = resolve_precision(experiment.precision, device)
     precision.apply()
     set_determinism(experiment.deterministic)
     task = task_config.build({**dataset.card, "targets": targets})
-    if targets["kind"] == "next_token":
-        _say_where_texts_end(model, dataset.card["encoder"])
-    elif isinstance(model, Transformer):  # others' classifiers read the last token that is not this one
-        pretrained.carry(model, pad_token_id=dataset.card["encoder"]["tokenizer"].get("end"))
     model = model if stays else model.to(device)
     return Assembled(model, task_config, task, dataset, targets, experiment.seed, device, precision, before)
+
+
+def say_to_others(model: nn.Module, card: dict[str, Any]) -> None:
+    """Have the saved model's own files say what others' tools ask of it: the names of its classes, how its
+    pictures are made, which tokens begin, end and pad its texts. card: of the data, with what comes out."""
+    targets = card["targets"]
+    if "labels" in vars(model):  # of families whose files name the classes
+        vars(model)["labels"] = [str(name) for name in targets["names"]]
+    if card["inputs"]["kind"] == "images":
+        say_how_prepared(model, card)
+    if targets["kind"] == "next_token":
+        _say_where_texts_end(model, card["encoder"])
+    elif isinstance(model, Transformer):  # others' classifiers read the last token that is not this one
+        pretrained.carry(model, pad_token_id=card["encoder"]["tokenizer"].get("end"))
 
 
 def _say_where_texts_end(model: nn.Module, encoder: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data import gguf_vocabulary, special_tokens, templates, tokenizers
 from llmtool.models import gguf, onnx, pretrained
 from llmtool.models.huggingface import Through
+from llmtool.stages.assemble import say_to_others
 from llmtool.stages.checkpoints import CARD_FILE, Start
 
 Format = Literal["safetensors", "onnx", "gguf"]
@@ -55,6 +56,8 @@ def write(start: Start, directory: Path, to: Format, dtype: str) -> Export:
 def _safetensors(start: Start, directory: Path, dtype: str) -> Export:
     """Hugging Face's layout; with our card too where the checkpoint has one, so that it is one of ours."""
     model: Any = start.model
+    if start.dataset is not None:  # the file of a base says nothing of what its adapter learned
+        say_to_others(model, start.card)
     ends = ends_of(start)
     if isinstance(model.outputs, NextToken) and ends:
         carried = {**vars(model).get("carried", {}), "eos_token_id": ends if len(ends) > 1 else ends[0]}

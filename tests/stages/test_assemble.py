@@ -13,9 +13,12 @@ from tokenizers import Tokenizer
 
 from llmtool import experiment
 from llmtool.core import config
+from llmtool.core.contracts import Classes, Images
 from llmtool.data.store import Dataset
 from llmtool.experiment import Experiment
+from llmtool.models import pretrained
 from llmtool.models.quantised import NF4Linear
+from llmtool.models.vit import ViTConfig
 from llmtool.stages import assemble, checkpoints, score
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.fit import fit
@@ -207,6 +210,14 @@ def test_a_language_model_learns_classes_of_texts(method: str, language: Path, l
     encoder = json.loads((best / "llmtool.json").read_text())["card"]["encoder"]
     theirs = Tokenizer.from_file(str(best / "tokenizer.json")).encode("a film")
     assert theirs.ids[0] == encoder["prefix"][0] == encoder["tokenizer"]["end"]
+    if "lora" in method:  # the adapter, written for others, says what the merged model says
+        merged = best.parent / "merged/config.json"
+        exported = llmtool("export", best, "--to", "safetensors", "--out", "out", cwd=language)
+        assert exported.code == 0, exported.err
+        told = json.loads((language / "out/config.json").read_text())
+        assert told == json.loads(merged.read_text())
+        assert told["id2label"] == {"0": "bad", "1": "good"}
+        assert told["pad_token_id"] == encoder["tokenizer"]["end"]
     scored = llmtool("evaluate", "a.yaml", "--json", *more, cwd=language)
     assert scored.code == 0, scored.err
     assert scored.json["metrics"]["test"]["accuracy"] > (0.6 if "lora" in method else 0.9)
@@ -219,6 +230,16 @@ def test_a_language_model_learns_classes_of_texts(method: str, language: Path, l
         "finetune", "a.yaml", "--json", *again, "--set", "finetune.budget={epochs: 1}", cwd=language
     )
     assert (ended.code, ended.json["head"]) == (0, None), ended.err
+
+
+def test_a_model_for_pictures_says_its_classes_and_how_they_are_made() -> None:
+    model = ViTConfig(depth=1, width=16, heads=2, patch=4).build(Images(3, 8, 8), Classes(2))
+    size = {"channels": 3, "height": 8, "width": 8}
+    inputs = {"kind": "images", **size, "mean": [127.5] * 3, "std": [63.75] * 3}
+    encoder, targets = {"recipe": {**size, "fit": "squash"}}, {"kind": "classes", "names": ["a", 7]}
+    assemble.say_to_others(model, {"inputs": inputs, "encoder": encoder, "targets": targets})
+    assert pretrained.file_config(model)["id2label"] == {"0": "a", "1": "7"}
+    assert vars(model)["preprocessing"]["image_std"] == [0.25] * 3
 
 
 def test_a_classifier_of_texts_from_the_start(language: Path, llmtool: Run) -> None:
