@@ -35,8 +35,9 @@ class FinetuneConfig(TrainConfig):
     """Adapt an existing model to this file's data: `train`'s keys, a start and a method."""
 
     start: str = Field(
-        description="the model to start from: a run, a stage of a run, a checkpoint directory, a model in "
-        "Hugging Face's layout, or hf://owner/name@commit"
+        description="the model to start from: a run (what it fine-tuned, else what it trained; this run: "
+        "what it trained), a stage of a run, a checkpoint directory, a model in Hugging Face's layout, or "
+        "hf://owner/name@commit"
     )
     through: Literal["transformers"] | None = Field(
         default=None,
@@ -108,6 +109,13 @@ class Experiment(Section):
     train: TrainConfig | None = Field(default=None, description="training from the start")
     finetune: FinetuneConfig | None = Field(default=None, description="adapting an existing model")
     evaluate: EvaluateConfig = Field(default=EvaluateConfig(), description="scores, and what they must reach")
+
+    @property
+    def start(self) -> str:
+        """What `finetune` starts from; of this very run that is what it trained, not what this made of it."""
+        assert self.finetune is not None
+        given = Path(self.finetune.start)
+        return str(given / "train") if given.resolve() == Path(self.run).resolve() else self.finetune.start
 
     @model_validator(mode="before")
     @classmethod

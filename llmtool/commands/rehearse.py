@@ -252,7 +252,7 @@ class _Rehearsal:
         given = self.loaded.experiment
         if section != "finetune" or given.train is None or given.finetune is None:
             return False
-        return scratch.moved(given.finetune.start, given, str(self.place)) != given.finetune.start
+        return scratch.moved(given.start, given, str(self.place)) != given.start
 
     def scores_another(self) -> bool:
         there = (Path(self.loaded.experiment.run) / "train" / "best").exists()

@@ -41,7 +41,7 @@ def derive(loaded: Loaded, scratch: Scratch) -> Loaded:
     if not scratch.chain:
         return replace(loaded, experiment=old.model_copy(update=updates))
     if (tuned := updates.get("finetune", old.finetune)) is not None:
-        updates["finetune"] = tuned.model_copy(update={"start": moved(tuned.start, old, scratch.run)})
+        updates["finetune"] = tuned.model_copy(update={"start": moved(old.start, old, scratch.run)})
     updates["evaluate"] = old.evaluate.model_copy(update=_evaluate(old, scratch))
     return replace(loaded, experiment=old.model_copy(update=updates))
 

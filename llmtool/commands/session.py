@@ -102,9 +102,8 @@ def need(loaded: Loaded, command: str) -> None:
 
 def model_to_start(loaded: Loaded) -> str:
     """The checkpoint that `finetune` starts from."""
-    assert loaded.experiment.finetune is not None
     with named("finetune.start"):
-        return str(checkpoints.find_checkpoint(loaded.experiment.finetune.start))
+        return str(checkpoints.find_checkpoint(loaded.experiment.start))
 
 
 def model_to_score(loaded: Loaded, dataset: Dataset) -> str:

@@ -19,6 +19,9 @@ from llmtool.core.errors import LlmtoolError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+# where the checkpoint lies that a path means: there, in a stage of a run, or in a run, of which what it
+# fine-tuned goes before what it trained
+PLACES = ("", "best", "finetune/best", "train/best")
 STEP = re.compile(r"step-(\d+)", re.ASCII)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from tokenizers import AddedToken
 
-from llmtool.core import files
+from llmtool.core import checkpoint, files
 from llmtool.core.config import Section
 from llmtool.core.contracts import Tokens
 from llmtool.core.errors import ConfigError, DataError
@@ -129,8 +129,7 @@ class ChatEncode(Section):
 
 def find_like(like: str) -> Path:
     """The card that `like` stands for: of prepared data, or of a checkpoint, its run or a stage of it."""
-    places = [Path(like), Path(like) / "best", Path(like) / "train" / "best"]
-    for path in (Path(like) / CARD, *(place / CHECKPOINT for place in places)):
+    for path in (Path(like) / CARD, *(Path(like) / place / CHECKPOINT for place in checkpoint.PLACES)):
         if path.is_file():
             return path
     raise ConfigError(

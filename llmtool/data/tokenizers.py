@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from llmtool.core import files
+from llmtool.core import checkpoint, files
 from llmtool.core.config import Section
 from llmtool.core.errors import ConfigError, DataError, LlmtoolError
 from llmtool.data import special_tokens
@@ -320,10 +320,8 @@ class FileTokenizer(Section):
     def file(self) -> Path:
         """The tokenizer.json; ConfigError when there is none."""
         given = Path(self.path)
-        if not given.is_dir():
-            places = [given]
-        else:  # of a run or a stage of one, its best checkpoint's, as of what `finetune` starts from
-            places = [given / place / FILE for place in ("", "best", "train/best")]
+        # of a run or a stage of one, its best checkpoint's, as of what `finetune` starts from
+        places = [given / place / FILE for place in checkpoint.PLACES] if given.is_dir() else [given]
         for path in places:
             if path.is_file():
                 return path

@@ -47,8 +47,8 @@ class EvaluateConfig(Section):
 
     of: str | None = Field(
         default=None,
-        description="a run, a stage of a run, a checkpoint, a model in Hugging Face's layout, or "
-        "hf://owner/name@commit; "
+        description="a run (what it fine-tuned, else what it trained), a stage of a run, a checkpoint, a "
+        "model in Hugging Face's layout, or hf://owner/name@commit; "
         "default: this run's finetune where there is one, else its train",
     )
     splits: list[SplitName] | None = Field(

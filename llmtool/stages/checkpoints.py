@@ -83,19 +83,20 @@ class Start:
 
 
 def find_checkpoint(path: str) -> Path:
-    """The checkpoint directory that a run, a stage of a run, a checkpoint directory, a Hugging Face model
-    directory or a name on the hub (hf://owner/name@revision) stands for."""
+    """The checkpoint directory that a run (what it fine-tuned, else what it trained), a stage of a run, a
+    checkpoint directory, a Hugging Face model directory or a name on the hub (hf://owner/name@revision)
+    stands for."""
     if path.startswith(hub.SCHEME):
         return hub.snapshot(path)
-    for candidate in (Path(path), Path(path) / "best", Path(path) / "train" / "best"):
+    for candidate in (Path(path) / place for place in checkpoint.PLACES):
         if (candidate / CARD_FILE).is_file():
             found = candidate.resolve()
             return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
     if foreign.is_foreign(Path(path)):
         return Path(path)
     raise ConfigError(
-        f"{path}: no checkpoint here (no {CARD_FILE} in it, in best/ or in train/best/, "
-        f"and no {pretrained.CONFIG_FILE} of a Hugging Face model)"
+        f"{path}: no checkpoint here (no {CARD_FILE} in it, in best/, finetune/best/ or "
+        f"train/best/, and no {pretrained.CONFIG_FILE} of a Hugging Face model)"
     )
 
 

@@ -284,13 +284,31 @@ def test_evaluate_of_a_run_a_stage_or_a_checkpoint(copy: Path, llmtool: Run) -> 
     for of in ("runs/table", "runs/table/train", "runs/table/train/best", "runs/table/finetune"):
         assert llmtool("evaluate", "table.yaml", "--set", f"evaluate.of={of}", cwd=copy).code == 0
         reports[of] = read(copy / "runs/table/evaluate/report.json")
-    assert reports["runs/table"] == reports["runs/table/train"] == reports["runs/table/train/best"]
-    assert reports["runs/table/finetune"]["metrics"] != reports["runs/table"]["metrics"]
+    assert reports["runs/table"] == reports["runs/table/finetune"]  # of both, what it fine-tuned
+    assert reports["runs/table/train"] == reports["runs/table/train/best"]
+    assert reports["runs/table/train"]["metrics"] != reports["runs/table"]["metrics"]
     gone = "runs/table/train/checkpoints/step-00000001"
     for of in (gone, "runs", "people.csv", "runs/table/prepare"):
         ended = llmtool("evaluate", "table.yaml", "--set", f"evaluate.of={of}", cwd=copy)
         assert ended.code == 2
         assert f"evaluate.of: {of}: no checkpoint here" in ended.error
+
+
+def test_a_run_that_only_fine_tuned_is_a_start_and_a_file_goes_on_from_its_own_training(
+    copy: Path, llmtool: Run
+) -> None:
+    own = ["finetune", "table.yaml", "--set", "finetune.start=runs/table", "--json"]
+    ended = llmtool(*own, cwd=copy)  # not from what it fine-tuned itself
+    assert ended.code == 0, ended.err
+    assert ended.json["fingerprints"] == read(copy / "runs/table/finetune/result.json")["fingerprints"]
+    full = ["finetune", "table.yaml", "--set", "finetune.method={kind: full}", "--json"]
+    assert llmtool(*full, "--set", "run=runs/tuned", cwd=copy).code == 0
+    assert not (copy / "runs/tuned/train").exists()
+    ended = llmtool(*full, "--set", "run=runs/more", "--set", "finetune.start=runs/tuned", cwd=copy)
+    assert ended.code == 0, ended.err
+    before = ended.json["lineage"]["links"][-2]
+    assert before["what"] == "checkpoint"
+    assert "runs/tuned/finetune/checkpoints" in before["where"]
 
 
 def test_evaluate_says_when_the_model_is_not_what_the_file_asks_for(copy: Path, llmtool: Run) -> None:
@@ -397,7 +415,7 @@ def test_finetune_of_a_language_model(copy: Path, llmtool: Run, method: str) -> 
         llmtool,
         "data:\n  source: {format: text, path: kings.txt, documents: blank}\n"
         "  encode: {as: tokens, like: runs/text/prepare}\n"
-        f"finetune: {{start: runs/text, method: {method}, budget: {{steps: 4}}, batch: 4}}\n",
+        f"finetune: {{start: runs/text/train, method: {method}, budget: {{steps: 4}}, batch: 4}}\n",
     )
     assert ended.code == 0, ended.err
     assert {*result["before"]} == {*result["after"]} == {"old", "new"}
