@@ -37,8 +37,9 @@ LOOP = 1.5e-4  # seconds of a step beside the model's own work: rows, random str
 class Work(Resolved):
     """A training, as far as its cost goes.
 
-    config: every `auto` resolved. inputs: of the model. rows, validation_rows: of the whole data; 0 rows: not
-    known. tokens, mean: of the longest row and of a mean one. packed: documents kept apart by a mask.
+    config: every `auto` resolved. inputs: of the model. rows: of the whole data; 0: not known. tokens, mean:
+    of the longest row and of a mean one. validation_rows: None: not known, 0: there is no such split. packed:
+    documents kept apart by a mask.
     """
 
     model: nn.Module
@@ -47,7 +48,7 @@ class Work(Resolved):
     rows: int
     tokens: int = 1
     mean: float = 1.0
-    validation_rows: int = 0
+    validation_rows: int | None = None
     precision: str = "fp32"
     packed: bool = False
     rates: Rates = field(default_factory=lambda: NO_RATES)
@@ -101,7 +102,16 @@ def of_file(
     resolved = resolve(config, amount, torch.device(device.kind), flops, room)
     mean = _mean(card, tokens) if card is not None and known else float(tokens)
     return Work(
-        model, resolved, model.inputs, rows, tokens, mean, validation, precision, packed(card, tokens), rates
+        model,
+        resolved,
+        model.inputs,
+        rows,
+        tokens,
+        mean,
+        validation if known else None,
+        precision,
+        packed(card, tokens),
+        rates,
     )
 
 
@@ -200,7 +210,7 @@ def _seconds(work: Work, step: Trace, scored: Trace, device: Device) -> dict[str
         "step_seconds": share * (whole - none) + none + LOOP,
         "micro_batch_seconds": share * (one - none),
         "update_seconds": none + LOOP,
-        "scored_row_seconds": scoring / rows,
+        "scored_row_seconds": scoring / max(1, rows),
     }
 
 
@@ -210,7 +220,7 @@ def _run(work: Work, step: Trace, found: dict[str, Any]) -> dict[str, Any]:
     if steps is None:
         return {"steps": None, "seconds": config.budget.seconds}
     validations, checkpoints = occasions(config, steps)
-    scoring = validations * work.validation_rows * found["scored_row_seconds"]
+    scoring = validations * (work.validation_rows or 0) * found["scored_row_seconds"]
     size = found["memory"]["weights"] + step.state
     saving = checkpoints * size / SAVED
     return {
@@ -244,12 +254,14 @@ def _traces(work: Work, kind: str) -> tuple[Trace, Trace]:
         accumulate=accumulate,
         recomputed=recomputed,
     )
-    return step, accounting.step(model, _scored_rows(work, kind), tokens, *how, scored=True)
+    rows = _scored_rows(work, kind)
+    return step, accounting.step(model, rows, tokens, *how, scored=True) if rows else Trace()
 
 
 def _scored_rows(work: Work, kind: str) -> int:
-    """Rows that are scored at once."""
-    return min(rows_at_once(work.inputs, kind, work.tokens), work.validation_rows or UNKNOWN_ROWS)
+    """Rows that are scored at once; 0 where there is no validation split."""
+    there = UNKNOWN_ROWS if work.validation_rows is None else work.validation_rows
+    return min(rows_at_once(work.inputs, kind, work.tokens), there)
 
 
 def _update(work: Work, kind: str) -> Callable[[nn.Module], Callable[[], None]]:

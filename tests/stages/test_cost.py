@@ -71,6 +71,14 @@ def test_data_that_is_not_prepared_leaves_the_whole_open():
     assert predict(work(budget={"time": "10m"}), CPU)["seconds"] == 600
 
 
+def test_nothing_is_scored_where_there_is_no_validation_split():
+    none, unknown = work(), work()
+    none.validation_rows, unknown.validation_rows = 0, None
+    found = predict(none, CPU)
+    assert found["memory"]["scoring"] == found["scoring_seconds"] == 0
+    assert 0 < predict(work(), CPU)["memory"]["scoring"] < predict(unknown, CPU)["memory"]["scoring"]
+
+
 def test_a_device_without_rates_says_its_memory_only():
     found = predict(work(), replace(CPU, flops={}))
     assert found["peak_bytes"] > 0
