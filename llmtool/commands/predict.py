@@ -211,6 +211,8 @@ def _columns(options: PredictOptions, stretch: Stretch, found: Answers) -> dict[
                 whole: list[Any] = [None] * len(stretch)
                 for place, cell in zip(places, cells, strict=True):
                     whole[place] = cell
+                for place, row in stretch.kept.items():
+                    whole[place] = row.get(name)
                 cells = whole
             columns[str(name)] = cells
     return columns | found.columns | {ERROR: list(found.errors)}

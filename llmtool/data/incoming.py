@@ -45,12 +45,14 @@ class Stretch:
     """Some rows that follow each other.
 
     frame: those that could be read, cells as they were written; its index is their place among all, from 0.
-    lines: of each row, where it begins, from 1. bad: place -> why that row could not be read.
+    lines: of each row, where it begins, from 1. bad: place -> why that row could not be read. kept: place ->
+    column -> cell, of what could be read of such a row.
     """
 
     frame: pd.DataFrame
     lines: list[int]
     bad: dict[int, str] = field(default_factory=dict)
+    kept: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -152,11 +154,15 @@ def read(source: Source, path: Path, rows: int = ROWS) -> Iterator[Stretch]:
     layout = Layout(columns=[])
     if isinstance(path, Piped):
         path.begin()
+    delimiter = source.delimiter if isinstance(source, CsvSource) else ""
     lines, places, values, bad = list[int](), list[int](), list[Any](), dict[int, str]()
-    characters, given = 0, False
+    kept, characters, given = dict[int, dict[str, Any]](), 0, False
     for item in _records(source, path, layout):
         if isinstance(item, BadRow):
             bad[len(lines)] = f"{item.reason} (line {item.line:,})"
+            if item.row is not None:
+                kept[len(lines)] = _cells(item.row, layout.columns, delimiter)
+                characters += _size(item.row)
             lines.append(item.line)
         else:
             line, value = item
@@ -165,10 +171,24 @@ def read(source: Source, path: Path, rows: int = ROWS) -> Iterator[Stretch]:
             lines.append(line)
             characters += _size(value)
         if len(lines) >= rows or characters > CHUNK_CHARACTERS:
-            yield Stretch(frame(layout.columns, values, np.array(places, np.int64)), lines, bad)
-            lines, places, values, bad, characters, given = [], [], [], {}, 0, True
+            yield Stretch(frame(layout.columns, values, np.array(places, np.int64)), lines, bad, kept)
+            lines, places, values, bad, kept, characters, given = [], [], [], {}, {}, 0, True
     if lines or not given:
-        yield Stretch(frame(layout.columns, values, np.array(places, np.int64)), lines, bad)
+        yield Stretch(frame(layout.columns, values, np.array(places, np.int64)), lines, bad, kept)
+
+
+def _cells(row: Any, columns: list[str], delimiter: str) -> dict[str, Any]:
+    """What a bad row holds, by column: of too few cells the first columns, and the last column all of those
+    that are too many. A cell that is no text is left out."""
+    if not isinstance(row, dict):
+        last = len(columns) - 1
+        joined = [*row[:last], delimiter.join(row[last:])] if len(row) > len(columns) else row
+        row = dict(zip(columns, joined, strict=False))
+    return {name: cell for name, cell in row.items() if type(cell) is not str or not _no_text(cell)}
+
+
+def _no_text(cell: str) -> bool:
+    return readers.MARK in cell or "\0" in cell
 
 
 def pictures_of(path: str, column: str, rows: int) -> Iterator[Stretch] | None:

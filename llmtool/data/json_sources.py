@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from llmtool.core.errors import DataError
 from llmtool.data import readers
@@ -21,6 +21,12 @@ def _learn_columns(row: dict[str, object], known: set[str], layout: Layout) -> N
     if row.keys() - known:
         known |= row.keys()
         layout.columns += [name for name in row if name not in set(layout.columns)]
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    """What a bad row holds all the same, its bytes that are no text marked."""
+    row = readers.json_row(text)
+    return row if isinstance(row, dict) else None
 
 
 class JsonlSource(DecodedSource):
@@ -40,7 +46,7 @@ class JsonlSource(DecodedSource):
             if isinstance(row, str):
                 if not known and text.strip() == "[":
                     raise DataError(f"{path}: one JSON array, not an object a line: say `format: json`")
-                yield BadRow(str(path), number, row, text)
+                yield BadRow(str(path), number, row, text, _object(text))
                 continue
             _learn_columns(row, known, layout)
             yield number, row
@@ -62,7 +68,7 @@ class JsonSource(DecodedSource):
             problem = readers.flaw(text, self.encoding) if whole else too_long("object")
             row = problem or readers.json_row(text)
             if isinstance(row, str):
-                yield BadRow(str(path), number, row, text)
+                yield BadRow(str(path), number, row, text, _object(text))
                 continue
             _learn_columns(row, known, layout)
             yield number, row

@@ -53,7 +53,8 @@ class ParquetSource(Source):
                     for row in zip(*columns, strict=True):
                         number += 1
                         nul = any(isinstance(value, str) and "\0" in value for value in row)
-                        yield BadRow(str(path), number, "a NUL character") if nul else (number, row)
+                        bad = BadRow(str(path), number, "a NUL character", row=row) if nul else None
+                        yield bad or (number, row)
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             if isinstance(error, FileNotFoundError):
                 raise DataError(f"{path}: no such file") from None

@@ -19,7 +19,7 @@ import stat
 import zlib
 from collections import deque
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -28,9 +28,7 @@ from llmtool.data import remote
 from llmtool.data.sampling import Thin
 
 BLOCK = 1 << 18  # bytes decompressed at a time
-RECORD_LIMIT = (
-    1 << 20
-)  # characters of one CSV record: a quote that is never closed costs one row, not the file
+RECORD_LIMIT = 1 << 20  # characters of one CSV record: a quote that is never closed costs one row alone
 LINE_LIMIT = 1 << 24  # characters of one line of JSON or text, or of one paragraph
 REREAD_LIMIT = 1 << 28  # characters read again after quotes that do not pair, before the file is refused
 MAX_RATIO = 250  # unpacked bytes per packed byte beyond which a file is a decompression bomb ...
@@ -67,12 +65,14 @@ class BrokenFile(DataError):
 
 @dataclass
 class BadRow:
-    """A row that could not be used, and why; `line` counts from 1, `text` holds its first 200 characters."""
+    """A row that could not be used, and why; `line` counts from 1, `text` holds its first 200 characters;
+    `row` is what could be read of it, as a good one's record has it (of CSV perhaps more cells, or fewer)."""
 
     file: str
     line: int
     reason: str
     text: str = ""
+    row: Any = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.text = self.text[:200].replace(MARK, "\ufffd")
@@ -363,7 +363,7 @@ def csv_records(
         number, text, _ = feeder.taken[0]
         whole = text if len(feeder.taken) == 1 else "\n".join(line for _, line, _ in feeder.taken)
         if problem := flaw(whole, encoding):
-            yield BadRow(str(path), number, problem, whole)
+            yield BadRow(str(path), number, problem, whole, fields)
         elif fields:
             yield number, fields
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -249,7 +249,7 @@ class _Gather:
     def add(self, item: Record | BadRow) -> bool:
         """Take in a row; whether the chunk is full."""
         if isinstance(item, BadRow):
-            self.bad.append(item)
+            self.bad.append(replace(item, row=None))  # it may be long, and nobody asks for it
         else:
             line, value = item
             self.lines.append(line)
@@ -380,7 +380,7 @@ class CsvSource(DecodedSource):
             if isinstance(record, tuple) and len(record[1]) != width:
                 line, fields = record
                 count = f"{len(fields)} field{'s' * (len(fields) != 1)} where there are {width} columns"
-                yield BadRow(str(path), line, count, layout.delimiter.join(fields))
+                yield BadRow(str(path), line, count, layout.delimiter.join(fields), fields)
             else:
                 yield record
 

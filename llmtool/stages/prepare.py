@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -184,7 +184,8 @@ class _Scan:
         if rows:
             self.bad += len(rows)
             self.places += rows[: 3 - len(self.places)]
-            lines = [json.dumps(asdict(row), ensure_ascii=False) for row in rows]
+            keys = ("file", "line", "reason", "text")
+            lines = [json.dumps({key: getattr(row, key) for key in keys}, ensure_ascii=False) for row in rows]
             files.append_line(self.quarantine, "\n".join(lines))
 
 

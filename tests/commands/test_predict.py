@@ -110,6 +110,7 @@ def test_values_come_in_their_own_units_and_clean_steps_hold(homes: Path, llmtoo
         "", "", "size is not a number", "size out of range", "", "",
         "4 fields where there are 2 columns (line 7)",
     ]  # fmt: skip
+    assert (found[6]["size"], found[6]["rooms"]) == ("7", "1;1;1")
     assert found[1]["rooms"] == "five"  # as written, though cleaning read 5
     assert found[0] == found[5]
     assert 1_000 < float(found[0]["prediction"]) < 200_000
@@ -429,7 +430,9 @@ def test_bad_rows_stand_where_they_stood(copy: Path, llmtool: Run) -> None:
     assert len(found) == len(rows)
     assert found[7]["city"] == 'new\nline, "so"'
     assert [row["prediction"] != "" for row in found] == [row["error"] == "" for row in found]
-    assert found[1]["age"] == ""
+    assert [(row["age"], row["hours"], row["city"]) for row in found[:4]] == [  # what could be read stays
+        ("30", "40", "Bern"), ("30", "", "Bern"), ("30", "40", ""), ("", "", ""),
+    ]  # fmt: skip
 
 
 def test_names_of_classes_may_hold_anything(tmp_path: Path, llmtool: Run) -> None:

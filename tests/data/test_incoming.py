@@ -10,7 +10,9 @@ import pytest
 
 from llmtool.core.errors import ConfigError
 from llmtool.data import incoming
+from llmtool.data.games.pgn import PgnSource
 from llmtool.data.incoming import Piped
+from llmtool.data.json_sources import JsonlSource
 from llmtool.data.sources import CsvSource, TextSource
 
 CSV = CsvSource(format="csv", path="train.csv", delimiter=";", encoding="latin-1")
@@ -30,6 +32,27 @@ def test_bad_rows_keep_their_place_across_stretches() -> None:
         ([["4", "5"]], {1: "not valid utf-8 (line 5)"}),
         ([["7", "8"]], {}),
     ]
+
+
+def kept(source: Any, content: bytes) -> list[dict[int, dict[str, Any]]]:
+    path = cast(Path, Piped(io.BytesIO(content)))
+    return [part.kept for part in incoming.read(incoming.settled(source, path, ["y"]), path, 2)]
+
+
+def test_what_could_be_read_of_a_bad_row_is_kept() -> None:
+    cells = b'id,x,y\n1\n2,3,4,5,"6"\n7,\xff,8\n9,\xff\n10,"11,12\n'
+    assert kept(CsvSource(format="csv", path="-"), cells) == [
+        {0: {"id": "1"}, 1: {"id": "2", "x": "3", "y": "4,5,6"}},
+        {0: {"id": "7", "y": "8"}, 1: {"id": "9"}},
+        {},
+    ]
+    objects = b'{"id": 1, "x": "a"}\n{"id": 2, "x": "\xff"}\n{"id": 3\n'
+    assert kept(JsonlSource(format="jsonl", path="-"), objects) == [{1: {"id": 2}}, {}]
+    game = b'[Event "a"]\n[White "b"]\n[FEN "8/8/8/8/8/8/8/8 w - -"]\n\n1. e4 *\n'
+    (row,) = kept(PgnSource(format="pgn", path="-"), game)[0].values()
+    assert {name: cell for name, cell in row.items() if cell} == {
+        "moves": "1. e4 *", "event": "a", "white": "b", "fen": "8/8/8/8/8/8/8/8 w - -",
+    }  # fmt: skip
 
 
 def test_there_is_a_stretch_even_where_there_is_no_row() -> None:

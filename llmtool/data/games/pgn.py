@@ -41,9 +41,8 @@ class PgnSource(DecodedSource):
             if layout.thin is None or layout.thin.keeps(game.size):
                 problem = game.problem(self.encoding)
                 row = game.row()
-                yield (
-                    BadRow(str(path), game.line, problem, str(row["moves"])) if problem else (game.line, row)
-                )
+                bad = BadRow(str(path), game.line, problem, str(row["moves"]), row) if problem else None
+                yield bad or (game.line, row)
         if not found:
             raise DataError(f'{path}: no game in it; games of PGN begin with tags, as in [Event "..."]')
 

@@ -74,14 +74,15 @@ def _games(path: Path, data: bytes, year: int, before: int, thin: Thin | None) -
         count = names.index("") if "" in names else len(names)
         moves = names[:count]
         text = " ".join(moves)
+        tournament, black, white = (int.from_bytes(record[i : i + 2], "little") for i in (0, 2, 4))
+        row = [text, str(record[6]), str(year), str(black), str(white), str(tournament)]
         if any(names[count:]):
-            yield BadRow(str(path), number, f"move {count + 1} is missing, others follow", text)
+            yield BadRow(str(path), number, f"move {count + 1} is missing, others follow", text, row)
         elif "?" in text:
             wrong = next(place for place, name in enumerate(moves) if name[0] == "?")
-            yield BadRow(str(path), number, f"move {wrong + 1} is no square: {record[8 + wrong]}", text)
+            yield BadRow(str(path), number, f"move {wrong + 1} is no square: {record[8 + wrong]}", text, row)
         else:
-            tournament, black, white = (int.from_bytes(record[i : i + 2], "little") for i in (0, 2, 4))
-            yield number, [text, str(record[6]), str(year), str(black), str(white), str(tournament)]
+            yield number, row
 
 
 class OthelloRandomSource(RowSource):
