@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -94,12 +96,14 @@ def _predict(options: PredictOptions, loaded: Loaded | None, of: str, own: bool)
         settings["root"] = None  # their paths are whole
     with Predictor(start, card, directory, reading, **settings) as predictor:
         if pictures is not None:
-            count = _write(options, predictor, None, pictures)
+            count = _write(options, predictor, None, lambda take: deque(map(take, pictures), maxlen=0))
         else:
             source = incoming.source_of(options.input, options.format, reading.source if reading else None)
             path = incoming.opened(options.input, source, sys.stdin.buffer)
             source = incoming.settled(source, path, list(predictor.stand_ins))
-            count = _write(options, predictor, source, incoming.read(source, path, predictor.rows))
+            early = _early(options, predictor, source)
+            give = partial(incoming.read, source, path, rows=predictor.rows, early=early)
+            count = _write(options, predictor, source, give)
     for note in [*predictor.notes, *count.told]:
         console.note(f"predict: {note}")
     wrong = f", {count.wrong:,} of them with an error instead of an answer" if count.wrong else ""
@@ -161,10 +165,23 @@ def _reading(start: checkpoints.Start) -> Reading | None:
     return Reading.from_state(state, start.directory)
 
 
+def _early(
+    options: PredictOptions, predictor: Predictor, source: Source
+) -> Callable[[list[str]], bool] | None:
+    """Whether rows are answered before many have come, by the columns known so far: to a file they need not
+    be, and of JSON any row may bring the column that is looked for."""
+    if options.output != STANDARD:
+        return None
+    return predictor.knows_columns if source.grows_columns else lambda columns: True
+
+
 def _write(
-    options: PredictOptions, predictor: Predictor, source: Source | None, stretches: Iterator[Stretch]
+    options: PredictOptions,
+    predictor: Predictor,
+    source: Source | None,
+    give: Callable[[Callable[[Stretch], None]], Any],
 ) -> Count:
-    """Read, predict and write, a stretch at a time."""
+    """Predict and write what `give` gives, a stretch at a time."""
     count = Count()
     form, delimiter = _form(options, source)
     numbers = predictor.numbers
@@ -173,7 +190,9 @@ def _write(
         packed = options.output.lower().endswith(".gz")
         writer = outgoing.writer(stream, form, numbers, delimiter, packed)
         checked = False
-        for stretch in stretches:
+
+        def take(stretch: Stretch) -> None:
+            nonlocal checked
             frame = stretch.frame
             if isinstance(source, TextSource) and len(predictor.inputs) == 1:
                 stretch.frame = frame = frame.set_axis(predictor.inputs, axis=1)
@@ -183,7 +202,10 @@ def _write(
             found = predictor.predict(stretch)
             count.add(stretch, found.errors)
             writer.write(_columns(options, stretch, found))
+            stream.flush()
             pace("predicting", count.rows)
+
+        give(take)
         writer.close()
     return count
 

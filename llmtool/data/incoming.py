@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import select
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -59,29 +60,42 @@ class Stretch:
 
 
 class Piped:
-    """Standard input, in place of a file. Its beginning can be read several times, until `begin`."""
+    """Standard input, in place of a file. Its beginning can be read several times, until `begin`; from then
+    on `wait` is called before what is not there yet is waited for."""
 
     suffix = ""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self._kept, self._keep = stream, list[bytes](), True
+        self._wait: Callable[[], None] = lambda: None
 
     def __str__(self) -> str:
         return "standard input"
 
-    def begin(self) -> None:
+    def begin(self, wait: Callable[[], None]) -> None:
         """From now on what is read is gone."""
-        self._keep = False
+        self._keep, self._wait = False, wait
 
     def piped(self) -> Iterator[bytes]:
         """Blocks of bytes, those that were kept first."""
         kept = self._kept if self._keep else [self._kept.pop(0) for _ in list(self._kept)]
         yield from list(kept)
         read = getattr(self._stream, "read1", self._stream.read)  # what is there, without waiting for more
-        while block := read(readers.BLOCK):
+        while True:
+            if not self._keep and not self._is_there():
+                self._wait()
+            if not (block := read(readers.BLOCK)):
+                return
             if self._keep:
                 self._kept.append(block)
             yield block
+
+    def _is_there(self) -> bool:
+        """Whether there is more, or the end, already; also where that cannot be told."""
+        try:
+            return bool(select.select([self._stream], [], [], 0)[0])
+        except (OSError, ValueError):
+            return True
 
 
 def form_of(path: str, given: RowSource | None) -> str:
@@ -146,35 +160,71 @@ def settled(source: Source, path: Path, targets: Sequence[str]) -> Source:
     return source
 
 
-def read(source: Source, path: Path, rows: int = ROWS) -> Iterator[Stretch]:
-    """The rows of an input in stretches, in memory that does not grow with it; one at least, perhaps empty.
+def read(
+    source: Source,
+    path: Path,
+    take: Callable[[Stretch], None],
+    rows: int = ROWS,
+    early: Callable[[list[str]], bool] | None = None,
+) -> None:
+    """Give `take` the rows of an input in stretches, in memory that does not grow with it; one at least,
+    perhaps empty.
 
-    source: as `settled` gave it. DataError for a file that is empty or breaks off in the middle.
+    source: as `settled` gave it. early: of standard input, whether the rows that have come are given when no
+    more are waiting, by the columns known so far. DataError for a file that is empty or breaks off in the
+    middle.
     """
     layout = Layout(columns=[])
+    filling = _Filling(layout, source.delimiter if isinstance(source, CsvSource) else "")
+
+    def wait() -> None:
+        if early is not None and filling.lines and early(layout.columns):
+            take(filling.stretch())
+
     if isinstance(path, Piped):
-        path.begin()
-    delimiter = source.delimiter if isinstance(source, CsvSource) else ""
-    lines, places, values, bad = list[int](), list[int](), list[Any](), dict[int, str]()
-    kept, characters, given = dict[int, dict[str, Any]](), 0, False
+        path.begin(wait)
     for item in _records(source, path, layout):
+        filling.add(item)
+        if len(filling.lines) >= rows or filling.characters > CHUNK_CHARACTERS:
+            take(filling.stretch())
+    if filling.lines or not filling.given:
+        take(filling.stretch())
+
+
+class _Filling:
+    """The rows of the stretch that is not full yet. given: whether there was one before."""
+
+    def __init__(self, layout: Layout, delimiter: str) -> None:
+        self.layout, self.delimiter, self.given = layout, delimiter, False
+        self._clear()
+
+    def _clear(self) -> None:
+        self.lines, self.places, self.values = list[int](), list[int](), list[Any]()
+        self.bad, self.kept = dict[int, str](), dict[int, dict[str, Any]]()
+        self.characters = 0
+
+    def add(self, item: Record | BadRow) -> None:
+        """Take in a row."""
+        place = len(self.lines)
         if isinstance(item, BadRow):
-            bad[len(lines)] = f"{item.reason} (line {item.line:,})"
-            if item.row is not None:
-                kept[len(lines)] = _cells(item.row, layout.columns, delimiter)
-                characters += _size(item.row)
-            lines.append(item.line)
+            self.bad[place] = f"{item.reason} (line {item.line:,})"
+            line, value = item.line, item.row
+            if value is not None:
+                self.kept[place] = _cells(value, self.layout.columns, self.delimiter)
         else:
             line, value = item
-            places.append(len(lines))
-            values.append(value)
-            lines.append(line)
-            characters += _size(value)
-        if len(lines) >= rows or characters > CHUNK_CHARACTERS:
-            yield Stretch(frame(layout.columns, values, np.array(places, np.int64)), lines, bad, kept)
-            lines, places, values, bad, kept, characters, given = [], [], [], {}, {}, 0, True
-    if lines or not given:
-        yield Stretch(frame(layout.columns, values, np.array(places, np.int64)), lines, bad, kept)
+            self.places.append(place)
+            self.values.append(value)
+        self.lines.append(line)
+        self.characters += 0 if value is None else _size(value)
+
+    def stretch(self) -> Stretch:
+        """The rows, which are no longer here then."""
+        rows = frame(self.layout.columns, self.values, np.array(self.places, np.int64))
+        found = Stretch(rows, self.lines, self.bad, self.kept)
+        self.given = True
+        self._clear()
+        return found
 
 
 def _cells(row: Any, columns: list[str], delimiter: str) -> dict[str, Any]:

@@ -143,6 +143,11 @@ class Predictor:
         self.notes += notes
         self._ready = True
 
+    def knows_columns(self, available: Sequence[str]) -> bool:
+        """Whether `check` finds all columns that the model reads among these, and leaves no cleaning out."""
+        _, left_out = on_new_rows(self.steps, self.inputs, list(self.stand_ins), available)
+        return not left_out and set(self.inputs) <= set(available)
+
     def predict(self, stretch: Stretch) -> Answers:
         """The answers to these rows, in their order, with a reason for each row that gets none."""
         assert self._ready or not len(stretch.frame), "check() comes first"

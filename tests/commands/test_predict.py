@@ -7,9 +7,11 @@ import gzip
 import io
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ import pytest
 from typer.testing import CliRunner
 
 from llmtool.cli import app
+from llmtool.commands import PredictOptions, predict
 from tests.conftest import REVIEWS, Ended, Run, people, reviews
 
 VALUES = """\
@@ -324,6 +327,39 @@ def test_standard_input_and_output_hold_rows_alone(finished: Path, llmtool: Run)
     packed = run_with(gzip.compress(given), "predict", "table.yaml", "--input", "-", cwd=finished)
     assert packed.code == 4
     assert "this is gzip data" in packed.error
+
+
+@pytest.mark.parametrize(
+    ("form", "rows"),
+    [
+        ("csv", "age,hours,city,member\n30,40,Bern,yes\n"),
+        ("jsonl", '{"age": "1"}\n{"age": "30", "hours": "40", "city": "Bern", "member": "yes"}\n'),
+    ],
+)
+def test_a_row_is_answered_while_the_next_is_waited_for(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, form: str, rows: str
+) -> None:
+    (asked, ask), (answers, answered) = os.pipe(), os.pipe()
+    came = []
+
+    def converse() -> None:
+        with open(ask, "wb", buffering=0) as questions:
+            questions.write(rows.encode())
+            came.append(select.select([answers], [], [], 30)[0] == [answers])
+
+    monkeypatch.chdir(finished)
+    with open(asked) as stdin, open(answers) as said, open(answered, "w") as stdout:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(sys, "stdout", stdout)
+        other = threading.Thread(target=converse)
+        other.start()
+        document = predict.run(PredictOptions("table.yaml", "-", format=form))
+        other.join()
+        stdout.close()
+        lines = said.read().splitlines()
+    assert came == [True]
+    assert (document["rows"], document["errors"]) == ((1, 0) if form == "csv" else (2, 0))
+    assert len(lines) == 2
 
 
 def test_every_format_out_holds_the_same(copy: Path, llmtool: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ import pytest
 from llmtool.core.errors import ConfigError
 from llmtool.data import incoming
 from llmtool.data.games.pgn import PgnSource
-from llmtool.data.incoming import Piped
+from llmtool.data.incoming import Piped, Stretch
 from llmtool.data.json_sources import JsonlSource
 from llmtool.data.sources import CsvSource, TextSource
 
@@ -20,8 +21,13 @@ CSV = CsvSource(format="csv", path="train.csv", delimiter=";", encoding="latin-1
 
 def read(source: Any, content: bytes, rows: int = 8192) -> list[tuple[list[list[Any]], dict[int, str]]]:
     path = cast(Path, Piped(io.BytesIO(content)))
-    settled = incoming.settled(source, path, ["y"])
-    return [(part.frame.values.tolist(), part.bad) for part in incoming.read(settled, path, rows)]
+    return [(part.frame.values.tolist(), part.bad) for part in stretches(source, path, rows)]
+
+
+def stretches(source: Any, path: Path, rows: int = 8192) -> list[Stretch]:
+    found = list[Stretch]()
+    incoming.read(incoming.settled(source, path, ["y"]), path, found.append, rows)
+    return found
 
 
 def test_bad_rows_keep_their_place_across_stretches() -> None:
@@ -36,7 +42,7 @@ def test_bad_rows_keep_their_place_across_stretches() -> None:
 
 def kept(source: Any, content: bytes) -> list[dict[int, dict[str, Any]]]:
     path = cast(Path, Piped(io.BytesIO(content)))
-    return [part.kept for part in incoming.read(incoming.settled(source, path, ["y"]), path, 2)]
+    return [part.kept for part in stretches(source, path, 2)]
 
 
 def test_what_could_be_read_of_a_bad_row_is_kept() -> None:
@@ -61,10 +67,56 @@ def test_there_is_a_stretch_even_where_there_is_no_row() -> None:
     assert read(source, b"a,b\n1,2\n", rows=1) == [([["1", "2"]], {})]
 
 
+@pytest.mark.parametrize("prompt", [True, False])
+def test_rows_that_have_come_are_given_when_no_more_are_waiting(prompt: bool) -> None:
+    there, more = os.pipe()
+    os.write(more, b"a,b\n1,2\n3\n5,")
+    found = list[Stretch]()
+
+    def take(stretch: Stretch) -> None:
+        found.append(stretch)
+        if len(found) == 1 and prompt:
+            os.write(more, b"6\n7,8\n")
+            os.close(more)
+
+    if not prompt:
+        os.write(more, b"6\n7,8\n")
+        os.close(more)
+    with open(there, "rb") as stream:
+        path = cast(Path, Piped(stream))
+        source = incoming.settled(CsvSource(format="csv", path="-"), path, [])
+        incoming.read(source, path, take, early=lambda columns: columns == ["a", "b"])
+    parts = [[0], [0, 1]] if prompt else [[0, 2, 3]]  # the second row is a bad one
+    assert [part.frame.index.tolist() for part in found] == parts
+    assert [len(part) for part in found] == ([2, 2] if prompt else [4])
+
+
+def test_rows_wait_for_the_columns_that_are_looked_for() -> None:
+    there, more = os.pipe()
+    os.write(more, b'{"b": 1}\n')
+    found, asked = list[Stretch](), list[list[str]]()
+
+    def early(columns: list[str]) -> bool:
+        asked.append(list(columns))
+        if len(asked) == 1:
+            os.write(more, b'{"a": 2}\n')
+        return "a" in columns
+
+    def take(stretch: Stretch) -> None:
+        found.append(stretch)
+        os.close(more)
+
+    with open(there, "rb") as stream:
+        path = cast(Path, Piped(stream))
+        incoming.read(JsonlSource(format="jsonl", path="-"), path, take, early=early)
+    assert asked == [["b"], ["b", "a"]]
+    assert [part.frame.index.tolist() for part in found] == [[0, 1]]
+
+
 def test_names_of_the_configuration_are_without_the_target_where_rows_are() -> None:
     source = CsvSource(format="csv", path="-", header=["a", "y"])
     path = cast(Path, Piped(io.BytesIO(b"1\n2\n")))
-    (part,) = incoming.read(incoming.settled(source, path, ["y"]), path)
+    (part,) = stretches(source, path)
     assert list(part.frame.columns) == ["a"]
     assert read(source, b"1,2\n3\n") == [([["1", "2"]], {1: "1 field where there are 2 columns (line 2)"})]
 
