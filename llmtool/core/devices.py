@@ -183,10 +183,10 @@ def _measured_peak(device: torch.device, precision: Precision, threads: int = 0)
     dtype = precision.dtype or torch.float32
     a = torch.full((size, size), 0.5, device=device, dtype=dtype)  # no random stream is touched
     b = a.clone()
-    return 2 * size**3 / _best(device, lambda: torch.mm(a, b))
+    return 2 * size**3 / fastest(device, lambda: torch.mm(a, b))
 
 
-def _best(device: torch.device, work: Callable[[], object]) -> float:
+def fastest(device: torch.device, work: Callable[[], object]) -> float:
     """Seconds of the fastest of some runs."""
     work()
     synchronize(device)
@@ -220,12 +220,12 @@ def _measured(device: torch.device, precision: Precision, threads: int) -> hardw
         flops.setdefault(name, _measured_peak(device, PRECISIONS[name], threads))
     x = torch.full((16 * 2**20,), 0.5, device=device)  # 64 MB: more than most caches hold
     y = torch.empty_like(x)
-    bandwidth = 2 * x.nbytes / _best(device, lambda: y.copy_(x))
+    bandwidth = 2 * x.nbytes / fastest(device, lambda: y.copy_(x))
     curves = call = None
     if device.type == "cpu":
-        curves = x.numel() / _best(device, lambda: torch.exp(x, out=y))
+        curves = x.numel() / fastest(device, lambda: torch.exp(x, out=y))
         one = torch.ones(4)
-        call = _best(device, lambda: [one + one for _ in range(100)]) / 100
+        call = fastest(device, lambda: [one + one for _ in range(100)]) / 100
     return hardware.Device(
         hardware.HERE,
         kind=device.type,

@@ -54,7 +54,7 @@ def bill(
     for other in hardware.find(wanted, devices):
         name = _precision(precision_name, other)
         others.append(cost.predict(cost.of_file(subject, fit, other, name, rates), other))
-    here = cost.predict(work, hardware.over(cost.here(work, device), own))
+    here = cost.predict(work, hardware.over(cost.here(work, device), own), cost.augmentation(work, device))
     return {"here": here, "on": others}
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llmtool.core.contracts import InputSpec
-from llmtool.core.devices import PRECISIONS, figures, products_in
+from llmtool.core.contracts import Batch, Images, InputSpec
+from llmtool.core.devices import PRECISIONS, fastest, figures, products_in
 from llmtool.core.hardware import Device
 from llmtool.models import accounting, timing
 from llmtool.models.tracing import Trace
@@ -22,6 +23,7 @@ from llmtool.stages.room import ModelRoom, average_bytes, packed, tokens_of
 from llmtool.stages.score import rows_at_once
 from llmtool.stages.settings import few_threads, resolve, threads
 from llmtool.training import TrainConfig
+from llmtool.training.augment import Augment
 from llmtool.training.average import Average
 from llmtool.training.optimizers import NO_RATES, Rates
 
@@ -126,10 +128,11 @@ def _mean(card: dict[str, Any], tokens: int) -> float:
 # --- before -----------------------------------------------------------------------------------------------
 
 
-def predict(work: Work, device: Device) -> dict[str, Any]:
+def predict(work: Work, device: Device, augmentation: float | None = None) -> dict[str, Any]:
     """Peak memory, seconds of a step and of the run, energy and money of `work` on a device.
 
-    What the device's figures do not say is None, and `missing` says why.
+    augmentation: seconds of a micro-batch's there; None: not known. What the device's figures do not say is
+    None, and `missing` says why.
     """
     found: dict[str, Any] = {
         "device": device.name,
@@ -153,7 +156,7 @@ def predict(work: Work, device: Device) -> dict[str, Any]:
     if device.memory is not None:
         found["fits"] = found["peak_bytes"] <= 0.95 * device.memory
     missing = []
-    parts_of_step = _seconds(work, step, scored, device)
+    parts_of_step = _seconds(work, step, scored, device, augmentation or 0.0)
     if parts_of_step is None:
         missing.append(
             f"time: no matrix rate of {device.name} in fp32 is known; `teraflops` in --devices says it"
@@ -161,6 +164,10 @@ def predict(work: Work, device: Device) -> dict[str, Any]:
     else:
         found |= parts_of_step
         found |= _run(work, step, found)
+        if augmentation is None and _augments(work):
+            missing.append(
+                f"augmentation: a step's time on {device.name} leaves it out; it is measured where it runs"
+            )
         if found["seconds"] is None:
             missing.append("total: how many steps it will be is known after `llmtool prepare`")
     if found["seconds"] is not None:
@@ -196,7 +203,9 @@ def memory(work: Work, step: Trace, scored: Trace, kind: str) -> dict[str, int]:
     }
 
 
-def _seconds(work: Work, step: Trace, scored: Trace, device: Device) -> dict[str, float] | None:
+def _seconds(
+    work: Work, step: Trace, scored: Trace, device: Device, augmentation: float
+) -> dict[str, float] | None:
     """Seconds of a step, of its parts, and of scoring a row; None where the device's figures do not say."""
     compiled, micros = work.config.compile, math.ceil(work.batch / work.micro_batch)
     whole, one = (timing.step_seconds(step, device, work.precision, n, compiled) for n in (micros, 1))
@@ -207,8 +216,9 @@ def _seconds(work: Work, step: Trace, scored: Trace, device: Device) -> dict[str
     scoring = timing.forward_seconds(scored, device, work.precision) * share
     rows = _scored_rows(work, device.kind)
     return {
-        "step_seconds": share * (whole - none) + none + LOOP,
-        "micro_batch_seconds": share * (one - none),
+        "step_seconds": share * (whole - none) + micros * augmentation + none + LOOP,
+        "micro_batch_seconds": share * (one - none) + augmentation,
+        "augmentation_seconds": augmentation,  # of a micro-batch, and in its seconds
         "update_seconds": none + LOOP,
         "scored_row_seconds": scoring / max(1, rows),
     }
@@ -233,10 +243,42 @@ def _run(work: Work, step: Trace, found: dict[str, Any]) -> dict[str, Any]:
 
 def here(work: Work, device: torch.device) -> Device:
     """This machine's figures for `work`: of a CPU with the threads that the training will have."""
+    with _threads_of(work, device):
+        return figures(device, PRECISIONS[work.precision])
+
+
+def augmentation(work: Work, device: torch.device) -> float:
+    """Seconds in which the pictures of a micro-batch are changed on this machine, measured on noise; of large
+    ones on some of the rows. 0 where nothing is changed."""
+    if not _augments(work):
+        return 0.0
+    config, inputs = work.config.augment, work.inputs
+    assert isinstance(inputs, Images)
+    rows = min(work.micro_batch, rows_at_once(inputs, device.type, 1))
+    shape = (rows, inputs.channels, inputs.height, inputs.width)
+    noise = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    scale = torch.zeros(inputs.channels), torch.ones(inputs.channels)
+    batch = Batch(noise, torch.zeros(rows, dtype=torch.int64), scale=scale).on(device)
+    times = 2 if config.mixes and work.micro_batch < work.batch else 1  # those mixed in are of other rows
+
+    def change() -> None:
+        augment = Augment(config, inputs, 0, rows)
+        changed = [batch.ready(augment.change(0, 0)) for _ in range(times)]
+        if augment.mixes:
+            augment.mixed(changed[0], changed[-1], 0, 0)
+
+    with _threads_of(work, device):
+        return fastest(device, change) * work.micro_batch / rows
+
+
+def _augments(work: Work) -> bool:
+    return isinstance(work.inputs, Images) and work.config.augment.active
+
+
+def _threads_of(work: Work, device: torch.device) -> AbstractContextManager[None]:
     model: Any = work.model
     flops = float(model.flops(work.tokens)) if hasattr(model, "flops") else None
-    with threads(few_threads(work.config, flops, device)):
-        return figures(device, PRECISIONS[work.precision])
+    return threads(few_threads(work.config, flops, device))
 
 
 def _traces(work: Work, kind: str) -> tuple[Trace, Trace]:

@@ -101,7 +101,8 @@ def result(
 ) -> dict[str, Any]:
     """`cost` of result.json, after a training with this config, every `auto` of it resolved."""
     work = cost.of_assembled(assembled, config)
-    predicted = cost.predict(work, cost.here(work, assembled.device))
+    device = assembled.device
+    predicted = cost.predict(work, cost.here(work, device), cost.augmentation(work, device))
     tokens = assembled.batches("train").tokens_per_row
     return compared(predicted, peak, seconds_of_step(throughput, work.batch, tokens), seconds)
 

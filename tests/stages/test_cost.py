@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llmtool.core.contracts import Classes, Features, NextToken, Tokens
+from llmtool.core.contracts import Classes, Features, Images, NextToken, Tokens
 from llmtool.core.hardware import TABLE, Device
+from llmtool.models.convnet import ConvNetConfig
 from llmtool.models.mlp import MLPConfig
 from llmtool.models.transformer import TransformerConfig
 from llmtool.stages import cost
@@ -84,6 +85,29 @@ def test_a_device_without_rates_says_its_memory_only():
     assert found["peak_bytes"] > 0
     assert found["seconds"] is None
     assert found["missing"][0].startswith("time: no matrix rate")
+
+
+def pictures(**keys):
+    with torch.device("meta"):
+        model = ConvNetConfig(family="convnet", stem="small", widths=[4], depths=[1])
+        model = model.build(Images(3, 8, 8), Classes(2))
+    return Work(model, TrainConfig(**SETTINGS | keys), model.inputs, 1000, validation_rows=100)
+
+
+def test_augmentation_is_measured_here_and_said_to_be_left_out_elsewhere():
+    device = torch.device("cpu")
+    everything = {"crop": 1, "randaugment": {}, "erase": 0.5, "mixup": 0.2, "cutmix": 1.0}
+    plain, changed = pictures(), pictures(augment=everything)
+    assert cost.augmentation(plain, device) == 0
+    for small in (changed, pictures(augment=everything, micro_batch=2), pictures(augment={"flip": True})):
+        assert cost.augmentation(small, device) > 0
+    whole, parts = (predict(pictures(augment=everything, micro_batch=n), CPU, 0.5) for n in (8, 2))
+    without = predict(plain, CPU)
+    assert whole["step_seconds"] == pytest.approx(without["step_seconds"] + 0.5)
+    assert whole["micro_batch_seconds"] == pytest.approx(without["micro_batch_seconds"] + 0.5)
+    assert 2 < parts["step_seconds"] < 2.5
+    assert not any("augmentation" in line for line in whole["missing"] + without["missing"])
+    assert any("augmentation" in line for line in predict(changed, H200)["missing"])
 
 
 def test_this_machine_is_measured():
