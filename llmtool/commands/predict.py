@@ -7,7 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -89,7 +89,7 @@ def _predict(options: PredictOptions, loaded: Loaded | None, of: str, own: bool)
     """own: the model is that of the run, and knows best how its rows are encoded."""
     start = checkpoints.from_checkpoint(of)
     card, directory = _card(None if loaded is None or own else Path(loaded.experiment.run), start)
-    reading = Reading.of(loaded.experiment.data) if loaded else _reading(start)
+    reading = _as_trained(Reading.of(loaded.experiment.data), card, start) if loaded else _reading(start)
     settings = _settings(loaded)
     pictures = _pictures(options, card)
     if pictures is not None:
@@ -175,6 +175,20 @@ def _early(
     return predictor.knows_columns if source.grows_columns else lambda columns: True
 
 
+def _as_trained(reading: Reading, card: dict[str, Any], start: checkpoints.Start) -> Reading:
+    """The reading of a file, with the decimal mark of the rows that its encoder learned from: of others,
+    categories would be other words."""
+    state = card.get("reading") or checkpoints.about_checkpoint(start.directory).reading
+    if state is None or not isinstance(reading.source, CsvSource):
+        return reading
+    decimal = state["source"].get("decimal", ".")
+    if decimal != reading.source.decimal:
+        console.note(
+            f"predict: data.source.decimal is {decimal!r} here, as it was when the data was prepared"
+        )
+    return replace(reading, source=reading.source.model_copy(update={"decimal": decimal}))
+
+
 def _write(
     options: PredictOptions,
     predictor: Predictor,
@@ -183,12 +197,12 @@ def _write(
 ) -> Count:
     """Predict and write what `give` gives, a stretch at a time."""
     count = Count()
-    form, delimiter = _form(options, source)
+    form, delimiter, decimal = _form(options, source)
     numbers = predictor.numbers
     with _stream(options) as stream, console.progress(None, "row") as display:
         pace = shown.Pace(display)
         packed = options.output.lower().endswith(".gz")
-        writer = outgoing.writer(stream, form, numbers, delimiter, packed)
+        writer = outgoing.writer(stream, form, numbers, delimiter, packed, decimal)
         checked = False
 
         def take(stretch: Stretch) -> None:
@@ -199,7 +213,8 @@ def _write(
             if not checked and (names := [str(name) for name in frame.columns]):
                 _check_columns(options, predictor, names)
                 checked = True
-            found = predictor.predict(stretch)
+            plain = stretch if source is None else replace(stretch, frame=source.plain(frame))
+            found = predictor.predict(plain)
             count.add(stretch, found.errors)
             writer.write(_columns(options, stretch, found))
             stream.flush()
@@ -240,13 +255,16 @@ def _columns(options: PredictOptions, stretch: Stretch, found: Answers) -> dict[
     return columns | found.columns | {ERROR: list(found.errors)}
 
 
-def _form(options: PredictOptions, source: Source | None) -> tuple[str, str]:
-    """The format of the output, and the delimiter of one that is CSV: those of the input, where it can be."""
+def _form(options: PredictOptions, source: Source | None) -> tuple[str, str, str]:
+    """The format of the output, and the delimiter and decimal mark of one that is CSV: those of the input,
+    where it can be."""
     given = "" if source is None else str(source.format)  # type: ignore[attr-defined]
     delimiter = source.delimiter if isinstance(source, CsvSource) and given == "csv" else ","
+    decimal = source.decimal if isinstance(source, CsvSource) else "."
     if options.output != STANDARD:
-        return outgoing.form_of(Path(options.output)), delimiter
-    return {"tsv": "tsv", "jsonl": "jsonl", "json": "jsonl"}.get(given, "csv"), delimiter
+        return outgoing.form_of(Path(options.output)), delimiter, decimal
+    form = {"tsv": "tsv", "jsonl": "jsonl", "json": "jsonl"}.get(given, "csv")
+    return form, delimiter, decimal
 
 
 @contextmanager

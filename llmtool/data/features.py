@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from llmtool.core.config import Section, suggest
 from llmtool.core.contracts import Features
 from llmtool.core.errors import ConfigError, DataError
+from llmtool.data import decimals
 from llmtool.data.cells import MARKERS, Cells
 from llmtool.data.columns import (
     Categories,
@@ -249,6 +250,8 @@ class FeatureEncoder:
         forced = {"number": config.numbers, "category": config.categories, "date": config.dates}
         kind = next((kind for kind, listed in forced.items() if name in listed), None) or found.kind()
         moments = found.numbers if kind == "number" else found.days
+        if found.decimal_commas:
+            self.notes.append(f"column {name!r} {decimals.HINT}")
         reason = self._useless(found, kind)
         if reason:
             self.notes.append(f"column {name!r} is left out: {reason}")

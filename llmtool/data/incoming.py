@@ -124,6 +124,8 @@ def source_of(path: str, form: str | None, given: RowSource | None) -> Source:
     if isinstance(given, Source) and given.format == form:  # type: ignore[attr-defined]
         return given.model_copy(update={"path": path})
     more = {"documents": "line"} if form == "text" else {}
+    if isinstance(given, CsvSource) and issubclass(SOURCES[form], CsvSource):
+        more["decimal"] = given.decimal
     return SOURCES[form].model_validate({"format": form, "path": path, **more})
 
 

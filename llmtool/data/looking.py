@@ -7,6 +7,7 @@ import csv
 import os
 import re
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from llmtool.core.errors import ConfigError, DataError
-from llmtool.data import readers
+from llmtool.data import decimals, readers
+from llmtool.data.cells import MISSING, Cells
 from llmtool.data.games.pgn import PgnSource
 from llmtool.data.games.sources import HEADER as WTHOR_HEADER
 from llmtool.data.games.sources import wthor_header
@@ -252,12 +254,27 @@ def _table(source: dict[str, Any], why: dict[str, str], text: str, size: int) ->
     if sum(cell[0] == " " for cell in cells) > 0.9 * max(1, len(cells)):
         source["skip_space"] = True
         why["skip_space"] = "a blank stands after each delimiter"
-    named, seen = _header([[cell.strip() for cell in record] for record in records])
+    named, seen = _header([[decimals.with_point(cell.strip()) for cell in record] for record in records])
     why["header"] = seen
     if not named:
         source["header"] = [f"c{number}" for number in range(1, len(records[0]) + 1)]
     form = CsvSource if source["format"] == "csv" else None
-    return _read(source, why, size, form, named)
+    return _with_decimal(_read(source, why, size, form, named))
+
+
+def _with_decimal(sight: Sight) -> Sight:
+    """The table, its numbers read with a decimal comma where columns of them have one."""
+    assert sight.frame is not None
+    counts = {str(name): Counter(Cells(sight.frame[name]).text) for name in sight.frame.columns}
+    found = [name for name, words in counts.items() if decimals.found_in(words, MISSING)]
+    if not found:
+        return sight
+    shown = next(word for word in counts[found[0]] if "," in word)
+    others = f" ({len(found)} columns do)" if len(found) > 1 else ""
+    sight.source["decimal"] = ","
+    sight.why["decimal"] = f"{found[0]} holds numbers such as {shown}{others}"
+    sight.frame = CsvSource(format="csv", path="-", decimal=",").plain(sight.frame)
+    return sight
 
 
 def _delimiter(text: str, quote: str | None) -> tuple[str, float]:
@@ -270,6 +287,13 @@ def _delimiter(text: str, quote: str | None) -> tuple[str, float]:
         share = widths.count(width) / max(1, len(widths))
         if (width > 1 and (share, width) > (best[1] + 0.02, 0)) or (width > best[2] > 0 and share >= best[1]):
             best = (delimiter, share, width)
+    if best[0] == ",":  # or are its commas those of 12,5;3,7?
+        for other in ";\t|":
+            records = _records(lines, other, quote)
+            commas = [cell for record in records for cell in record if "," in cell]
+            even = len(set(map(len, records))) == 1 < len(records[0])
+            if even and all(decimals.with_point(cell) != cell for cell in commas):
+                return other, 1.0
     return best[0], best[1]
 
 

@@ -38,15 +38,20 @@ def form_of(path: Path) -> str:
 
 
 def writer(
-    stream: BinaryIO, form: str, numbers: Collection[str] = (), delimiter: str = ",", packed: bool = False
+    stream: BinaryIO,
+    form: str,
+    numbers: Collection[str] = (),
+    delimiter: str = ",",
+    packed: bool = False,
+    decimal: str = ".",
 ) -> RowWriter:
     """A writer of rows in this format. numbers: columns that hold numbers or nothing, whatever comes first.
-    packed: through gzip."""
+    packed: through gzip. delimiter, decimal: of CSV, and the decimal mark of TSV."""
     if form == "parquet":
         return ParquetWriter(stream, numbers)
     if form == "jsonl":
         return JsonlWriter(stream, packed)
-    return CsvWriter(stream, "\t" if form == "tsv" else delimiter, packed)
+    return CsvWriter(stream, "\t" if form == "tsv" else delimiter, packed, decimal)
 
 
 class _Text:
@@ -68,9 +73,9 @@ class _Text:
 class CsvWriter(_Text):
     """Cells of text are written as they are, quoted where they hold a delimiter, a quote or a line end."""
 
-    def __init__(self, stream: BinaryIO, delimiter: str, packed: bool) -> None:
+    def __init__(self, stream: BinaryIO, delimiter: str, packed: bool, decimal: str) -> None:
         super().__init__(stream, packed)
-        self._delimiter, self._names = delimiter, list[str]()
+        self._delimiter, self._names, self._decimal = delimiter, list[str](), decimal
 
     def write(self, columns: Mapping[str, Sequence[Any]]) -> None:
         """DataError where there is a column that the header, which is written, does not have."""
@@ -86,6 +91,8 @@ class CsvWriter(_Text):
             )
         nothing = [None] * len(next(iter(columns.values())))
         cells = [_plain_all(columns.get(name, nothing)) for name in self._names]
+        if self._decimal != ".":
+            cells = [[_marked(cell, self._decimal) for cell in column] for column in cells]
         lines.writerows(zip(*cells, strict=True))
         self._put(text.getvalue())
 
@@ -97,6 +104,10 @@ def _plain_all(cells: Sequence[Any]) -> Sequence[Any]:
 
 def _plain(value: Any) -> Any:
     return ("true" if value else "false") if value is True or value is False else value
+
+
+def _marked(value: Any, decimal: str) -> Any:
+    return repr(value).replace(".", decimal) if isinstance(value, float) else value
 
 
 class JsonlWriter(_Text):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -15,7 +15,8 @@ from llmtool.core.config import Section
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.core.files import HashFile
 from llmtool.core.urls import without_secrets
-from llmtool.data import readers, remote
+from llmtool.data import decimals, readers, remote
+from llmtool.data.column_names import check_names, difference
 from llmtool.data.readers import BadRow, BrokenFile
 from llmtool.data.sampling import Sample, Thin
 
@@ -73,6 +74,7 @@ class Layout:
 
 
 Record = tuple[int, Any]  # line, and the row: list of fields, mapping, or text
+Plain = Callable[["pd.DataFrame"], "pd.DataFrame"]  # Source.plain
 
 
 class RowSource(Section):
@@ -201,7 +203,7 @@ class Source(RowSource):
         """
         placed = self._placed()
         layout = Layout(columns=[])
-        gather = _Gather(layout, rows, given=placed[0][1] is not None)
+        gather = _Gather(self.plain, layout, rows, given=placed[0][1] is not None)
         for index, (path, split) in enumerate(placed):
             layout.thin = self._sample.of(path) if self._sample else None
             if layout.thin and not layout.thin.wanted:
@@ -220,6 +222,10 @@ class Source(RowSource):
         elif not gather.total:
             raise DataError(f"{', '.join(str(path) for path, _ in placed[:3])}: no rows")
 
+    def plain(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The rows as everything behind the source takes them, of rows as they were written."""
+        return rows
+
     def _records(self, path: Path, layout: Layout) -> Iterator[Record | BadRow]:
         raise NotImplementedError
 
@@ -227,8 +233,8 @@ class Source(RowSource):
 class _Gather:
     """Collects records until they make a chunk."""
 
-    def __init__(self, layout: Layout, rows: int, given: bool) -> None:
-        self.layout, self.rows, self.given = layout, rows, given
+    def __init__(self, plain: Plain, layout: Layout, rows: int, given: bool) -> None:
+        self.plain, self.layout, self.rows, self.given = plain, layout, rows, given
         self.total = 0  # rows in the chunks before
         # file, split, unit of the file if it is one
         self.here: tuple[int, str | None, int | None] = (0, None, None)
@@ -271,7 +277,7 @@ class _Gather:
             unit[start:] = index[start:] if first is None else first
             if split is not None:
                 split[start:] = name
-        rows = frame(self.layout.columns, self.values, index)
+        rows = self.plain(frame(self.layout.columns, self.values, index))
         chunk = Chunk(rows, unit, file, np.array(self.lines, np.int64), split, self.bad, self.characters)
         self.total += count
         self._clear()
@@ -346,6 +352,9 @@ class CsvSource(DecodedSource):
     )
     comment: str | None = Field(default=None, description="lines that begin with this are skipped")
     skip_space: bool = Field(default=False, description="drop blanks after each delimiter")
+    decimal: Literal[".", ","] = Field(
+        default=".", description="the decimal mark of numbers; with ',' 12,5 is one, and 1.234 is none"
+    )
 
     @model_validator(mode="after")
     def _can_be_read(self) -> Self:
@@ -362,6 +371,13 @@ class CsvSource(DecodedSource):
         if self.quote == self.delimiter or self.comment == "":
             raise ValueError("quote, delimiter and comment must differ, and comment cannot be empty")
         return self
+
+    def plain(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The rows with a decimal point in every number."""
+        if self.decimal == ".":
+            return rows
+        columns = {name: decimals.with_points(rows[name].tolist()) for name in rows.columns}
+        return table(columns, rows.index.to_numpy())
 
     def _records(self, path: Path, layout: Layout) -> Iterator[Record | BadRow]:
         if layout.first is None:
@@ -411,25 +427,6 @@ class TsvSource(CsvSource):
 
     format: Literal["tsv"]  # type: ignore[assignment]
     delimiter: Literal["\t"] = Field(default="\t", description="always a tab")
-
-
-def check_names(names: list[str], place: str) -> None:
-    """ValueError for an empty name, or one that stands twice; place: what messages begin with."""
-    empty = [position for position, name in enumerate(names, 1) if not name.strip()]
-    if empty or not names:
-        raise ValueError(f"{place}: column {empty[0] if empty else 1} has no name")
-    twice = [name for position, name in enumerate(names) if name in names[:position]]
-    if twice:
-        raise ValueError(f"{place}: the column {twice[0]!r} stands twice")
-
-
-def difference(expected: list[str], found: list[str]) -> str:
-    """In words, how the columns of a file differ from those of the first."""
-    missing = [name for name in expected if name not in found]
-    extra = [name for name in found if name not in expected]
-    parts = [f"no {', '.join(map(repr, missing[:3]))}"] if missing else []
-    parts += [f"{', '.join(map(repr, extra[:3]))} besides"] if extra else []
-    return "; ".join(parts) or "the same names in another order"
 
 
 # --- text -------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import numpy as np
 
 from llmtool.core import seeds
 from llmtool.core.errors import DataError
+from llmtool.data import decimals
 from llmtool.data.cells import BLANK, Cells
 
 if TYPE_CHECKING:
@@ -240,6 +241,11 @@ class ColumnStatistics:
     def distinct(self) -> int:
         """Different words; at least this many when `overflow`."""
         return len(self.words)
+
+    @property
+    def decimal_commas(self) -> bool:
+        """Whether it would hold numbers, were a comma the decimal mark."""
+        return self.wrong > 0 and decimals.found_in(self.words, self._markers)
 
     def kind(self) -> Kind:
         """What the column holds, judged by nearly all of its cells."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from llmtool.core.errors import ConfigError, DataError
-from llmtool.data import normal
+from llmtool.data import decimals, normal
 from llmtool.data.cells import BLANK, Cells
 from llmtool.data.statistics import ColumnStatistics
 
@@ -302,7 +302,7 @@ def _fit_classes(found: ColumnStatistics, notes: list[str]) -> ClassTarget:
         or (found.distinct > 20 and found.distinct > present / 2)
     ):
         count = f"{found.distinct:,}{' or more' * found.overflow}"
-        hint = "; target_kind: values makes it a regression" if found.wrong == 0 else ""
+        hint = "; target_kind: values makes it a regression" if found.wrong == 0 else _comma_hint(found)
         raise DataError(
             f"target {name!r}: {count} different values in {present:,} train rows are no classes{hint}"
         )
@@ -311,7 +311,13 @@ def _fit_classes(found: ColumnStatistics, notes: list[str]) -> ClassTarget:
     if single:
         shown = ", ".join(map(repr, single[:5])) + (", ..." if len(single) > 5 else "")
         notes.append(f"target {name!r}: {len(single)} of {len(names)} classes have one train row ({shown})")
+    if found.decimal_commas:
+        notes.append(f"target {name!r} {decimals.HINT}")
     return ClassTarget(name, names, [found.words[word] for word in names])
+
+
+def _comma_hint(found: ColumnStatistics) -> str:
+    return f"; it {decimals.HINT}" if found.decimal_commas else ""
 
 
 def _fit_labels(found: list[ColumnStatistics], separator: str, notes: list[str]) -> LabelTarget:
@@ -373,7 +379,10 @@ def _fit_values(found: list[ColumnStatistics], scale: Scale) -> ValueTarget:
         moments = column.numbers
         if moments.count == 0 or column.wrong > moments.count:
             example = f", such as {column.first_wrong[:40]!r}" if column.first_wrong else ""
-            raise DataError(f"target {column.name!r}: {column.wrong:,} train rows hold no number{example}")
+            raise DataError(
+                f"target {column.name!r}: {column.wrong:,} train rows hold no number{example}"
+                f"{_comma_hint(column)}"
+            )
         if moments.minimum >= moments.maximum:
             raise DataError(f"target {column.name!r}: every train row has the value {moments.mean:g}")
         if not (math.isfinite(moments.deviation) and max(-moments.minimum, moments.maximum) < 3e38):

@@ -127,7 +127,7 @@ def explained(text):
             section = line.partition(":")[0]
         guessed = re.match(
             r"\s+(as|target|target_kind|text|tokenizer|length|scale|missing|markers|split|documents|encoding|"
-            r"delimiter|header|quote|skip_space|family|budget|size|game):",
+            r"delimiter|header|quote|skip_space|decimal|family|budget|size|game):",
             line,
         )
         if guessed and section in ("data", "model", "train"):

@@ -324,6 +324,17 @@ def test_one_wrong_number_does_not_turn_a_column_into_text() -> None:
     assert encoder.encode(frame)[1] == {199: "a is not a number"}
 
 
+def test_numbers_with_a_decimal_comma_are_noted_where_the_comma_is_not_read() -> None:
+    frame = table(temp=["37,4", "36,9", "38"] * 20, kind=["a,b", "c", "d"] * 20, y=Y * 30)
+    encoder = fit(frame)
+    (note,) = [note for note in encoder.notes if "comma" in note]
+    assert note.startswith("column 'temp' looks like numbers with a decimal comma: set data.source.decimal")
+    assert [column.kind for column in encoder.fitted] == ["category", "category"]
+    with pytest.raises(DataError, match=r"no number, such as '37,4'; it looks like .*data\.source\.decimal"):
+        fit(frame, target="temp", target_kind="values")
+    assert "target 'temp' looks like numbers with" in fit(frame, target="temp").notes[0]
+
+
 def test_codes_can_be_forced_to_categories() -> None:
     frame = table(zip=["01", "1", "02", "2"] * 3, y=Y * 6)
     assert fit(frame, categories=["zip"]).fitted[0].categories == ["01", "02", "1", "2"]

@@ -131,6 +131,8 @@ def test_lines_of_text_are_rows_the_blank_ones_too_and_a_file_is_one() -> None:
 def test_the_format_is_what_the_name_says_else_that_of_the_data() -> None:
     assert incoming.source_of("new.csv", None, CSV).encoding == "latin-1"  # type: ignore[attr-defined]
     assert incoming.source_of("new.csv.gz", None, CSV).path == "new.csv.gz"
+    german = CSV.model_copy(update={"decimal": ","})
+    assert incoming.source_of("new.tsv", None, german).decimal == ","  # type: ignore[attr-defined]
     for name, form in (
         ("a.tsv", "tsv"),
         ("a.jsonl.gz", "jsonl"),

@@ -16,6 +16,12 @@ def rows(count, delimiter=",", header=True):
     return "\n".join(lines) + "\n"
 
 
+def comma(delimiter, header=True):
+    lines = [delimiter.join(["size", "weight", "price"])] if header else []
+    lines += [delimiter.join([f"{20 + n},5", f"{n},25", str(n)]) for n in range(30)]
+    return "\n".join(lines) + "\n"
+
+
 def written(word, encoding):
     return rows(30).replace("town", word).encode(encoding)
 
@@ -36,6 +42,13 @@ def at(tmp_path):
     [
         ("a.csv", rows(30), {"format": "csv"}),
         ("a.csv", rows(30, ";"), {"format": "csv", "delimiter": ";"}),
+        ("a.csv", comma(";"), {"format": "csv", "delimiter": ";", "decimal": ","}),
+        ("a.csv", comma(";", header=False),
+         {"format": "csv", "delimiter": ";", "decimal": ",", "header": ["c1", "c2", "c3"]}),
+        ("a.tsv", comma("\t"), {"format": "tsv", "decimal": ","}),
+        ("a.csv", "town,price\n" + "".join(f'a,"1,{n}"\n' for n in range(200, 230)), {"format": "csv"}),
+        ("a.csv", "".join(f"{n},a;b,{n}\n" for n in range(30)),
+         {"format": "csv", "header": ["c1", "c2", "c3"]}),
         ("a.csv", rows(30, "|"), {"format": "csv", "delimiter": "|"}),
         ("a.csv", rows(30, "\t"), {"format": "tsv"}),
         ("a.tsv", rows(30, "\t"), {"format": "tsv"}),
@@ -62,6 +75,8 @@ def test_how_a_file_is_written(at, name, content, expected):
     path = at(name, content)
     sight = look(path)
     assert sight.source == {**expected, "path": path}
+    if "decimal" in expected:
+        assert sight.frame.iloc[3].tolist() == ["23.5", "3.25", "3"]
     for key in expected.keys() - {"format"}:
         assert sight.why[key]
 

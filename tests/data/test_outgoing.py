@@ -25,6 +25,12 @@ def test_csv_quotes_what_needs_it_and_nothing_else() -> None:
         writer.write({"a": ["z"], "d": [1]})
 
 
+def test_csv_has_the_decimal_mark_that_is_asked_for() -> None:
+    stream = io.BytesIO()
+    outgoing.writer(stream, "csv", delimiter=";", decimal=",").write({"a": ["1.5"], "b": [2.5], "c": [None]})
+    assert stream.getvalue() == b"a;b;c\n1.5;2,5;\n"
+
+
 def test_json_lines_keep_types_and_bear_new_keys() -> None:
     stream = io.BytesIO()
     writer = outgoing.writer(stream, "jsonl")

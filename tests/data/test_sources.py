@@ -69,6 +69,16 @@ def test_dialects(tmp_path: Path, data: bytes, expected: list) -> None:
     assert (values, bad) == (expected, [])
 
 
+def test_decimal_commas_become_points(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.csv", "a;b\n1,5;x,y\n1.234;2\n;-,5\n")
+    assert read(csv(path))[0] == [["1,5", "x,y"], ["1.234", "2"], ["", "-,5"]]
+    values, bad, chunks = read(csv(path, decimal=","), 2)
+    assert values == [["1.5", "x,y"], ["1,234", "2"], ["", "-.5"]]
+    assert not bad
+    assert set(chunks[0].frame.dtypes) == {np.dtype(object)}
+    assert [index for chunk in chunks for index in chunk.frame.index] == [0, 1, 2]
+
+
 def test_adult_files_are_read_as_they_are(tmp_path: Path) -> None:
     path = put(tmp_path / "a.csv", "|1x3 Cross validator\n25, Private, <=50K.\n38, ?, >50K.\n\n")
     values, bad, _ = read(csv(path, header=["age", "work", "income"], skip_space=True, comment="|"))
@@ -143,6 +153,7 @@ def test_files_must_have_the_same_columns(tmp_path: Path) -> None:
         ({"header": False}, "needs them here"),
         ({"header": ["a", "a"]}, "stands twice"),
         ({"delimiter": "::"}, "not one character"),
+        ({"decimal": ";"}, "Input should be '.' or ','"),
         ({"encoding": "utf-9"}, "no encoding that Python knows"),
         ({"encoding": "zlib"}, "no encoding of text"),
         ({"quote": ",", "delimiter": ","}, "must differ"),
