@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WORDS, LETTERS = 8, 60  # of a cell on average, from which a column holds texts
+SHORT = 2  # words of a cell on average, from which it may hold titles and the like
 MOST_CLASSES = 200  # more different values are no guess for a target
 # Names of targets: those that say so, those that mostly are one, endings.
 SAYS = ("target", "label", "labels", "class", "y", "outcome", "output_label")
@@ -111,6 +112,7 @@ def guess(
     else:
         _target(made, target, task, named)
     _leave_out(made, frame)
+    _keep_one(made)
     _clean(made, frame)
     _split(made, frame)
     return made
@@ -283,33 +285,56 @@ def _leave_out(made: Guess, frame: pd.DataFrame) -> None:
     for column in made.columns:
         if column.name in (made.target, *made.texts):
             continue
+        marked = _marker(made, column)
         present = column.rows - column.missing
         unique = column.more or column.distinct > 0.95 * present
         numbered = column.kind == "number" and column.found.whole and unique and present >= 20
         if numbered and (_ID.fullmatch(column.name) or column.found.counts_rows):
             made.ignore[column.name] = f"an identifier: {column.values()}"
-        elif column.kind in ("category", "text") and column.distinct >= 20 and column.distinct > present / 2:
+        elif _names_rows(column) and not marked:
             made.ignore[column.name] = f"names or texts: {column.values()}"
         elif column.distinct <= 1 and not column.missing and not column.more:
             made.ignore[column.name] = "the same value in every row"
         elif column.kind == "nothing":
             made.ignore[column.name] = "empty"
-        _marker(made, column)
     if made.fitted is not None and made.fitted.spec()["kind"] == "values" and not made.texts:
         _leaks(made, frame)
 
 
-def _marker(made: Guess, column: Column) -> None:
-    """Words among numbers that stand for a missing one: few different ones, often."""
+def _keep_one(made: Guess) -> None:
+    """Where no input would be left, the column with the most words is read as a text, if it has any."""
+    if made.target is None or {column.name for column in made.columns} - {made.target, *made.ignore}:
+        return
+    named = [column for column in made.columns if column.name in made.ignore and _names_rows(column)]
+    best = max(named, key=lambda column: column.words, default=None)
+    if best is not None and best.words >= SHORT:
+        del made.ignore[best.name]
+        made.texts, made.why["text"] = [best.name], "the only column left to learn from"
+        return
+    listed = "; ".join(f"{name}: {why}" for name, why in list(made.ignore.items())[:30])
+    text = f"; its cells can be read as texts: data.encode: {{as: text, text: {best.name}}}" if best else ""
+    raise ConfigError(f"no column is left to predict {made.target} from ({listed}){text}")
+
+
+def _names_rows(column: Column) -> bool:
+    """Whether most rows have words of their own."""
+    present = column.rows - column.missing
+    return column.kind in ("category", "text") and column.distinct >= 20 and column.distinct > present / 2
+
+
+def _marker(made: Guess, column: Column) -> bool:
+    """Words among numbers that stand for a missing one: few different ones, often. Whether there are any."""
     found = column.found
     if column.kind != "category" or not found.wrong or found.overflow:
-        return
+        return False
     words = [word for word in found.words if not is_number(word) and word not in MARKERS]
     if found.numbers.count > NUMBER_WORDS * column.rows and 0 < len(words) <= 2:
         made.markers += [word for word in words if word not in made.markers]
         made.why["markers"] = (
             f"{column.name}: {', '.join(map(repr, words))} among {found.numbers.count:,} numbers"
         )
+        return True
+    return False
 
 
 def _leaks(made: Guess, frame: pd.DataFrame) -> None:

@@ -216,9 +216,11 @@ def _labelled(sight: Sight, found: Guess, device: str) -> Plan:
     length = int(max(64, 2 ** math.ceil(math.log2(max(1.0, 2 * seen["words"])))))
     texts: str | list[str] = found.texts if len(found.texts) > 1 else found.texts[0]
     column = next(column for column in found.columns if column.name == found.texts[-1])
+    texts_why = f"texts of {column.letters:,.0f} characters on average, {column.values()}"
+    texts_why = "; ".join(filter(None, [found.why.get("text"), texts_why]))
     encode: list[tuple[str, Any, str]] = [
         ("as", "text", "a text and what is to be said of it"),
-        ("text", texts, f"texts of {column.letters:,.0f} characters on average, {column.values()}"),
+        ("text", texts, texts_why),
         _target_line(found),
         *_kind_line(found),
         ("tokenizer", {"kind": "words"}, "the family counts words and runs of words"),

@@ -59,6 +59,8 @@ def data(name, place):
 CONTENT = {
     "people.csv": people(),
     "reviews.csv": csv({"review": REVIEWS, "sentiment": ["pos" if n % 2 else "neg" for n in range(120)]}),
+    "titles.csv": csv({"title": [" ".join(text.split()[2:5]) for text in REVIEWS], "topic": ["a", "b"] * 60}),
+    "sizes.csv": "\n".join(["size;weight", *(f"{n},5;{n % 7},25" for n in range(120))]) + "\n",
     "story.txt": story(400),
     "texts.jsonl": "".join(json.dumps({"story": text}) + "\n" for text in REVIEWS),
     "chats.jsonl": "".join(
@@ -66,7 +68,8 @@ CONTENT = {
     ),
 }
 KINDS = {
-    "people.csv": ("features", None), "reviews.csv": ("text", "sentiment"), "story.txt": ("tokens", None),
+    "people.csv": ("features", None), "reviews.csv": ("text", "sentiment"),
+    "titles.csv": ("text", "topic"), "sizes.csv": ("features", "weight"), "story.txt": ("tokens", None),
     "texts.jsonl": ("tokens", None), "chats.jsonl": ("chat", None), "games.txt": ("moves", None),
     "numbers": ("images", None), "photos": ("images", None),
 }  # fmt: skip

@@ -124,7 +124,7 @@ def test_columns_that_never_stand_in_one_row_do_not_give_the_answer_away():
 def test_words_that_mean_missing():
     ages = [*numbers(N - 20), *["unknown"] * 20]
     found = guess(frame(age=ages, label=words("ab")), None, None)
-    assert found.markers == ["unknown"]
+    assert (found.markers, found.ignore) == (["unknown"], {})
     assert "'unknown' among 180 numbers" in found.why["markers"]
 
 
@@ -156,6 +156,23 @@ def test_texts():
     several = guess(frame(story=texts(), noun=words("ab"), verb=words("cd")), None, None)
     assert several.texts == ["story"]
     assert "--target" in several.why["text"]
+
+
+def test_short_texts_are_read_where_nothing_else_is_left():
+    titles = [f"oil price number {i}" for i in range(N)]
+    alone = guess(frame(id=range(N), code=[f"k {i}" for i in range(N)], title=titles, topic=words("abc")),
+                  None, None)  # fmt: skip
+    assert (alone.target, alone.texts) == ("topic", ["title"])
+    assert set(alone.ignore) == {"id", "code"}
+    assert "only column left" in alone.why["text"]
+    beside = guess(frame(title=titles, size=numbers(), topic=words("abc")), "topic", None)
+    assert (beside.texts, set(beside.ignore)) == ([], {"title"})
+    with pytest.raises(ConfigError, match=r"left to predict topic from \(code: names.*text, text: code}"):
+        guess(frame(code=[f"k{i}" for i in range(N)], topic=words("abc")), "topic", None)
+    with pytest.raises(
+        ConfigError, match=r"left to predict topic from \(same: the same value in every row\)$"
+    ):
+        guess(frame(same="a" * N, topic=words("abc")), "topic", None)
 
 
 def test_lengths_of_texts():
