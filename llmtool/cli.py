@@ -119,7 +119,9 @@ def init(
     task: Annotated[
         str | None,
         typer.Option(
-            "--task", metavar="classification|regression|language", help="What is learned; default: guessed."
+            "--task",
+            metavar="classification|multilabel|regression|language",
+            help="What is learned; default: guessed.",
         ),
     ] = None,
     json: Json = False,

@@ -20,16 +20,17 @@ STDOUT = "-"
 def run(options: InitOptions) -> dict[str, Any]:
     """Run the command; returns what was guessed. An existing file is never written over."""
     tasks = typing.get_args(Task)
-    if options.task is not None and options.task not in tasks:
-        raise ConfigError(f"--task {options.task}: expected one of {', '.join(tasks)}")
-    if options.task == "language" and options.target is not None:
+    asked = "multilabel" if options.task == "labels" else options.task  # as target_kind has it
+    if asked is not None and asked not in tasks:
+        raise ConfigError(f"--task {asked}: expected one of {', '.join(tasks)}")
+    if asked == "language" and options.target is not None:
         raise ConfigError("--task language goes on with texts: there is no --target")
     output = Path(options.output)
     if options.output != STDOUT and (output.exists() or output.is_symlink()):
         raise ConfigError(
             f"{output} exists and is not written over: name another by --output, or - for stdout"
         )
-    task = typing.cast(Task | None, options.task)
+    task = typing.cast(Task | None, asked)
     sight = look(options.path)
     text, guessed = drafting.draft(sight, options.path, options.output, _typed(options), options.target, task)
     if options.output == STDOUT:

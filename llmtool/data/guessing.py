@@ -16,6 +16,7 @@ from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import conversations
 from llmtool.data.cells import BLANK, MARKERS, MISSING, Cells
 from llmtool.data.cleaning import TAG
+from llmtool.data.lists import separator_of
 from llmtool.data.looking import is_number
 from llmtool.data.statistics import ColumnStatistics
 from llmtool.data.targets import ClassTarget, Kind, Target, fit_target
@@ -43,9 +44,10 @@ GAPS = 0.2  # share of rows without a value, from which a column is no guess for
 NUMBER_WORDS = 0.5  # share of numbers from which the other words of a column may be marks of missing values
 PREFERENCE = {"chosen", "rejected"}
 
-Task = Literal["classification", "regression", "language"]
+Task = Literal["classification", "regression", "language", "multilabel"]
 KINDS: dict[Task | None, Kind] = {
     "classification": "classes", "regression": "values", "language": "auto", None: "auto",
+    "multilabel": "labels",
 }  # fmt: skip
 
 
@@ -185,7 +187,7 @@ def _target(made: Guess, target: str | None, task: Task | None, named: bool) -> 
         made.candidates = _candidates(made, fit)
     column = next(column for column in made.columns if column.name == made.target)
     try:
-        made.fitted = fit_target([column.found], KINDS[task], [])
+        made.fitted = _fitted(column, task)
     except DataError as error:
         raise ConfigError(f"{error}; choose another by --target") from None
     made.texts = [name for name in made.texts if name != made.target]
@@ -198,6 +200,13 @@ def _target(made: Guess, target: str | None, task: Task | None, named: bool) -> 
         ]
 
 
+def _fitted(column: Column, task: Task | None) -> Target:
+    """The column as a target. DataError where it teaches nothing."""
+    found = separator_of(column.found, task is not None) if task in (None, "multilabel") else None
+    kind = KINDS[task] if found is None else "labels"
+    return fit_target([column.found], kind, [], separator=found or ",")
+
+
 def _can_be_target(column: Column, task: Task | None) -> bool:
     if column.kind in ("text", "nothing", "date") or _ID.fullmatch(column.name):
         return False
@@ -205,8 +214,10 @@ def _can_be_target(column: Column, task: Task | None) -> bool:
         return False
     if column.found.blank > GAPS * column.rows:
         return False
+    if task == "multilabel" and separator_of(column.found, asked=True) is None:
+        return False
     try:
-        fitted = fit_target([column.found], KINDS[task], [])
+        fitted = _fitted(column, task)
     except DataError:
         return False
     return not isinstance(fitted, ClassTarget) or 2 <= len(fitted.names) <= MOST_CLASSES
@@ -235,6 +246,7 @@ def _by_place(made: Guess, fit: dict[str, Column]) -> tuple[str, str] | None:
     others = [column for column in made.columns if column.name in fit and column.name not in few]
     if made.texts:
         few = [name for name, column in fit.items() if column.distinct <= 50 and not column.more]
+        few = few or [name for name, column in fit.items() if separator_of(column.found)]
         if len(few) == 1:
             return few[0], f"the only column of few values beside the text: {fit[few[0]].values()}"
         return None
@@ -266,6 +278,8 @@ def _no_target(made: Guess, task: Task | None) -> None:
         return
     listed = "; ".join(f"{column.name}: {_why_not(column)}" for column in made.columns[:30])
     hint = "name it by --target" if len(made.columns) > 1 else "a single column is nothing to predict from"
+    if task == "multilabel":
+        hint += "; of columns of 0 and 1: data.encode: {target: [these columns], target_kind: labels}"
     raise ConfigError(f"no column to predict was found ({listed}); {hint}")
 
 

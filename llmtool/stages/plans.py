@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from llmtool.core.console import bytes_, count
-from llmtool.core.contracts import Classes, Features, Images, InputSpec, NextToken, OutputSpec, Tokens, Values
+from llmtool.core.contracts import (
+    Classes,
+    Features,
+    Images,
+    InputSpec,
+    Labels,
+    NextToken,
+    OutputSpec,
+    Tokens,
+    Values,
+)
 from llmtool.core.errors import DataError
 from llmtool.data import guessing
 from llmtool.data.encoding import Given
@@ -18,6 +28,7 @@ from llmtool.data.guessing import Guess, Task
 from llmtool.data.looking import Sight
 from llmtool.data.readers import PIECE
 from llmtool.data.sources import Chunk
+from llmtool.data.targets import LabelTarget, labels_in
 from llmtool.models.choice import FEW_ROWS, Problem
 from llmtool.stages.advise import UNEVEN
 
@@ -110,7 +121,9 @@ def _share(split: dict[str, Any]) -> float:
 def _outputs(found: Guess) -> OutputSpec:
     assert found.fitted is not None
     spec = found.fitted.spec()
-    return Classes(len(spec["names"])) if spec["kind"] == "classes" else Values(1)
+    if spec["kind"] == "values":
+        return Values(1)
+    return (Labels if spec["kind"] == "labels" else Classes)(len(spec["names"]))
 
 
 def _goal(found: Guess) -> tuple[dict[str, Any], str, tuple[dict[str, Any], str] | None]:
@@ -122,6 +135,8 @@ def _goal(found: Guess) -> tuple[dict[str, Any], str, tuple[dict[str, Any], str]
     counts, names = spec["counts"], [str(name) for name in spec["names"]]
     listed = ", ".join(f"{name} {rows:,}" for name, rows in list(zip(names, counts, strict=True))[:6])
     listed += ", ..." if len(names) > 6 else ""
+    if spec["kind"] == "labels":
+        return {"kind": "multilabel"}, f"{len(names)} labels, any number of them a row: {listed}", None
     why = f"{len(names)} classes: {listed}"
     if max(counts) < UNEVEN * min(counts):
         return {"kind": "classification"}, why, None
@@ -148,12 +163,24 @@ def _kind_line(found: Guess) -> list[tuple[str, Any, str]]:
     assert found.fitted is not None
     column = next(column for column in found.columns if column.name == found.target)
     kind = found.fitted.spec()["kind"]
+    if isinstance(found.fitted, LabelTarget):
+        return _label_lines(found.fitted, column)
     if column.kind != "number":
         return []
     if kind == "classes":
         seen = f"{column.distinct} different whole numbers; values would make it a regression"
         return [("target_kind", "classes", seen)]
     return [("target_kind", "values", f"{column.values()}: a number to come near to")]
+
+
+def _label_lines(target: LabelTarget, column: guessing.Column) -> list[tuple[str, Any, str]]:
+    separator = str(target.separator)
+    lists = [word for word in column.found.words if len(labels_in(word, separator) or []) > 1]
+    rows = sum(column.found.words[word] for word in lists)
+    seen = f"cells hold one label or more, such as {', '.join(lists[:1]) or next(iter(column.found.words))}"
+    seen += f" ({rows:,} of {column.rows:,} rows have several); classes would make each combination one"
+    lines: list[tuple[str, Any, str]] = [("target_kind", "labels", seen)]
+    return lines if separator == "," else [*lines, ("label_separator", separator, "parts the labels")]
 
 
 def _table(sight: Sight, found: Guess, device: str) -> Plan:

@@ -61,6 +61,7 @@ CONTENT = {
     "reviews.csv": csv({"review": REVIEWS, "sentiment": ["pos" if n % 2 else "neg" for n in range(120)]}),
     "titles.csv": csv({"title": [" ".join(text.split()[2:5]) for text in REVIEWS], "topic": ["a", "b"] * 60}),
     "sizes.csv": "\n".join(["size;weight", *(f"{n},5;{n % 7},25" for n in range(120))]) + "\n",
+    "tags.csv": csv({"review": REVIEWS, "tags": ["good", "good;long", "bad", "bad;long"] * 30}),
     "story.txt": story(400),
     "texts.jsonl": "".join(json.dumps({"story": text}) + "\n" for text in REVIEWS),
     "chats.jsonl": "".join(
@@ -69,7 +70,8 @@ CONTENT = {
 }
 KINDS = {
     "people.csv": ("features", None), "reviews.csv": ("text", "sentiment"),
-    "titles.csv": ("text", "topic"), "sizes.csv": ("features", "weight"), "story.txt": ("tokens", None),
+    "titles.csv": ("text", "topic"), "tags.csv": ("text", "tags"), "sizes.csv": ("features", "weight"),
+    "story.txt": ("tokens", None),
     "texts.jsonl": ("tokens", None), "chats.jsonl": ("chat", None), "games.txt": ("moves", None),
     "numbers": ("images", None), "photos": ("images", None),
 }  # fmt: skip
@@ -129,7 +131,7 @@ def explained(text):
         if re.match(r"\w+:", line):
             section = line.partition(":")[0]
         guessed = re.match(
-            r"\s+(as|target|target_kind|text|tokenizer|length|scale|missing|markers|split|documents|encoding|"
+            r"\s+(as|target|target_kind|label_separator|text|tokenizer|length|scale|missing|markers|split|documents|encoding|"
             r"delimiter|header|quote|skip_space|decimal|family|budget|size|game):",
             line,
         )
@@ -184,6 +186,12 @@ def test_target_and_task_are_the_users(llmtool, tmp_path):
         csv({"grade": [str(n % 6) for n in range(90)], "town": ["ab"[n % 2] for n in range(90)],
              "size": [str((n * 37) % 91) for n in range(90)]})
     )  # fmt: skip
+    data("tags.csv", tmp_path)
+    for more in ([], ["--task", "labels"], ["--task", "multilabel"]):
+        ended = llmtool("init", "tags.csv", *more, "--output", "-", cwd=tmp_path)
+        assert "# cells hold one label or more, such as good;long (60 of 120 rows have several)" in ended.out
+        for line in ("    target_kind: labels\n", "    label_separator: ;", "task: {kind: multilabel}  # 3 "):
+            assert line in ended.out
     kinds = {}
     for task in ("classification", "regression"):
         ended = llmtool(

@@ -99,6 +99,17 @@ def test_the_task_decides_what_a_number_is():
     assert guess(frame(**columns), "height", None).fitted.kind == "values"
 
 
+def test_labels_are_told_from_classes():
+    tags = words(["biz", "biz;long", "tech", "tech;long", "long"])
+    found = guess(frame(text=texts(), tags=tags), None, None)
+    assert (found.target, found.fitted.kind, found.fitted.separator) == ("tags", "labels", ";")
+    assert found.fitted.names == ["biz", "long", "tech"]
+    assert guess(frame(text=texts(), tags=tags), None, "classification").fitted.kind == "classes"
+    assert guess(frame(text=texts(), tags=words("ab")), "tags", "multilabel").fitted.kind == "labels"
+    with pytest.raises(ConfigError, match="of columns of 0 and 1"):
+        guess(frame(text=texts(), tags=words("ab")), None, "multilabel")
+
+
 def test_what_is_left_out():
     total = np.arange(N) % 37 + 1.0
     part = np.round(total * 0.25)
