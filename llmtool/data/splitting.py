@@ -244,7 +244,8 @@ class OrderSplit(_Fractions):
             ends = np.cumsum(size, dtype=np.int64)
             edges = dealing.edges(int(ends[-1]) if len(ends) else 0, self.shares)
             split[inside] = np.searchsorted(edges[:2], ends - size, side="right")
-        return _checked(_earlier_copies(split, rows), self.shares, len(rows))
+        distinct = len(np.unique(labels(rows.content)))
+        return _checked(_earlier_copies(split, rows), self.shares, distinct)
 
 
 class TimeSplit(_Fractions):

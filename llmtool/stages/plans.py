@@ -22,12 +22,14 @@ from llmtool.core.contracts import (
 )
 from llmtool.core.errors import DataError
 from llmtool.data import guessing
+from llmtool.data.cleaning import contents
 from llmtool.data.encoding import Given
 from llmtool.data.features import FeaturesEncode
 from llmtool.data.guessing import Guess, Task
 from llmtool.data.looking import Sight
 from llmtool.data.readers import PIECE
 from llmtool.data.sources import Chunk
+from llmtool.data.splitting import OrderSplit, RowTable
 from llmtool.data.targets import LabelTarget, labels_in
 from llmtool.models.choice import FEW_ROWS, Problem
 from llmtool.stages.advise import UNEVEN
@@ -300,6 +302,8 @@ def _language(
             f"{first_path(sight)}: about {count(letters)} characters: too little to learn from and to judge "
             f"by (some {count(PIECE_AT_MOST / MOST_KEPT)} are the least)"
         )
+    if one and sight.exact and split["by"] == "order":
+        _refuse_repeats(sight, split)
     rows = max(1, round(sight.rows * _share(split)))
     tokens = round(tokens * _share(split))
     problem = Problem(Tokens(vocabulary), NextToken(vocabulary), rows, tokens, device=device)
@@ -315,6 +319,20 @@ def _language(
     first = str(sight.frame[texts[0]].iloc[0]).split()
     samples = {"prompts": [" ".join(first[:3])[:40] or "A"], "tokens": 100}
     return Plan(encode, split, split_why, problem, about, clean=clean or [], samples=samples)
+
+
+def _refuse_repeats(sight: Sight, split: dict[str, Any]) -> None:
+    """DataError where all pieces of the end of a text stand before it too: nothing is left to judge by."""
+    assert sight.frame is not None
+    pieces = sight.frame["text"]
+    size = np.array([len(piece.encode()) for piece in pieces], np.int64)
+    try:
+        OrderSplit.model_validate(split).assign(RowTable(contents(sight.frame, ["text"]), None, size), 0)
+    except DataError:
+        raise DataError(
+            f"{first_path(sight)}: the text repeats itself ({pieces.nunique():,} of its {len(pieces):,} "
+            f"pieces of about {PIECE:,} characters are different): nothing new is left to judge by"
+        ) from None
 
 
 def _chat(sight: Sight, found: Guess, device: str) -> Plan:

@@ -108,6 +108,14 @@ def test_a_short_text_is_split_so_that_it_trains_or_refused(llmtool, tmp_path, l
         assert "about 2.00k characters: too little to learn from and to judge by" in ended.err
 
 
+def test_a_text_that_only_repeats_itself_is_refused(llmtool, tmp_path):
+    (tmp_path / "a.txt").write_text("Hello world. this is a text.\n" * 500)
+    ended = llmtool("init", "a.txt", cwd=tmp_path)
+    assert ended.code == 4, ended.err
+    assert "a.txt: the text repeats itself (2 of its 8 pieces of about 2,048" in ended.error
+    assert not (tmp_path / "config.yaml").exists()
+
+
 def test_data_with_more_bad_rows_than_usual_trains_too(llmtool, tmp_path):
     openings = [f"1. {file}{to} {reply}{answer} *" for file in "abcdefgh" for to in "34"
                 for reply in "abcd" for answer in "65"]  # fmt: skip

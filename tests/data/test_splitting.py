@@ -211,6 +211,8 @@ def test_too_few_rows() -> None:
             split(by, content=[0, 1])
     with pytest.raises(DataError, match=r"nothing is left for validation: 50 usable rows, 1 that"):
         split("random", content=[7] * 50)
+    with pytest.raises(DataError, match=r"nothing is left for validation: 50 usable rows, 2 that"):
+        split("order", content=[7] * 49 + [8])
 
 
 @pytest.mark.parametrize(
