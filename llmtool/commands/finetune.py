@@ -18,7 +18,7 @@ from llmtool.evaluation import answers, report
 from llmtool.experiment import FinetuneConfig, Loaded
 from llmtool.metrics import bootstrap
 from llmtool.models import adapters, shards
-from llmtool.stages import assemble, checkpoints, judge, score, suites
+from llmtool.stages import assemble, checkpoints, export, judge, score, suites
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import Start
 
@@ -116,7 +116,7 @@ def _finetune(
 def _base(run: Run, start: Start, config: FinetuneConfig) -> Path:
     """Where the model lies that a new adapter is beside; the other ranks wait while it is written."""
     with watch.phase("save", patient=True):
-        return ranks.by_first(lambda: assemble.whole(start, config.method, run.directory))
+        return ranks.by_first(lambda: export.whole(start, config.method, run.directory))
 
 
 def _before(loaded: Loaded, old: Dataset, start: Start) -> Tallies:

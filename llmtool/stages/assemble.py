@@ -31,8 +31,8 @@ from llmtool.experiment import Experiment
 from llmtool.models import adapters, lora, peft_files, pretrained
 from llmtool.models.causal import Transformer
 from llmtool.models.forms import huggingface
-from llmtool.stages import by_part, export
-from llmtool.stages.checkpoints import CARD_FILE, WHOLE, Start, fingerprint, lineage, made_from
+from llmtool.stages import by_part
+from llmtool.stages.checkpoints import CARD_FILE, Start, fingerprint, lineage, made_from
 from llmtool.stages.likeness import refuse_other_pictures, say_how_prepared
 from llmtool.stages.parting import is_cut
 from llmtool.tasks import TaskConfig, default_task
@@ -214,23 +214,10 @@ def from_start(experiment: Experiment, dataset: Dataset, start: Start) -> tuple[
     return made, said
 
 
-def whole(start: Start, method: adapters.AdapterMethod, parent: Path) -> Path:
-    """The directory of the whole model that a new adapter lies beside: the start's, or, where that is an
-    adapter itself, a new one in `parent`, into which its merged model is written."""
-    if start.base is None or not isinstance(method, adapters.LoRAConfig):
-        return start.directory
-
-    def write(directory: Path) -> None:
-        export.write(start, directory, "safetensors", "fp32")
-
-    files.remove_tree(parent / WHOLE)  # of an earlier session
-    return checkpoint.save(parent, WHOLE, write)
-
-
 def adapt(
     assembled: Assembled, start: Start, method: adapters.AdapterMethod, base: Path | None = None
 ) -> None:
-    """Apply a fine-tuning method to the start's model, in place. base: as `whole` gives it."""
+    """Apply a fine-tuning method to the start's model, in place. base: as `export.whole` gives it."""
     if isinstance(method, adapters.LoRAConfig):
         assembled.base = base or start.directory
     assembled.adapter = method

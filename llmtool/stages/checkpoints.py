@@ -100,6 +100,14 @@ def find_checkpoint(path: str) -> Path:
     )
 
 
+def _base(directory: Path, path: str) -> Path:
+    """Where the model under an adapter lies: it may have been moved with the adapter, and a relative name is
+    looked for in every directory above the adapter too."""
+    above = directory.resolve().parents
+    places = [Path(path), above[1] / WHOLE, *(each / path for each in above)]
+    return next((place for place in places if place.is_dir()), Path(path))
+
+
 def is_checkpoint(path: Path) -> bool:
     """Whether this very directory is a checkpoint, ours or another's."""
     return (path / CARD_FILE).is_file() or foreign.is_foreign(path)
@@ -133,10 +141,8 @@ def about_checkpoint(directory: Path) -> About:
             found = (extend("dataset", str(dataset["path"]), str(dataset["fingerprint"])),)
     except (ValueError, KeyError, TypeError) as error:
         raise LlmtoolError(f"{path}: {error}") from None
-    if base is not None and not Path(str(base.get("path"))).is_dir():
-        moved = directory.resolve().parent.parent / WHOLE  # with its run
-        if moved.is_dir():
-            base["path"] = str(moved)
+    if base is not None:
+        base["path"] = str(_base(directory, str(base.get("path"))))
     return About(task, card, dataset, base, found, about.get("reading"))
 
 
@@ -247,6 +253,7 @@ def _check_base(directory: Path, base: dict[str, str], hash_file: HashFile | Non
         raise LlmtoolError(f"{directory / CARD_FILE}: not the card of a checkpoint")
     path = Path(base["path"])
     if not path.is_dir():
-        raise LlmtoolError(f"{directory} is an adapter of {path}, which is not there any more")
+        where = "" if path.is_absolute() else ": neither here nor in a directory above the adapter"
+        raise LlmtoolError(f"{directory} is an adapter of {path}, which is not there any more{where}")
     if verify(path, hash_file) != base.get("hash"):
         raise LlmtoolError(f"{directory} is an adapter of {path}, which has changed since")

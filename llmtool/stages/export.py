@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 import torch
 
-from llmtool.core import files
+from llmtool.core import checkpoint, files
 from llmtool.core.contracts import NextToken
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data import gguf_vocabulary, special_tokens, templates, tokenizers
-from llmtool.models import gguf, onnx, pretrained
+from llmtool.models import adapters, gguf, onnx, pretrained
 from llmtool.models.huggingface import Through
 from llmtool.stages.assemble import say_to_others
-from llmtool.stages.checkpoints import CARD_FILE, Start
+from llmtool.stages.checkpoints import CARD_FILE, WHOLE, Start
 
 Format = Literal["safetensors", "onnx", "gguf"]
 FORMATS: tuple[Format, ...] = ("safetensors", "onnx", "gguf")
@@ -150,3 +150,16 @@ def _template(start: Start) -> tuple[str | None, str | None]:
             f"({learned['hash']})"
         )
     return found[1], name
+
+
+def whole(start: Start, method: adapters.AdapterMethod, parent: Path) -> Path:
+    """The directory of the whole model that a new adapter lies beside: the start's, or, where that is an
+    adapter itself, a new one in `parent`, into which its merged model is written."""
+    if start.base is None or not isinstance(method, adapters.LoRAConfig):
+        return start.directory
+
+    def merged(directory: Path) -> None:
+        write(start, directory, "safetensors", "fp32")
+
+    files.remove_tree(parent / WHOLE)  # of an earlier session
+    return checkpoint.save(parent, WHOLE, merged)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer
 from llmtool import experiment
 from llmtool.core import config
 from llmtool.core.contracts import Classes, Images
+from llmtool.core.errors import LlmtoolError
 from llmtool.data.store import Dataset
 from llmtool.experiment import Experiment
 from llmtool.models import pretrained
@@ -136,6 +138,24 @@ def test_a_saved_adapter_scores_as_it_did_in_training(
     assert start.base is None
     found = score.score(loaded, ["validation"])["validation"].metrics()
     assert found[figure] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_base_of_a_relative_name_is_found_above_the_adapter(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From whatever directory; and where it is gone, the error says where it was looked for."""
+    project = tmp_path / "project"
+    shutil.copytree(finished, project, symlinks=True)
+    monkeypatch.chdir(project)
+    run(experiment_of("text", METHODS["lora"]), "text", Path("runs/tuned"), Watch())
+    card = json.loads(Path("runs/tuned/last", checkpoints.CARD_FILE).read_text())
+    assert not Path(card["base"]["path"]).is_absolute()
+    monkeypatch.chdir(tmp_path)
+    start = checkpoints.from_checkpoint(str(project / "runs/tuned/last"))
+    assert start.base == (project / card["base"]["path"]).resolve()
+    (project / card["base"]["path"]).resolve().rename(tmp_path / "away")
+    with pytest.raises(LlmtoolError, match="neither here nor in a directory above the adapter"):
+        checkpoints.from_checkpoint(str(project / "runs/tuned/last"))
 
 
 def test_a_base_in_four_bits_is_another_model(
