@@ -16,6 +16,7 @@ WORDS = 100_000  # words and pairs of them, the most frequent
 TEXT_TOKENS = 10_000_000  # tokens of texts that words are learned from
 EACH_WORD = "linear, on the share of each word and pair of words, rare ones weighing more"
 CHARACTERS = "linear, on the share of each character and pair of them, rare ones weighing more"
+WORD = r"(?u)\b\w+\b"  # scikit-learn's own pattern leaves out words of one letter: grades, digits, "I"
 LOOKED_AT = 200  # texts by which it is seen whether blanks part their words
 
 
@@ -41,7 +42,9 @@ def words_of(dataset: Dataset, seed: int) -> tuple[Any, Any, np.ndarray, str]:
         if allowed < train.rows:
             rows = np.sort(seeds.generator(seed, "baselines").choice(train.rows, allowed, replace=False))
             note = f"learned from {allowed:,} of {train.rows:,} texts"
-    how = {"analyzer": "char", "preprocessor": _without_blanks} if looks_at(dataset) == CHARACTERS else {}
+    how: dict[str, Any] = {"token_pattern": WORD}
+    if looks_at(dataset) == CHARACTERS:
+        how = {"analyzer": "char", "preprocessor": _without_blanks}
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=WORDS, **how)
     inputs = words.fit_transform(texts_of_split(dataset, "train", rows))
     return words, inputs, np.asarray(train.arrays["targets"])[rows], note

@@ -195,7 +195,7 @@ def test_labelled_texts_have_scikit_learns_figures(target: str, tmp_path: Path, 
     }
     targets = {name: np.asarray(dataset.split(name).arrays["targets"]) for name in texts}
     assert set(texts["test"]) <= {line.split(",")[0] for line in lines}
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
     inputs = words.fit_transform(texts["train"])
     if target == "sentiment":
         assert list(made) == ["majority", "stratified", "TF-IDF, logistic regression"]
@@ -213,3 +213,12 @@ def test_labelled_texts_have_scikit_learns_figures(target: str, tmp_path: Path, 
         )
         assert figures["rmse"] == pytest.approx(wanted, rel=1e-4)
         assert wanted < made["mean"].tallies["test"].metrics()["rmse"]
+
+
+def test_words_of_one_letter_count(tmp_path: Path, llmtool: Run) -> None:
+    grades = [f"pupil{n} got {'A5FC'[n % 4]},{'yes' if n % 4 < 2 else 'no'}" for n in range(120)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["review,passed", *grades]))
+    (tmp_path / "a.yaml").write_text(TEXTS.replace("TARGET", "passed"))
+    assert llmtool("prepare", "a.yaml", cwd=tmp_path).code == 0
+    made = found(Dataset.open(tmp_path / "runs/a/prepare"))
+    assert made["TF-IDF, logistic regression"].tallies["test"].metrics()["accuracy"] == 1
