@@ -6,7 +6,6 @@ only leaves out what has not begun when the time is up, by name.
 
 from __future__ import annotations
 
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,14 +20,13 @@ from pydantic import Field
 
 from llmtool.core import seeds
 from llmtool.core.config import Section
-from llmtool.core.contracts import Images, Tally, Tokens
+from llmtool.core.contracts import Tally
 from llmtool.core.environment import code_version
 from llmtool.data.games.legality import Legality
 from llmtool.data.store import Dataset, Split
 from llmtool.evaluation import kept
+from llmtool.evaluation.design import View, views
 from llmtool.evaluation.ngrams import MOST_TOKENS, NGrams, best_order, by_unit, stream_of
-from llmtool.evaluation.pixels import matrix, side_of, width_of
-from llmtool.evaluation.words import looks_at, texts_of_split, words_of
 from llmtool.metrics import direction
 from llmtool.metrics.classification import ClassificationTally
 from llmtool.metrics.games import GamesTally
@@ -36,7 +34,6 @@ from llmtool.metrics.labels import LabelTally
 from llmtool.metrics.language import LanguageTally
 from llmtool.metrics.regression import RegressionTally
 
-CELLS = 100_000_000  # rows x features x classes that a classical model learns from
 TREES = 1500  # of gradient boosting, over all classes
 ROUNDS = 100  # of gradient boosting, scikit-learn's default
 SOLVER = 100  # iterations of logistic regression, scikit-learn's default
@@ -110,8 +107,6 @@ def baselines(
     kinds: dict[str, Callable[[Dataset, int, int], _Kind]] = {
         "classes": _Classes, "labels": _Labels, "values": _Values, "next_token": _Tokens
     }  # fmt: skip
-    if isinstance(dataset.inputs, Tokens):
-        kinds |= {"classes": _ClassesOfTexts, "values": _ValuesOfTexts}
     kind = kinds[dataset.targets["kind"]](dataset, positive, seed)
     began = time.monotonic()
     found = []
@@ -158,7 +153,7 @@ def strongest(found: Sequence[Baseline], split: str, figure: str) -> Baseline | 
     return max(scored, key=lambda pair: pair[0])[1] if scored else None
 
 
-# --- tables: one of several classes ---
+# --- one of several classes ---
 
 
 class _Classes:
@@ -178,16 +173,13 @@ class _Classes:
     def plans(self) -> Iterator[_Plan]:
         """Majority, stratified, logistic regression, gradient boosting."""
         rounds = max(1, min(ROUNDS, TREES // (1 if len(self.names) == 2 else len(self.names))))
-        trees = f"{rounds} rounds of decision trees, on the same inputs"
         drawn = "a class drawn by its share of the training rows"
         boosting = partial(_boosting, "Classifier", rounds, self.seed)
         yield _Plan(
             "majority", "always the most frequent class", partial(self._each, self._most), simple=True
         )
         yield _Plan("stratified", drawn, partial(self._each, self._drawn), simple=True)
-        yield _Plan("logistic regression", _linear(self.dataset), partial(self._fitted, _logistic))
-        if not isinstance(self.dataset.inputs, Images):
-            yield _Plan("gradient boosting", trees, partial(self._fitted, boosting))
+        yield from _learned(self, "logistic regression", _logistic, rounds, boosting)
 
     def _likely(self, model: Any, inputs: Any) -> np.ndarray:
         """(n, C) probabilities; 0 of a class that the model never saw."""
@@ -210,22 +202,16 @@ class _Classes:
         random = seeds.generator(self.seed, "stratified", split.name)
         return np.eye(len(self.names))[random.choice(len(self.names), split.rows, p=self.shares)]
 
-    def _fitted(self, make: Callable[[], Any], splits: Sequence[str]) -> tuple[Evidence, str]:
+    def fitted(self, make: Callable[[], Any], view: View, splits: Sequence[str]) -> tuple[Evidence, str]:
+        """The evidence of one model."""
         model = make()
-        features = _features(self.dataset, model)
-        inputs, targets, note = _sample(self.dataset, features, len(self.names), self.seed)
-        model, more = _fit(model, inputs, targets)
+        seen = view.design(self.dataset, model, len(self.names), self.seed)
+        model, more = _fit(model, seen.inputs, seen.targets)
 
         def predict(split: Split) -> np.ndarray:
-            return self._likely(model, matrix(self.dataset, split.name)[:, features])
+            return self._likely(model, seen.of(split.name))
 
-        return self._each(predict, splits, _joined(note, more))
-
-
-def _linear(dataset: Dataset) -> str:
-    if not isinstance(dataset.inputs, Images):
-        return "linear, on the same inputs"
-    return "linear, on pictures of {} x {} pixels".format(*side_of(dataset.inputs))
+        return self._each(predict, splits, _joined(seen.note, more))
 
 
 def _logistic() -> Any:
@@ -241,7 +227,7 @@ def _boosting(what: str, rounds: int, seed: int) -> Any:
     return getattr(ensemble, f"HistGradientBoosting{what}")(max_iter=rounds, random_state=random)
 
 
-# --- tables: numbers ---
+# --- numbers ---
 
 
 class _Values:
@@ -261,13 +247,10 @@ class _Values:
     def plans(self) -> Iterator[_Plan]:
         """Mean, median, ridge regression, gradient boosting."""
         rounds = max(1, min(ROUNDS, TREES // len(self.names)))
-        trees = f"{rounds} rounds of decision trees, on the same inputs"
         boosting = partial(_boosting, "Regressor", rounds, self.seed)
         yield _Plan("mean", "always the mean of the training rows", self._mean, simple=True)
         yield _Plan("median", "always the median of the training rows", self._median, simple=True)
-        yield _Plan("ridge regression", _linear(self.dataset), partial(self._fitted, _ridge))
-        if not isinstance(self.dataset.inputs, Images):
-            yield _Plan("gradient boosting", trees, partial(self._fitted, boosting))
+        yield from _learned(self, "ridge regression", _ridge, rounds, boosting)
 
     def _targets(self, split: Split) -> np.ndarray:
         """(n, k) float64."""
@@ -284,16 +267,16 @@ class _Values:
         rows = {name: self.dataset.split(name).rows for name in splits}
         return {name: np.tile(value.astype(np.float32), (count, 1)) for name, count in rows.items()}, ""
 
-    def _fitted(self, make: Callable[[], Any], splits: Sequence[str]) -> tuple[Evidence, str]:
-        features = _features(self.dataset, make())
-        inputs, targets, note = _sample(self.dataset, features, len(self.names), self.seed)
-        values = (targets.reshape(len(inputs), -1).astype(np.float64) - self.mean) / self.scale
-        models, notes = zip(*(_fit(make(), inputs, column) for column in values.T), strict=True)
+    def fitted(self, make: Callable[[], Any], view: View, splits: Sequence[str]) -> tuple[Evidence, str]:
+        """The evidence of a model for each number."""
+        seen = view.design(self.dataset, make(), len(self.names), self.seed)
+        values = (seen.targets.reshape(len(seen.targets), -1).astype(np.float64) - self.mean) / self.scale
+        models, notes = zip(*(_fit(make(), seen.inputs, column) for column in values.T), strict=True)
         evidence = {}
         for name in splits:
-            rows = matrix(self.dataset, name)[:, features]
+            rows = seen.of(name)
             evidence[name] = np.stack([model.predict(rows) for model in models], axis=1).astype(np.float32)
-        return evidence, _joined(note, *notes)
+        return evidence, _joined(seen.note, *notes)
 
 
 def _ridge() -> Any:
@@ -319,13 +302,12 @@ class _Labels:
         return LabelTally(torch.from_numpy(evidence), targets, self.names)
 
     def plans(self) -> Iterator[_Plan]:
-        """How frequent each label is, and logistic regression of each, of texts on TF-IDF."""
+        """How frequent each label is, and logistic regression of each."""
         said = "the share of the training rows that have a label, for every row"
         yield _Plan("frequencies", said, lambda splits: (self._logits(self._shares(splits)), ""), simple=True)
-        texts = isinstance(self.dataset.inputs, Tokens)
-        about = looks_at(self.dataset) if texts else _linear(self.dataset)
-        name = "TF-IDF, logistic regression" if texts else "logistic regression"
-        yield _Plan(name, f"{about}; a model for each label", self._fitted)
+        for view in views(self.dataset):
+            about = f"linear, {view.on}; a model for each label"
+            yield _Plan(view.named("logistic regression"), about, partial(self._fitted, view))
 
     def _shares(self, splits: Sequence[str]) -> Evidence:
         return {name: np.tile(self.shares, (self.dataset.split(name).rows, 1)) for name in splits}
@@ -334,62 +316,17 @@ class _Labels:
         clipped = {name: np.clip(shares, SMALLEST, 1 - 1e-12) for name, shares in found.items()}
         return {name: np.log(part / (1 - part)).astype(np.float32) for name, part in clipped.items()}
 
-    def _fitted(self, splits: Sequence[str]) -> tuple[Evidence, str]:
+    def _fitted(self, view: View, splits: Sequence[str]) -> tuple[Evidence, str]:
         """A model for each label; of one that all rows have, or none, its share."""
-        if isinstance(self.dataset.inputs, Tokens):
-            words, inputs, targets, note = words_of(self.dataset, self.seed)
-            rows = {name: words.transform(texts_of_split(self.dataset, name)) for name in splits}
-        else:
-            features = _features(self.dataset, _logistic())
-            inputs, targets, note = _sample(self.dataset, features, len(self.names), self.seed)
-            rows = {name: matrix(self.dataset, name)[:, features] for name in splits}
-        found, notes = self._shares(splits), [note]
+        seen = view.design(self.dataset, _logistic(), len(self.names), self.seed)
+        rows = {name: seen.of(name) for name in splits}
+        found, notes, targets = self._shares(splits), [seen.note], seen.targets
         for at in np.flatnonzero((targets.min(axis=0) == 0) & (targets.max(axis=0) == 1)):
-            model, more = _fit(_logistic(), inputs, targets[:, at])
+            model, more = _fit(_logistic(), seen.inputs, targets[:, at])
             notes.append(more)
             for name, part in rows.items():
                 found[name][:, at] = model.predict_proba(part)[:, 1]
         return self._logits(found), _joined(*notes)
-
-
-# --- labelled texts ---
-
-
-class _ClassesOfTexts(_Classes):
-    """The same evidence, from the texts' words."""
-
-    def plans(self) -> Iterator[_Plan]:
-        """Majority, stratified, and TF-IDF with logistic regression."""
-        yield from (plan for plan in super().plans() if plan.simple)
-        yield _Plan("TF-IDF, logistic regression", looks_at(self.dataset), self._of_words)
-
-    def _of_words(self, splits: Sequence[str]) -> tuple[Evidence, str]:
-        words, inputs, targets, note = words_of(self.dataset, self.seed)
-        model, more = _fit(_logistic(), inputs, targets)
-        return self._each(
-            lambda split: self._likely(model, words.transform(texts_of_split(self.dataset, split.name))),
-            splits,
-            _joined(note, more),
-        )
-
-
-class _ValuesOfTexts(_Values):
-    """The same evidence, from the texts' words."""
-
-    def plans(self) -> Iterator[_Plan]:
-        """Mean, median, and TF-IDF with ridge regression."""
-        yield from (plan for plan in super().plans() if plan.simple)
-        yield _Plan("TF-IDF, ridge regression", looks_at(self.dataset), self._of_words)
-
-    def _of_words(self, splits: Sequence[str]) -> tuple[Evidence, str]:
-        words, inputs, targets, note = words_of(self.dataset, self.seed)
-        values = (targets.reshape(len(targets), -1).astype(np.float64) - self.mean) / self.scale
-        model, more = _fit(_ridge(), inputs, values)
-        evidence = {}
-        for name in splits:
-            found = model.predict(words.transform(texts_of_split(self.dataset, name)))
-            evidence[name] = found.reshape(-1, len(self.names)).astype(np.float32)
-        return evidence, _joined(note, more)
 
 
 # --- text: the next token ---
@@ -448,33 +385,21 @@ class _Tokens:
 # --- what they share ---
 
 
-def _features(dataset: Dataset, model: Any) -> np.ndarray:
-    """(f,) the features a model is given: all, but for trees those bins of a number that follow from it."""
-    if isinstance(dataset.inputs, Images):
-        return np.arange(width_of(dataset))
-    names = [str(name) for name in dataset.card["inputs"]["names"]]
-    if not hasattr(model, "max_leaf_nodes"):
-        return np.arange(len(names))
-    known = set(names)
-    bins = [re.sub(r"\[\d+\]$", "", name) for name in names]
-    return np.array([at for at, name in enumerate(names) if bins[at] == name or bins[at] not in known])
+def _learned(
+    kind: _Classes | _Values, linear: str, make: Callable[[], Any], rounds: int, boosting: Callable[[], Any]
+) -> Iterator[_Plan]:
+    """The linear model of every way to see the rows, and gradient boosting where trees suit it."""
+    seen = views(kind.dataset)
+    for view in seen:
+        yield _Plan(view.named(linear), f"linear, {view.on}", partial(kind.fitted, make, view))
+    trees = f"{rounds} rounds of decision trees"
+    for view in seen:
+        if view.trees:
+            name = view.named("gradient boosting")
+            yield _Plan(name, f"{trees}, {view.on}", partial(kind.fitted, boosting, view))
 
 
-def _sample(
-    dataset: Dataset, features: np.ndarray, outputs: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """The training rows, as many of them as the work allows, and what was left out."""
-    split = dataset.split("train")
-    targets = np.asarray(split.arrays["targets"])
-    allowed = max(1000, CELLS // max(1, len(features) * outputs))
-    if split.rows <= allowed:
-        return matrix(dataset, "train")[:, features], targets, ""
-    rows = np.sort(seeds.generator(seed, "baselines").choice(split.rows, allowed, replace=False))
-    inputs = matrix(dataset, "train", rows)[:, features]
-    return inputs, targets[rows], f"learned from {allowed:,} of {split.rows:,} rows"
-
-
-def _fit(model: Any, inputs: np.ndarray, targets: np.ndarray) -> tuple[Any, str]:
+def _fit(model: Any, inputs: Any, targets: np.ndarray) -> tuple[Any, str]:
     """The model, fitted; that it did not converge goes into the note."""
     from threadpoolctl import threadpool_limits
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from llmtool.core import seeds
 from llmtool.data.decoding import texts_of
 from llmtool.data.store import Dataset
 from llmtool.data.tokenizers import UNKNOWN
@@ -14,8 +13,8 @@ from llmtool.data.writing_systems import is_unspaced
 
 WORDS = 100_000  # words and pairs of them, the most frequent
 TEXT_TOKENS = 10_000_000  # tokens of texts that words are learned from
-EACH_WORD = "linear, on the share of each word and pair of words, rare ones weighing more"
-CHARACTERS = "linear, on the share of each character and pair of them, rare ones weighing more"
+EACH_WORD = "on the share of each word and pair of words, rare ones weighing more"
+CHARACTERS = "on the share of each character and pair of them, rare ones weighing more"
 WORD = r"(?u)\b\w+\b"  # scikit-learn's own pattern leaves out words of one letter: grades, digits, "I"
 LOOKED_AT = 200  # texts by which it is seen whether blanks part their words
 
@@ -31,23 +30,21 @@ def _without_blanks(text: str) -> str:
     return "".join(text.lower().split())
 
 
-def words_of(dataset: Dataset, seed: int) -> tuple[Any, Any, np.ndarray, str]:
-    """What finds the words of texts, the training texts' words, their targets, and what was left out."""
+def most_texts(dataset: Dataset) -> int:
+    """How many training texts words are learned from."""
+    train = dataset.split("train")
+    return max(1000, train.rows * TEXT_TOKENS // max(1, len(train.arrays["tokens"])))
+
+
+def words_of(dataset: Dataset, rows: np.ndarray | None) -> tuple[Any, Any]:
+    """What finds the words of texts, and those of the training texts at `rows`, of all when None."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    train = dataset.split("train")
-    rows, note = np.arange(train.rows), ""
-    if (tokens := len(train.arrays["tokens"])) > TEXT_TOKENS:
-        allowed = max(1000, train.rows * TEXT_TOKENS // tokens)
-        if allowed < train.rows:
-            rows = np.sort(seeds.generator(seed, "baselines").choice(train.rows, allowed, replace=False))
-            note = f"learned from {allowed:,} of {train.rows:,} texts"
     how: dict[str, Any] = {"token_pattern": WORD}
     if looks_at(dataset) == CHARACTERS:
         how = {"analyzer": "char", "preprocessor": _without_blanks}
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=WORDS, **how)
-    inputs = words.fit_transform(texts_of_split(dataset, "train", rows))
-    return words, inputs, np.asarray(train.arrays["targets"])[rows], note
+    return words, words.fit_transform(texts_of_split(dataset, "train", rows))
 
 
 def texts_of_split(dataset: Dataset, split: str, rows: np.ndarray | None = None) -> list[str]:

@@ -15,6 +15,7 @@ from llmtool.core.contracts import Tally
 from llmtool.data.decoding import texts_of
 from llmtool.data.store import Dataset
 from llmtool.evaluation import baselines as room
+from llmtool.evaluation import design
 from llmtool.evaluation.baselines import Baseline, BaselinesConfig, baselines, strongest
 from tests.conftest import Run, reviews
 
@@ -154,21 +155,21 @@ def test_nothing_is_missing_without_a_word(table: Dataset, monkeypatch: pytest.M
 
 
 def test_work_is_bounded_and_cuts_are_noted(table: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "CELLS", 1)
+    monkeypatch.setattr(design, "CELLS", 1)
     monkeypatch.setattr(room, "SOLVER", 1)
     rows = dataset_rows = table.split("train").rows
     assert rows < 1000  # the least that is learned from: nothing is cut here
     assert found(table)["logistic regression"].note == "stopped after 1 iterations, before converging"
-    inputs, targets, note = room._sample(_many(table), np.arange(3), 2, 0)
-    assert (len(inputs), len(targets)) == (1000, 1000)
-    assert note == f"learned from 1,000 of {5 * dataset_rows:,} rows"
+    seen = design.of_features(_many(table), None, 2, 0)
+    assert (len(seen.inputs), len(seen.targets)) == (1000, 1000)
+    assert seen.note == f"learned from 1,000 of {5 * dataset_rows:,} rows"
 
 
 def _many(dataset: Dataset) -> Any:
     split = dataset.split("train")
     wide = {name: np.concatenate([array] * 5) for name, array in split.arrays.items()}
     rows = type(split)(split.name, 5 * split.rows, wide, split.meta, split.sources)
-    return SimpleNamespace(inputs=dataset.inputs, split=lambda name: rows)
+    return SimpleNamespace(inputs=dataset.inputs, card=dataset.card, split=lambda name: rows)
 
 
 TEXTS = """\
