@@ -49,8 +49,9 @@ class BaselinesConfig(Section):
 
     kind: Literal["all", "simple"] = Field(
         default="all",
-        description="all: with logistic or ridge regression (of texts: on TF-IDF) and gradient boosting, or "
-        "n-grams; simple: those that cost nothing (the majority, the mean, single tokens)",
+        description="all: with logistic or ridge regression (of texts: on TF-IDF, and on columns "
+        "beside them) and gradient boosting, or n-grams; simple: those that cost nothing (the majority, the "
+        "mean, single tokens)",
     )
     seconds: float = Field(
         default=60.0, gt=0, allow_inf_nan=False, description="no further one is begun after this time"

@@ -55,14 +55,18 @@ def views(dataset: Dataset) -> list[View]:
     if isinstance(dataset.inputs, Images):
         return [View("", "on pictures of {} x {} pixels".format(*side_of(dataset.inputs)), of_features)]
     if isinstance(dataset.inputs, Tokens):
-        return [View("TF-IDF", looks_at(dataset), of_words)]
+        found, columns = [View("TF-IDF", looks_at(dataset), of_words)], "on the columns beside the text"
+        if dataset.inputs.features:
+            found.append(View("columns", columns, of_features, trees=True))
+            found.append(View("TF-IDF and columns", f"{looks_at(dataset)}, and {columns}", of_both))
+        return found
     return [View("", "on the same inputs", of_features, trees=True)]
 
 
 def of_features(dataset: Dataset, model: Any, outputs: int, seed: int) -> Design:
-    """The features of a table, or the pixels of pictures."""
+    """The features of a table, of texts those beside them, or the pixels of pictures."""
     features = _features(dataset, model)
-    rows, note = _sample(dataset, max(1000, CELLS // max(1, len(features) * outputs)), "rows", seed)
+    rows, note = _sample(dataset, _most_rows(len(features), outputs), "rows", seed)
     inputs = matrix(dataset, "train", rows)[:, features]
     return Design(inputs, _targets(dataset, rows), note, lambda split: matrix(dataset, split)[:, features])
 
@@ -74,6 +78,29 @@ def of_words(dataset: Dataset, model: Any, outputs: int, seed: int) -> Design:
     return Design(
         inputs, _targets(dataset, rows), note, lambda split: words.transform(texts_of_split(dataset, split))
     )
+
+
+def of_both(dataset: Dataset, model: Any, outputs: int, seed: int) -> Design:
+    """How much of a text each word is, and the features beside it."""
+    from scipy.sparse import csr_matrix, hstack
+
+    most = min(most_texts(dataset), _most_rows(width_of(dataset), outputs))
+    rows, note = _sample(dataset, most, "texts", seed)
+    words, inputs = words_of(dataset, rows)
+
+    def beside(found: Any, split: str, rows: np.ndarray | None = None) -> Any:
+        return hstack([found, csr_matrix(matrix(dataset, split, rows))], format="csr")
+
+    return Design(
+        beside(inputs, "train", rows),
+        _targets(dataset, rows),
+        note,
+        lambda split: beside(words.transform(texts_of_split(dataset, split)), split),
+    )
+
+
+def _most_rows(features: int, outputs: int) -> int:
+    return max(1000, CELLS // max(1, features * outputs))
 
 
 def _features(dataset: Dataset, model: Any) -> np.ndarray:

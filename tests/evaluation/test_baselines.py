@@ -223,3 +223,58 @@ def test_words_of_one_letter_count(tmp_path: Path, llmtool: Run) -> None:
     assert llmtool("prepare", "a.yaml", cwd=tmp_path).code == 0
     made = found(Dataset.open(tmp_path / "runs/a/prepare"))
     assert made["TF-IDF, logistic regression"].tallies["test"].metrics()["accuracy"] == 1
+
+
+BESIDE = """\
+data:
+  source: {format: csv, path: churn.csv}
+  split: {by: random, train: 0.7, validation: 0.15, test: 0.15}
+  encode: {as: text, text: review, target: churn, features: {ignore: [old]}, tokenizer: {kind: words}}
+"""
+
+
+def beside(kind: str, directory: Path, llmtool: Run) -> Dataset:
+    """Whether someone goes takes two columns at once, which no line parts; the words say nothing."""
+    lines = ["review,age,plan,churn,old"]
+    for n, age in enumerate(np.random.default_rng(0).integers(18, 80, 300)):
+        lines.append(f"user {n},{age},{('free', 'pro')[n % 2]},{int((age > 50) != n % 2)},{int(age > 60)}")
+    (directory / "churn.csv").write_text("\n".join(lines))
+    (directory / "a.yaml").write_text(BESIDE)
+    more = ["--set", f"data.encode.target_kind={kind}"]
+    if kind == "labels":
+        more += ["--set", "data.encode.target=[churn, old]", "--set", "data.encode.features={}"]
+    ended = llmtool("prepare", "a.yaml", *more, cwd=directory)
+    assert ended.code == 0, ended.err
+    return Dataset.open(directory / "runs/a/prepare")
+
+
+@pytest.mark.parametrize("kind", ["classes", "values", "labels"])
+def test_columns_beside_a_text_have_baselines_too(kind: str, tmp_path: Path, llmtool: Run) -> None:
+    made = found(beside(kind, tmp_path, llmtool))
+    linear = "ridge regression" if kind == "values" else "logistic regression"
+    names = [f"TF-IDF, {linear}", f"columns, {linear}", f"TF-IDF and columns, {linear}"]
+    trees = [] if kind == "labels" else ["columns, gradient boosting"]  # as of a table's labels
+    assert [name for name in made if "," in name] == names + trees
+    assert not any(one.missing or one.note for one in made.values())
+    said = "of words, rare ones weighing more, and on the columns beside the text"
+    assert said in made[names[2]].about
+    if trees:
+        best = strongest(list(made.values()), "test", "accuracy" if kind == "classes" else "rmse")
+        assert best is not None
+        assert best.name == trees[0]
+
+
+def test_they_have_scikit_learns_figures(tmp_path: Path, llmtool: Run) -> None:
+    dataset = beside("classes", tmp_path, llmtool)
+    made, seen = found(dataset), {name: dataset.split(name) for name in ("train", "test")}
+    texts = {name: texts_of(dataset, name, np.arange(part.rows), around=False) for name, part in seen.items()}
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    words.fit(texts["train"])
+    columns = {name: np.asarray(part.arrays["features"]) for name, part in seen.items()}
+    both = {name: np.hstack([words.transform(texts[name]).toarray(), columns[name]]) for name in seen}
+    truth = {name: np.asarray(part.arrays["targets"]) for name, part in seen.items()}
+    for name, inputs in (("columns", columns), ("TF-IDF and columns", both)):
+        theirs = linear_model.LogisticRegression(max_iter=100).fit(inputs["train"], truth["train"])
+        wanted = metrics.log_loss(truth["test"], theirs.predict_proba(inputs["test"]))
+        figures = made[f"{name}, logistic regression"].tallies["test"].metrics()
+        assert figures["log_loss"] == pytest.approx(wanted, rel=1e-3)
