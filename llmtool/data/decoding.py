@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from llmtool.core.contracts import Features, Images
 from llmtool.data.batches import Batches, ChatBatches, FeatureBatches, TextBatches, chunk_of, unit_edges
-from llmtool.data.columns import column_from_state
+from llmtool.data.columns import Column, column_from_state
 from llmtool.data.image_batches import ImageBatches
 from llmtool.data.layout import place_of
 from llmtool.data.mixing import MixedBatches
@@ -29,15 +31,24 @@ def columns_of(dataset: Dataset, split: str, rows: np.ndarray | None = None) -> 
         lengths = np.diff(unit_edges(found)).astype(np.float64)
         return {"tokens": lengths if rows is None else lengths[rows]}
     block = np.asarray(found.arrays["inputs"])
-    block = block if rows is None else block[rows]
-    result: dict[str, np.ndarray] = {}
-    at = 0
-    for state in dataset.card["encoder"]["columns"]:
-        column = column_from_state(state)
-        width = len(column.features)
-        result[column.name] = column.decode(block[:, at : at + width])
-        at += width
-    return result
+    return _decoded(dataset.card, block if rows is None else block[rows])
+
+
+def blocks_of(card: Mapping[str, Any]) -> dict[str, slice]:
+    """Column of a table -> where its features stand in a row."""
+    widths = {column.name: len(column.features) for column in _fitted(card)}
+    ends = accumulate(widths.values())
+    return {name: slice(end - widths[name], end) for name, end in zip(widths, ends, strict=True)}
+
+
+def _fitted(card: Mapping[str, Any]) -> list[Column]:
+    return [column_from_state(state) for state in card["encoder"]["columns"]]
+
+
+def _decoded(card: Mapping[str, Any], block: np.ndarray) -> dict[str, np.ndarray]:
+    """Column -> (n,) values, of (n, F) features."""
+    places = blocks_of(card)
+    return {column.name: column.decode(block[:, places[column.name]]) for column in _fitted(card)}
 
 
 def decoded_batch(

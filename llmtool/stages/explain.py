@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,22 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmtool.core import seeds
 from llmtool.core.contracts import Batch, Features, Images, Tally, Tokens
 from llmtool.core.errors import ConfigError
 from llmtool.data import batches as rows_of
 from llmtool.data import decoding
 from llmtool.data.batches import Batches
-from llmtool.data.columns import column_from_state
 from llmtool.data.tokenizers import FittedTokenizer
 from llmtool.evaluation import EvaluateConfig, attribution, png
 from llmtool.evaluation.attribution import Attribution, ExplainConfig
-from llmtool.evaluation.loop import eval_mode, evaluate
+from llmtool.evaluation.loop import eval_mode
 from llmtool.metrics.classification import ClassificationTally
 from llmtool.metrics.labels import LabelTally
 from llmtool.metrics.regression import RegressionTally
 from llmtool.stages.assemble import Assembled
-from llmtool.stages.judge import HEADLINE
+from llmtool.stages.importance import importance
 from llmtool.stages.score import origin
 
 FILE = "explain.json"
@@ -74,7 +71,7 @@ def explain(assembled: Assembled, tallies: Mapping[str, Tally], config: Evaluate
         model.requires_grad_(False)
         try:
             if isinstance(assembled.dataset.inputs, Features) and asked.repeats:
-                document["importance"] = _importance(assembled, split, asked, config.metric)
+                document["importance"] = importance(assembled, split, asked, config.metric)
             explainer = _explainer(assembled, asked, batches)
             if explainer is None:
                 notes.append(
@@ -160,7 +157,7 @@ class _Table(_Explainer):
         mean = np.asarray(inputs[::step], np.float64).mean(axis=0)
         self.mean = torch.from_numpy(mean.astype(np.float32)).to(assembled.device)
         self.compared = "mean of the train rows"
-        self.blocks = blocks_of(assembled.dataset.card)
+        self.blocks = decoding.blocks_of(assembled.dataset.card)
 
     def baseline(self, row: Tensor, batch: Batch) -> Tensor:
         """The mean of the train rows: of a category, how often each comes."""
@@ -348,49 +345,3 @@ def _answer(tally: Tally, row: int) -> tuple[dict[str, Any], Callable[[Tensor], 
         said["explained"] += ", on the scale that it is learned on"
         return said, lambda outputs: outputs[:, at], 1.0, 0.0
     return said, lambda outputs: outputs[:, at], float(tally.scale[at]), float(tally.mean[at])
-
-
-# --- columns ---
-
-
-def blocks_of(card: Mapping[str, Any]) -> dict[str, slice]:
-    """Column -> where its features stand in a row."""
-    found, at = {}, 0
-    for state in card["encoder"]["columns"]:
-        column = column_from_state(state)
-        found[column.name] = slice(at, at + len(column.features))
-        at += len(column.features)
-    return found
-
-
-def _importance(assembled: Assembled, split: str, asked: ExplainConfig, metric: str | None) -> dict[str, Any]:
-    arrays = assembled.dataset.split(split).arrays
-    count, figure = len(arrays["inputs"]), metric or HEADLINE[assembled.targets["kind"]]
-    rows = np.arange(count)
-    if count > asked.most_rows:
-        chosen = seeds.generator(assembled.seed, "explain", split).choice(
-            count, asked.most_rows, replace=False
-        )
-        rows = np.sort(chosen)
-    inputs = torch.from_numpy(np.asarray(arrays["inputs"][rows]))
-    targets = torch.from_numpy(np.asarray(arrays["targets"][rows]))
-
-    def measure(changed: Tensor) -> Tally:
-        parts = (Batch(a, b) for a, b in zip(changed.split(8192), targets.split(8192), strict=True))
-        autocast = lambda: assembled.precision.autocast(assembled.device)  # noqa: E731
-        return evaluate(assembled.task, assembled.model, parts, assembled.device, autocast)
-
-    blocks = blocks_of(assembled.dataset.card)
-    if figure not in measure(inputs).metrics():
-        raise ConfigError(f"evaluate.explain: {figure} of {split} is not defined for these rows")
-    whole, found = attribution.permutation_importance(
-        measure, inputs, blocks, figure, asked.repeats, assembled.seed
-    )
-    return {
-        "metric": figure,
-        "value": whole,
-        "rows": len(rows),
-        "repeats": asked.repeats,
-        "columns": [asdict(one) for one in found],
-        "together": [list(pair) for pair in attribution.together(inputs.numpy(), blocks)],
-    }
