@@ -14,7 +14,7 @@ from llmtool.data.columns import Column, column_from_state
 from llmtool.data.image_batches import ImageBatches
 from llmtool.data.layout import place_of
 from llmtool.data.mixing import MixedBatches
-from llmtool.data.store import Dataset
+from llmtool.data.store import Dataset, Split
 from llmtool.data.tokenizers import FittedTokenizer
 
 
@@ -30,19 +30,25 @@ def columns_of(dataset: Dataset, split: str, rows: np.ndarray | None = None) -> 
     if not isinstance(dataset.inputs, Features):
         lengths = np.diff(unit_edges(found)).astype(np.float64)
         return {"tokens": lengths if rows is None else lengths[rows]}
-    block = np.asarray(found.arrays["inputs"])
+    block = features_of(found)
     return _decoded(dataset.card, block if rows is None else block[rows])
 
 
+def features_of(split: Split) -> np.ndarray:
+    """(rows, F) float32, of a table, or of the columns beside texts."""
+    return np.asarray(split.arrays["features" if "features" in split.arrays else "inputs"])
+
+
 def blocks_of(card: Mapping[str, Any]) -> dict[str, slice]:
-    """Column of a table -> where its features stand in a row."""
+    """Column of a table, or beside a text -> where its features stand in a row."""
     widths = {column.name: len(column.features) for column in _fitted(card)}
     ends = accumulate(widths.values())
     return {name: slice(end - widths[name], end) for name, end in zip(widths, ends, strict=True)}
 
 
 def _fitted(card: Mapping[str, Any]) -> list[Column]:
-    return [column_from_state(state) for state in card["encoder"]["columns"]]
+    encoder = card["encoder"].get("features", card["encoder"])  # of texts, that of the columns beside them
+    return [column_from_state(state) for state in encoder["columns"]]
 
 
 def _decoded(card: Mapping[str, Any], block: np.ndarray) -> dict[str, np.ndarray]:
@@ -94,8 +100,9 @@ def decoded_rows(dataset: Dataset, split: str, rows: np.ndarray) -> list[dict[st
 
 
 def cells_of(dataset: Dataset, split: str, row: int) -> dict[str, Any]:
-    """Column -> the cell of one row of a table, without its targets, as of `decoded_rows`."""
-    return {name: _plain(cells[0]) for name, cells in columns_of(dataset, split, np.array([row])).items()}
+    """Column -> the cell of one row of a table, or beside a text, without targets, as of `decoded_rows`."""
+    block = features_of(dataset.split(split))[row : row + 1]
+    return {name: _plain(cells[0]) for name, cells in _decoded(dataset.card, block).items()}
 
 
 def texts_of(dataset: Dataset, split: str, rows: np.ndarray, around: bool = True) -> list[str]:

@@ -31,12 +31,15 @@ class ExplainConfig(Section):
 
     split: SplitName | None = Field(default=None, description="whose rows; default: the last that is scored")
     repeats: int = Field(
-        default=5, ge=0, le=1000, description="tables: how often each column is shuffled; 0: never"
+        default=5,
+        ge=0,
+        le=1000,
+        description="how often each column of a table, or beside a text, is shuffled; 0: never",
     )
     most_rows: int = Field(
         default=10_000,
         gt=0,
-        description="tables: rows that are shuffled; of more, so many by chance",
+        description="rows whose columns are shuffled; of more, so many by chance",
     )
     examples: int = Field(
         default=2,
@@ -50,7 +53,7 @@ class ExplainConfig(Section):
     baseline: Literal["auto", "mean", "black", "blur", "padding"] = Field(
         default="auto",
         description="what a row is compared with: the mean of the train rows (tables), grey, black or itself "
-        "blurred (pictures), padding (texts); auto: mean, or padding",
+        "blurred (pictures), padding (texts; the columns beside them: the mean); auto: mean, or padding",
     )
     tolerance: float = Field(
         default=0.01,

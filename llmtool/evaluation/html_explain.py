@@ -96,21 +96,23 @@ def _shown(value: Any) -> str:
 
 
 def _parts(parts: Sequence[Mapping[str, Any]]) -> str:
-    """The cells of a row as a table, or the tokens of a text with colours behind them."""
+    """The tokens of a text with colours behind them, the cells of a row as a table; of a text with columns
+    beside it, both."""
     most = max((abs(part["attribution"]) for part in parts), default=0.0) or 1.0
-    if all("value" in part for part in parts):
-        rows = [
-            [text(part["name"]), text("" if part["value"] is None else part["value"]),
-             f"<span style='{_colour(part['attribution'], most)}'>{part['attribution']:+.3g}</span>"]
-            for part in parts[:MOST_PARTS]
-        ]  # fmt: skip
-        return table("", ["column", "cell", "adds"], rows)
+    cells = [part for part in parts if "value" in part]
+    tokens = [part for part in parts if "value" not in part]
     spans = [
         f"<span style='{_colour(part['attribution'], most)}' title='{part['attribution']:+.3g}'>"
         f"{text(part['name'])}</span>"
-        for part in parts
+        for part in tokens
     ]
-    return f"<figure><p class='marked'>{''.join(spans)}</p></figure>"
+    rows = [
+        [text(part["name"]), text("" if part["value"] is None else part["value"]),
+         f"<span style='{_colour(part['attribution'], most)}'>{part['attribution']:+.3g}</span>"]
+        for part in cells[:MOST_PARTS]
+    ]  # fmt: skip
+    marked = f"<figure><p class='marked'>{''.join(spans)}</p></figure>"
+    return marked * bool(tokens) + (table("", ["column", "cell", "adds"], rows) if cells else "")
 
 
 def _colour(value: float, most: float) -> str:

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from llmtool.core.contracts import Images, Tokens
+from llmtool.core.contracts import Images
 from llmtool.data.batches import open_batches
+from llmtool.data.decoding import features_of
 from llmtool.data.image_batches import ImageBatches
 from llmtool.data.store import Dataset
 
@@ -33,7 +34,7 @@ def matrix(dataset: Dataset, split: str, rows: np.ndarray | None = None) -> np.n
     """(n, f) float32 of these rows of a split, all when None; pixels from 0 to 1."""
     found, inputs = dataset.split(split), dataset.inputs
     if not isinstance(inputs, Images):
-        whole = np.asarray(found.arrays["features" if isinstance(inputs, Tokens) else "inputs"])
+        whole = features_of(found)
         return whole if rows is None else whole[rows]
     batches = open_batches(dataset, split, 0)
     assert isinstance(batches, ImageBatches)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmtool.core.contracts import Batch, Features, Images, Tally, Tokens
+from llmtool.core.contracts import Batch, Features, Images, InputSpec, Tally, Tokens
 from llmtool.core.errors import ConfigError
 from llmtool.data import batches as rows_of
 from llmtool.data import decoding
 from llmtool.data.batches import Batches
+from llmtool.data.store import Dataset
 from llmtool.data.tokenizers import FittedTokenizer
 from llmtool.evaluation import EvaluateConfig, attribution, png
 from llmtool.evaluation.attribution import Attribution, ExplainConfig
@@ -70,8 +71,8 @@ def explain(assembled: Assembled, tallies: Mapping[str, Tally], config: Evaluate
     with eval_mode(model):
         model.requires_grad_(False)
         try:
-            if isinstance(assembled.dataset.inputs, Features) and asked.repeats:
-                document["importance"] = importance(assembled, split, asked, config.metric)
+            if asked.repeats and _has_columns(assembled.dataset.inputs):
+                document["importance"] = importance(assembled, split, config)
             explainer = _explainer(assembled, asked, batches)
             if explainer is None:
                 notes.append(
@@ -85,6 +86,10 @@ def explain(assembled: Assembled, tallies: Mapping[str, Tally], config: Evaluate
             for parameter, wanted in zip(model.parameters(), frozen, strict=True):
                 parameter.requires_grad_(wanted)
     return document | {"notes": notes}
+
+
+def _has_columns(inputs: InputSpec) -> bool:
+    return isinstance(inputs, Features) or (isinstance(inputs, Tokens) and inputs.features > 0)
 
 
 # --- which rows ---
@@ -152,12 +157,8 @@ class _Table(_Explainer):
 
     def __init__(self, assembled: Assembled, asked: ExplainConfig) -> None:
         super().__init__(assembled, asked)
-        inputs = assembled.dataset.split("train").arrays["inputs"]
-        step = max(1, len(inputs) // MEAN_ROWS)
-        mean = np.asarray(inputs[::step], np.float64).mean(axis=0)
-        self.mean = torch.from_numpy(mean.astype(np.float32)).to(assembled.device)
+        self.mean = _mean(assembled)
         self.compared = "mean of the train rows"
-        self.blocks = decoding.blocks_of(assembled.dataset.card)
 
     def baseline(self, row: Tensor, batch: Batch) -> Tensor:
         """The mean of the train rows: of a category, how often each comes."""
@@ -165,20 +166,33 @@ class _Table(_Explainer):
 
     def parts(self, row: int, split: str, raw: Batch, found: Attribution) -> dict[str, Any]:
         """A part for each column, with its cell."""
-        cells = decoding.cells_of(self.assembled.dataset, split, row)
-        features = self.assembled.dataset.card["inputs"].get("names", [])
-        parts = []
-        for name, block in self.blocks.items():
-            values = found.values[block]
-            inside = dict(zip(features[block], values.tolist(), strict=True)) if len(values) > 1 else {}
-            inside = {feature: value for feature, value in inside.items() if value}
-            part = {"name": name, "value": cells.get(name), "attribution": float(values.sum())}
-            parts.append(part | ({"features": inside} if inside else {}))
-        return {"parts": sorted(parts, key=lambda part: -abs(part["attribution"]))}
+        return {"parts": _cells(self.assembled.dataset, split, row, found.values)}
+
+
+def _mean(assembled: Assembled) -> Tensor:
+    """(F,) of the features of the train rows."""
+    inputs = decoding.features_of(assembled.dataset.split("train"))
+    step = max(1, len(inputs) // MEAN_ROWS)
+    mean = np.asarray(inputs[::step], np.float64).mean(axis=0)
+    return torch.from_numpy(mean.astype(np.float32)).to(assembled.device)
+
+
+def _cells(dataset: Dataset, split: str, row: int, attributed: np.ndarray) -> list[dict[str, Any]]:
+    """A part for each column of a row, with its cell, the weightiest first. attributed: (F,) by feature."""
+    cells, features = decoding.cells_of(dataset, split, row), dataset.card["inputs"].get("names", [])
+    parts = []
+    for name, block in decoding.blocks_of(dataset.card).items():
+        values = attributed[block]
+        inside = dict(zip(features[block], values.tolist(), strict=True)) if len(values) > 1 else {}
+        inside = {feature: value for feature, value in inside.items() if value}
+        part = {"name": name, "value": cells.get(name), "attribution": float(values.sum())}
+        parts.append(part | ({"features": inside} if inside else {}))
+    return sorted(parts, key=lambda part: -abs(part["attribution"]))
 
 
 class _Text(_Explainer):
-    """Tokens, by the vectors that stand for them; those around a text are the baseline's too."""
+    """Tokens, by the vectors that stand for them; those around a text are the baseline's too. Columns beside
+    the text lie on the same path, which begins at their mean."""
 
     def __init__(self, assembled: Assembled, asked: ExplainConfig, embedding: nn.Embedding) -> None:
         super().__init__(assembled, asked)
@@ -190,33 +204,52 @@ class _Text(_Explainer):
             (number for number in named if number is not None), 0
         )  # 0: what rows are padded with
         self.compared = f"padding ({self.tokenizer.tokenizer.id_to_token(self.padding)})"
+        self.mean = None
+        if _has_columns(assembled.dataset.inputs):
+            self.mean = _mean(assembled)
+            self.compared += " and the mean of the train rows' columns"
 
     def row(self, raw: Batch, batch: Batch) -> Tensor:
-        """(T, D) vectors of the tokens, or (K, T, D) of a text in chunks."""
-        return self.embedding(batch.inputs)[0].detach().float()
+        """(T * D,) vectors of the tokens, or (K * T * D,) of a text in chunks, then the features."""
+        return self._joined(batch.inputs[0], None if batch.features is None else batch.features[0])
 
     def baseline(self, row: Tensor, batch: Batch) -> Tensor:
-        """The same with the vector of padding for each token of the text itself."""
+        """The same with the vector of padding for each token of the text itself, and the columns' mean."""
         ids = torch.full_like(batch.inputs[0], self.padding)
         end = ids.shape[-1] - self.after
         for around in (slice(None, self.before), slice(end, None)):  # each chunk of a text has them
             ids[..., around] = batch.inputs[0][..., around]
-        return self.embedding(ids).detach().float()
+        return self._joined(ids, self.mean)
+
+    def _joined(self, ids: Tensor, features: Tensor | None) -> Tensor:
+        vectors = self.embedding(ids).detach().float().flatten()
+        return vectors if features is None else torch.cat([vectors, features.float()])
+
+    @property
+    def columns(self) -> int:
+        """How many of a row's numbers are features."""
+        return 0 if self.mean is None else len(self.mean)
 
     def outputs(self, path: Tensor, batch: Batch) -> Tensor:
-        """(S, T, D) vectors, or (S, K, T, D) -> (S, C). A table's columns beside the text stay the same."""
+        """(S, ...) rows -> (S, C)."""
+        vectors, features = path.split([path.shape[1] - self.columns, self.columns], dim=1)
+        vectors = vectors.unflatten(1, (*batch.inputs.shape[1:], -1))  # (S, T, D), or (S, K, T, D)
         every = [
-            None if part is None else part.expand(len(path), *part.shape[1:]) for part in batch.arguments
+            None if part is None else part.expand(len(path), *part.shape[1:])
+            for part in (batch.inputs, batch.segments)
         ]
-        with attribution.embedded(self.embedding, path.flatten(0, -3)):
-            return self.model(*every).float()
+        with attribution.embedded(self.embedding, vectors.flatten(0, -3)):
+            return self.model(*every, *([features] if self.columns else [])).float()
 
     def parts(self, row: int, split: str, raw: Batch, found: Attribution) -> dict[str, Any]:
-        """A part for each token, in the order of the text."""
+        """A part for each token, in the order of the text; then one for each column, with its cell."""
         ids = raw.inputs[0].flatten().tolist()
         names = self.tokenizer.decode_all([[number] for number in ids])
-        values = found.values.sum(axis=-1).flatten().tolist()  # (T, D) -> (T,)
+        vectors, features = np.split(found.values, [len(found.values) - self.columns])
+        values = vectors.reshape(len(ids), -1).sum(axis=1).tolist()  # (T * D,) -> (T,)
         parts = [{"name": name, "attribution": value} for name, value in zip(names, values, strict=True)]
+        if self.columns:
+            parts += _cells(self.assembled.dataset, split, row, features)
         return {"parts": parts}
 
 

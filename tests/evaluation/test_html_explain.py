@@ -36,6 +36,14 @@ def test_the_section_says_what_was_found_and_runs_nothing() -> None:
     assert "1 of them miss the tolerance" in said[2]
 
 
+def test_a_text_with_columns_beside_it_shows_both() -> None:
+    cell = {"name": "age", "value": 41.0, "attribution": 2.0}
+    row = ROW | {"parts": [*ROW["parts"], cell]}
+    page = html_explain.explained({"explain": {**FOUND, "examples": [row]}})
+    assert page.index("> dull</span>") < page.index("<td>age</td>") < page.index(">+2</span>")
+    assert "41.0" in page
+
+
 @pytest.mark.parametrize("broken", [{"examples": 3}, {"importance": 7}, {"examples": [{}]}, {"notes": None}])
 def test_an_edited_file_breaks_no_page(broken: dict[str, Any]) -> None:
     html_explain.explained({"explain": {**FOUND, **broken}})

@@ -331,8 +331,21 @@ def test_text_and_table_are_read_together(mixed: Path, llmtool: Run) -> None:
         ended = llmtool(command, "mixed.yaml", "--json", cwd=mixed)
         assert ended.code == 0, ended.err
     assert ended.json["metrics"]["test"]["accuracy"] > 0.8  # neither alone gives more than 0.6
+    accuracy = ended.json["metrics"]["test"]["accuracy"]
     told = json.loads((mixed / "runs/mixed/evaluate/explain.json").read_text())
-    assert all(example["complete"] for example in told["examples"])
+    worth = {one["column"]: one for one in told["importance"]["columns"]}
+    assert (set(worth), told["importance"]["value"]) == ({"age", "place"}, pytest.approx(accuracy))
+    assert worth["age"]["low"] > 0.1 > abs(worth["place"]["mean"])
+    for example in told["examples"]:
+        assert example["complete"]
+        cells = [part for part in example["parts"] if "value" in part]
+        assert {part["name"] for part in cells} == {"age", "place"}
+        total = sum(part["attribution"] for part in example["parts"])
+        assert total == pytest.approx(example["output"] - example["output_of_that"], abs=0.05)
+    assert any(abs(part["attribution"]) > 0.1 for part in cells)
+    page = (mixed / "runs/mixed/evaluate/report.html").read_text()
+    assert "<p class='marked'><span" in page
+    assert "<td>place</td>" in page
     config = json.loads((mixed / "runs/mixed/train/best/config.json").read_text())
     assert (config["llmtool_features"], config["architectures"]) == (5, ["BertModel"])
     start = checkpoints.from_checkpoint(str(mixed / "runs/mixed/finetune/merged"))
