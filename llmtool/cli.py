@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import importlib
 import json
-import os
 import signal
 import sys
 import traceback
@@ -24,6 +23,7 @@ from llmtool.commands import (
     PredictOptions,
     ReportOptions,
 )  # fmt: skip
+from llmtool.core import streams
 from llmtool.core.errors import Cancelled, ConfigError, Interrupted, LlmtoolError, Terminated
 
 app = typer.Typer(
@@ -429,7 +429,7 @@ def _run(
         status = _told(status, error, ended.status, ended.exit_code)
         _complain(status["error"], debug)
     except BrokenPipeError:  # the reader of our stdout has gone (`llmtool ... | head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.mute(sys.stdout)
     except Exception as error:
         status = _told(status, error, LlmtoolError.status, LlmtoolError.exit_code)
         status["error"] = f"{type(error).__name__}: {error}"
@@ -438,8 +438,7 @@ def _run(
         if before is not None:
             signal.signal(signal.SIGTERM, before)
     if as_json:
-        print(json.dumps(status, allow_nan=False, default=str))
-    sys.stdout.flush()
+        streams.put(json.dumps(status, allow_nan=False, default=str) + "\n")
     raise typer.Exit(status["exit_code"])
 
 
@@ -454,12 +453,12 @@ def _load(name: str) -> Any:
 
 
 def _told(status: dict[str, Any], error: BaseException, name: str, code: int) -> dict[str, Any]:
-    """The document of a command that `error` ended: that of its own result.json, where there is one."""
+    """The document of a command that `error` ended. Its own result.json may be of work which stands."""
     result: dict[str, Any] = getattr(error, "result", {})
     if result.get("command") != status["command"]:
         result = {}
     said = str(error) or "cancelled"
-    return {**status, "status": name, "exit_code": code, "error": said, **result}
+    return {**status, **result, "status": name, "exit_code": code, "error": said}
 
 
 def _catch_sigterm() -> Any:
@@ -494,5 +493,8 @@ def main() -> None:
         if "--json" in sys.argv:
             said = error.format_message()
             print(json.dumps({"command": None, "status": "config_error", "exit_code": code, "error": said}))
+    if why := streams.lost():
+        _complain(why, debug=False)
+        code = code or LlmtoolError.exit_code
     gc.freeze()  # everything goes with the process: it need not look for what could go
     sys.exit(code)

@@ -31,7 +31,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 import llmtool
 from llmtool import experiment
 from llmtool.commands import Options, keys, session
-from llmtool.core import console, files, ranks, watch
+from llmtool.core import console, files, ranks, streams, watch
 from llmtool.core.environment import code_version, processors
 from llmtool.core.errors import Cancelled, ConfigError, DataError, Interrupted, LlmtoolError, of_code
 from llmtool.core.freshness import compare
@@ -175,6 +175,8 @@ def _ended(
     those that ended badly, how; heard: the signal that this process was sent."""
     first = words.get(0)
     if first is not None and first["code"] == 0:
+        if first.get("lost"):
+            streams.lose(first["lost"])
         return dict(first["result"])
     if first is None and not failures and not heard:  # it had no place for its last words
         return _written(loaded.experiment.run, command)
@@ -258,7 +260,7 @@ class _Rank:
                 threading.Event().wait()  # the watchdog ends this process
             self._fail(error)
         if self.started_here:
-            self._leave({"code": 0, "result": result})
+            self._leave({"code": 0, "result": result, "lost": streams.lost()})
         self._part()
         return result
 

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 
 from llmtool import experiment
 from llmtool.commands import PredictOptions, session, shown
-from llmtool.core import console, files
-from llmtool.core.errors import ConfigError, DataError
+from llmtool.core import console, files, streams
+from llmtool.core.errors import ConfigError, DataError, LlmtoolError
 from llmtool.data import incoming, outgoing
 from llmtool.data.incoming import STANDARD, Stretch
 from llmtool.data.reading import Reading
@@ -273,6 +273,12 @@ def _stream(options: PredictOptions) -> Iterator[BinaryIO]:
         with files.stream(Path(options.output)) as file:
             yield file
         return
-    sys.stdout.flush()
-    yield sys.stdout.buffer
-    sys.stdout.buffer.flush()
+    try:
+        sys.stdout.flush()
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        streams.mute(sys.stdout)
+        raise LlmtoolError(streams.unwritable(error)) from None

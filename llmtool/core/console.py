@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from llmtool.core import files
+from llmtool.core import files, streams
 
 PLAIN_WIDTH = 400  # columns where there is no terminal to be wide; tables take what they need
 
@@ -59,7 +59,8 @@ def _is_terminal(stream: TextIO) -> bool:
 
 
 class _Guarded:
-    """stdout or stderr as it is at each write; a reader that went away (`| head`) stops nothing."""
+    """stdout or stderr as it is at each write; a reader that went away (`| head`) stops nothing, nor does a
+    full disk: `streams.lost` tells of it."""
 
     def __init__(self, stderr: bool) -> None:
         self._stderr = stderr
@@ -94,14 +95,10 @@ class _Guarded:
         try:
             yield
         except BrokenPipeError:
-            # what is still buffered must not fail again when Python flushes at exit
-            with contextlib.suppress(OSError, ValueError):
-                null = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(null, self.fileno())
-                os.close(null)
-        except (OSError, ValueError):
+            streams.mute(self._stream)
+        except (OSError, ValueError) as error:
             if not self._stderr:  # a result that could not be written is a failure; a progress line is not
-                raise
+                streams.lose(streams.unwritable(error))
 
 
 _settings = _Settings()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from llmtool import __version__
-from llmtool.cli import app
+from llmtool.cli import app, main
 from llmtool.commands import train
+from llmtool.core import streams
+from llmtool.core.errors import DataError
 from tests.conftest import COMMANDS, Run
 
 
@@ -115,3 +118,43 @@ def test_describe_of_a_file_that_only_tunes_describes_what_it_starts_from(copy: 
     document = llmtool("describe", "tune.yaml", "--json", cwd=copy).json
     there = json.loads((copy / "runs/table/describe/describe.json").read_text())
     assert document["parameters"]["total"] == there["parameters"]["total"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_under_stdout_fails_the_command_and_not_the_work(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(fresh)
+    for arguments, code in (
+        ("train table.yaml", 1),
+        ("train table.yaml", 1),  # which stands by then
+        ("evaluate table.yaml --set evaluate.require={test.accuracy: '>=1.1'}", 3),
+        ("predict table.yaml --input people.csv", 1),
+    ):
+        words = arguments.split(" ", 3)
+        with monkeypatch.context() as patched, open("/dev/full", "w") as full:
+            patched.setattr(streams, "_lost", None)
+            patched.setattr(sys, "argv", ["llmtool", *words])
+            patched.setattr(sys, "stdout", full)
+            with pytest.raises(SystemExit) as ended:
+                main()
+        err = capsys.readouterr().err
+        why = "llmtool: standard output cannot be written: No space left on device"
+        assert (ended.value.code, err.count(why)) == (code, 1), err
+        assert "internal error" not in err
+    written = json.loads((fresh / "runs/table/train/result.json").read_text())
+    assert (written["status"], written["exit_code"]) == ("done", 0)
+
+
+def test_an_error_where_the_work_stands_is_not_told_as_done(
+    copy: Path, llmtool: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise DataError("a profile that is none")
+
+    monkeypatch.setattr(train.profiled, "stands", broken)
+    ended = llmtool("train", "table.yaml", "--json", cwd=copy)
+    assert ended.code == 4
+    said = ended.json
+    assert (said["status"], said["exit_code"], said["error"]) == ("data_refused", 4, ended.error)
+    assert said["fingerprints"]
