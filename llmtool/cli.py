@@ -393,7 +393,7 @@ def predict(
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if show:
-        print(f"llmtool {__version__}")
+        streams.put(f"llmtool {__version__}\n")
         raise typer.Exit()
 
 
@@ -457,8 +457,7 @@ def _told(status: dict[str, Any], error: BaseException, name: str, code: int) ->
     result: dict[str, Any] = getattr(error, "result", {})
     if result.get("command") != status["command"]:
         result = {}
-    said = str(error) or "cancelled"
-    return {**status, **result, "status": name, "exit_code": code, "error": said}
+    return {**status, **result, "status": name, "exit_code": code, "error": str(error) or "cancelled"}
 
 
 def _catch_sigterm() -> Any:
@@ -483,18 +482,21 @@ def _complain(message: str, debug: bool) -> None:
 
 def main() -> None:
     """The entry point. With `--json` a command line that is wrong prints its document too."""
+    streams.open_closed()
     try:
         code = app(standalone_mode=False)
+    except OSError as error:  # of --help
+        code = 0
+        streams.lose(streams.unwritable(error))
     except Exception as error:  # click's own, wherever this version of typer keeps it
         if not hasattr(error, "show") or not hasattr(error, "format_message"):
             raise
         error.show()
         code = error.exit_code  # type: ignore[attr-defined]
         if "--json" in sys.argv:
-            said = error.format_message()
-            print(json.dumps({"command": None, "status": "config_error", "exit_code": code, "error": said}))
+            about = {"command": None, "status": "config_error", "exit_code": code}
+            streams.put(json.dumps({**about, "error": error.format_message()}) + "\n")
     if why := streams.lost():
         _complain(why, debug=False)
-        code = code or LlmtoolError.exit_code
     gc.freeze()  # everything goes with the process: it need not look for what could go
-    sys.exit(code)
+    sys.exit(code or (LlmtoolError.exit_code if why else 0))

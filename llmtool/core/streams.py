@@ -1,4 +1,4 @@
-"""stdout as daemons, shells and CI jobs leave it: its reader gone, or on a disk that is full.
+"""stdout as daemons, shells and CI jobs leave it: closed, its reader gone, or on a disk that is full.
 
 A stdout that takes no more ends no work: what else would go there is dropped, and the command says so at its
 end (`lost`). Imports nothing heavy: the command line needs it before it runs anything.
@@ -12,6 +12,16 @@ import sys
 from typing import TextIO
 
 _lost: str | None = None
+
+
+def open_closed() -> None:
+    """Let the null device stand for a standard stream that is closed (`>&-`, a daemon), which Python has None
+    for: a file of ours would get its number, and what libraries print."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            null = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 (to the end of the process)
+            os.set_inheritable(null.fileno(), True)
+            setattr(sys, name, null)
 
 
 def unwritable(error: Exception) -> str:

@@ -158,3 +158,40 @@ def test_an_error_where_the_work_stands_is_not_told_as_done(
     said = ended.json
     assert (said["status"], said["exit_code"], said["error"]) == ("data_refused", 4, ended.error)
     assert said["fingerprints"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("arguments", "code"), [("--help", 1), ("--version", 1), ("init people.csv --json", 1), ("fly --json", 2)]
+)
+def test_what_the_command_line_itself_prints_is_told_of_too(
+    arguments: str, code: int, fresh: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(fresh)
+    monkeypatch.setattr(streams, "_lost", None)
+    monkeypatch.setattr(sys, "argv", ["llmtool", *arguments.split()])
+    with monkeypatch.context() as patched, open("/dev/full", "w", buffering=1) as full:
+        patched.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == code
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "llmtool: standard output cannot be written: No space left on device"
+
+
+def test_closed_streams_are_the_null_device(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(fresh)
+    with monkeypatch.context() as patched:
+        for name in ("stdin", "stdout", "stderr"):
+            patched.setattr(sys, name, None)  # as Python has it after `<&- >&- 2>&-`
+        patched.setattr(sys, "argv", ["llmtool", "prepare", "table.yaml"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        for name in ("stdin", "stdout", "stderr"):
+            getattr(sys, name).close()
+    assert ended.value.code == 0
+    assert capsys.readouterr() == ("", "")
+    assert json.loads((fresh / "runs/table/prepare/result.json").read_text())["status"] == "done"
