@@ -219,6 +219,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> Loaded:
     """Read and check a whole file; ConfigErrors lists everything that is wrong with it."""
     experiment, document = config.load(path, overrides, Experiment)
     if not experiment.run:
+        if config.is_piped(path):
+            raise ConfigError(f"{path}: no file whose name the run could have: say where it goes with `run:`")
         experiment = experiment.model_copy(update={"run": f"runs/{Path(path).stem}"})
     return Loaded(experiment, document)
 
@@ -230,7 +232,9 @@ def run_of(path: str, overrides: Sequence[str] = ()) -> str | None:
     except ConfigError:
         return None
     run = data.get("run")
-    return run if run and isinstance(run, str) else f"runs/{Path(path).stem}"
+    if run and isinstance(run, str):
+        return run
+    return None if config.is_piped(path) else f"runs/{Path(path).stem}"
 
 
 def resolved(experiment: Experiment) -> str:

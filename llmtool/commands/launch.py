@@ -10,6 +10,7 @@ from typing import Any
 from llmtool import experiment
 from llmtool.commands import LaunchOptions, session
 from llmtool.core import console
+from llmtool.core.config import need_file
 from llmtool.core.errors import ConfigError
 from llmtool.experiment import Loaded
 from llmtool.stages.settings import share_of
@@ -25,6 +26,7 @@ def run(options: LaunchOptions) -> dict[str, Any]:
     """Run the command; returns the script."""
     if not options.slurm:
         raise ConfigError("launch: for what? `--slurm` prints a batch script for sbatch")
+    need_file(options.config)
     loaded = experiment.load(options.config, options.overrides)
     with session.located(loaded, options.stage or "train"):
         script = _script(options, loaded)

@@ -32,6 +32,7 @@ import llmtool
 from llmtool import experiment
 from llmtool.commands import Options, keys, session
 from llmtool.core import console, files, ranks, streams, watch
+from llmtool.core.config import need_file
 from llmtool.core.environment import code_version, processors
 from llmtool.core.errors import Cancelled, ConfigError, DataError, Interrupted, LlmtoolError, of_code
 from llmtool.core.freshness import compare
@@ -56,11 +57,14 @@ def run(work: Work, options: Options, command: str) -> dict[str, Any]:
     if options.scratch:  # a rehearsal or a proof
         return work(options)
     if (told := ranks.told()) is not None:
+        need_file(options.config)
         return _Rank(told, options, command).run(work)
     if "WORLD_SIZE" not in os.environ:  # a launcher of one process means one
         with session.command(options, command, command) as loaded:
             kind, count = found(loaded.experiment.devices, loaded.experiment.device)
             loaded.experiment.parallel.replicas(count)
+            if count > 1:
+                need_file(options.config)
             if count > 1 and not _stands(loaded, options, command):
                 return _together(loaded, options, command, kind, count)
     return work(options)

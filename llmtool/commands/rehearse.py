@@ -16,6 +16,7 @@ from llmtool import experiment
 from llmtool.commands import Options, Scratch, describe, evaluate, finetune, prepare, scratch, session, train
 from llmtool.commands.killed import TooSlowError, until_killed
 from llmtool.core import console, files
+from llmtool.core.config import need_file
 from llmtool.core.devices import is_out_of_memory, peak_flops, resolve_device, resolve_precision
 from llmtool.core.errors import (
     ConfigError,
@@ -49,6 +50,7 @@ def run(options: Options, command: str) -> dict[str, Any]:
         raise ConfigError("--rehearse needs a configuration file, one, and no directory")
     if options.force or options.resume:
         raise ConfigError("--rehearse begins anew and aside: --force and --resume mean nothing beside it")
+    need_file(options.config)
     loaded = experiment.load(options.config, options.overrides)
     session.need(loaded, command)
     with tempfile.TemporaryDirectory(prefix="llmtool-rehearsal-") as place:

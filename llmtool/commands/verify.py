@@ -11,6 +11,7 @@ from llmtool import experiment
 from llmtool.commands import Options, Scratch, finetune, prepare, session, train
 from llmtool.commands.killed import until_killed
 from llmtool.core import console, files
+from llmtool.core.config import need_file
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data.store import Dataset
 from llmtool.experiment import Loaded
@@ -34,6 +35,7 @@ def run(options: Options, command: str, what: str) -> dict[str, Any]:
         raise ConfigError(f"--verify {what}: expected resume, resume:N (steps, at least 3) or invariance")
     if options.force or options.resume:
         raise ConfigError("--verify works aside: --force and --resume mean nothing beside it")
+    need_file(options.config)
     loaded = experiment.load(options.config, options.overrides)
     session.need(loaded, command)
     with tempfile.TemporaryDirectory(prefix="llmtool-verify-") as place, session.located(loaded, command):

@@ -8,7 +8,9 @@ read scalars as YAML 1.2's core schema does, and only then validate (https://yam
 from __future__ import annotations
 
 import difflib
+import functools
 import re
+import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -84,11 +86,18 @@ def read(path: str, overrides: Sequence[str] = ()) -> Document:
     """The mapping in the file with each `key=value` of `overrides` set, as plain data with marks."""
     file = Path(path)
     try:
-        if not file.is_file():
-            raise ConfigError(f"{path}: {'is a directory' if file.is_dir() else 'no such file'}")
-        if (size := file.stat().st_size) > MAX_BYTES:
+        if is_piped(path):
+            content = _piped(path)
+            size = len(content)
+        elif file.is_file():
+            size = file.stat().st_size
+            content = file.read_bytes() if size <= MAX_BYTES else b""
+        else:
+            wrong = "not a regular file (- reads standard input)" if file.exists() else "no such file"
+            raise ConfigError(f"{path}: {'is a directory' if file.is_dir() else wrong}")
+        if size > MAX_BYTES:
             raise ConfigError(f"{path}: {size:,} bytes; a configuration has at most {MAX_BYTES:,}")
-        text = file.read_bytes().decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except (OSError, ValueError) as error:
@@ -97,6 +106,29 @@ def read(path: str, overrides: Sequence[str] = ()) -> Document:
     for override in overrides:
         _override(document, override)
     return document
+
+
+def is_piped(path: str) -> bool:
+    """Whether this is a stream of this very process (`-`, /dev/stdin, the shell's `<(...)`), which can be
+    read once, and by no other process."""
+    return re.fullmatch(r"-|/dev/stdin|/(dev|proc/self)/fd/\d+", path) is not None
+
+
+def need_file(path: str) -> None:
+    """ConfigError for a stream, where other processes read the configuration too."""
+    if is_piped(path):
+        raise ConfigError(
+            f"{path}: other processes read the configuration too: it must be a regular file, not a pipe"
+        )
+
+
+@functools.cache
+def _piped(path: str) -> bytes:
+    """What a stream holds, or the beginning that is too long already; kept, for whoever reads it again."""
+    if path == "-":
+        return sys.stdin.buffer.read(MAX_BYTES + 1)
+    with open(path, "rb") as stream:
+        return stream.read(MAX_BYTES + 1)
 
 
 def parse(text: str, name: str) -> Document:

@@ -306,7 +306,7 @@ def test_files_that_are_no_configuration(fresh: Path, llmtool: Run) -> None:
     cases: dict[str, tuple[Data | None, str]] = {
         "none.yaml": (None, r"none\.yaml: no such file"),
         "folder.yaml": (None, r"folder\.yaml: is a directory"),
-        "pipe.yaml": (None, r"pipe\.yaml: (no such|not a regular) file"),
+        "pipe.yaml": (None, r"pipe\.yaml: not a regular file"),
         "empty.yaml": ("", r"empty\.yaml: the file is empty"),
         "list.yaml": ("- a\n- b\n", r"list\.yaml:1:1: expected a mapping"),
         "binary.yaml": (b"\xff\xfe\x00" * 50, r"binary\.yaml: not UTF-8 text"),

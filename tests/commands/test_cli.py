@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from llmtool import __version__
 from llmtool.cli import app, main
 from llmtool.commands import train
-from llmtool.core import streams
+from llmtool.core import config, streams
 from llmtool.core.errors import DataError
 from tests.conftest import COMMANDS, Run
 
@@ -195,3 +195,20 @@ def test_closed_streams_are_the_null_device(
     assert ended.value.code == 0
     assert capsys.readouterr() == ("", "")
     assert json.loads((fresh / "runs/table/prepare/result.json").read_text())["status"] == "done"
+
+
+def test_a_configuration_from_standard_input(
+    fresh: Path, llmtool: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "_piped", lambda path: text.encode())
+    text = (fresh / "table.yaml").read_text()
+    ended = llmtool("prepare", "-", cwd=fresh)
+    assert ended.code == 2
+    assert ended.error == "-: no file whose name the run could have: say where it goes with `run:`"
+    assert not (fresh / "runs").exists()
+    assert llmtool("prepare", "-", "--set", "run=runs/piped", cwd=fresh).code == 0
+    assert (fresh / "runs/piped/prepare/card.json").is_file()
+    for arguments in (("--set", "devices=cpu:2"), ("--verify", "resume"), ("--rehearse",)):
+        ended = llmtool("train", "/dev/stdin", "--set", "run=runs/piped", *arguments, cwd=fresh)
+        assert ended.code == 2
+        assert ended.error.startswith("/dev/stdin: other processes read the configuration too")

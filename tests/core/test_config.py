@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Annotated, Literal
 
 import pytest
@@ -211,3 +212,27 @@ def test_place_falls_back_to_the_section_around() -> None:
 def test_any_text_is_read_or_refused_by_name(text: str) -> None:
     with contextlib.suppress(ConfigError):  # anything else is a traceback for the user
         load(text)
+
+
+def test_a_stream_is_read_once_and_kept():
+    reader, writer = os.pipe()
+    os.write(writer, b"family: mlp\n")
+    os.close(writer)
+    path = f"/dev/fd/{reader}"
+    try:
+        for _ in range(2):
+            assert config.load(path, ["rate=0.5"], Mlp)[0] == Mlp(family="mlp", rate=0.5)
+        with pytest.raises(ConfigError, match="other processes read the configuration too"):
+            config.need_file(path)
+    finally:
+        config._piped.cache_clear()
+        os.close(reader)
+    config.need_file("dev/stdin")
+
+
+def test_a_stream_without_an_end_is_no_configuration(monkeypatch):
+    with open("/dev/zero") as zero:
+        monkeypatch.setattr("sys.stdin", zero)
+        with pytest.raises(ConfigError, match="-: 1,000,001 bytes; a configuration has at most 1,000,000"):
+            config.read("-")
+    config._piped.cache_clear()
