@@ -14,17 +14,19 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self, TextIO
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self, TextIO
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from llmtool.core import files, streams
 
+LESSER = "dim"  # the style of a table's columns that a narrow terminal does without
 PLAIN_WIDTH = 400  # columns where there is no terminal to be wide; tables take what they need
 
 
@@ -202,13 +204,31 @@ def show(renderable: RenderableType) -> None:
         return
     console = _console(stderr=False)
     if console.is_terminal:
-        console.print(renderable, soft_wrap=isinstance(renderable, Text))
+        for part in renderable.renderables if isinstance(renderable, Group) else [renderable]:
+            console = _console(stderr=False)  # as wide as this part needs
+            shown = _fitted(part, console) if isinstance(part, Table) else part
+            console.print(shown, soft_wrap=isinstance(renderable, Text))
         return
     with console.capture() as captured:
         console.print(renderable, soft_wrap=isinstance(renderable, Text))
     lines = [line.rstrip() for line in captured.get().splitlines()]  # no trailing blanks in files and logs
     console.file.write("\n".join([*lines, ""]))
     console.file.flush()
+
+
+def _fitted(table: Table, console: Console) -> Table:
+    """A table whose figures (columns that do not wrap) and words stay whole on a narrow terminal: first its
+    columns of lesser weight go, then the console becomes wider, and lines run over the edge."""
+    wide = console.options.update_width(PLAIN_WIDTH)
+    for column in table.columns:
+        if column.no_wrap:
+            cells = [column.header, *column.cells]
+            column.min_width = max(Measurement.get(console, wide, cell).maximum for cell in cells)
+    if Measurement.get(console, wide, table).minimum > console.width:
+        kept = [column for column in table.columns if column.style != LESSER]
+        table.columns = [replace(column, _index=index) for index, column in enumerate(kept)]
+        console.width = max(console.width, Measurement.get(console, wide, table).minimum)
+    return table
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
@@ -224,7 +244,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | No
     for index, name in enumerate(columns):
         values = [row[index] for row in cells if row[index] is not None]
         right = bool(values) and all(_is_number(value) for value in values)
-        drawn.add_column(Text(clean(name)), justify="right" if right else "left", overflow="fold")
+        side: Literal["left", "right"] = "right" if right else "left"
+        drawn.add_column(Text(clean(name)), justify=side, no_wrap=right, overflow="fold")
     for row in cells:
         drawn.add_row(*(Text(_cell(value)) for value in row))
     show(drawn)

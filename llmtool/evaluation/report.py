@@ -48,6 +48,7 @@ NOTHING: dict[str, Any] = {  # the evidence of a report that has none
     "suites": {},
     "probe": {},
 }
+ABOUT = "what it is"  # a column of words
 PROBED = ("relative", "absolute")  # how squares are called: mine and theirs, or by colour
 PROBABILITY = "probability "  # begins the name of a column of predictions.csv
 
@@ -255,8 +256,7 @@ def baselines_table(found: Sequence[Mapping[str, Any]], against: Mapping[str, An
     names = [name for name in names if not name.endswith(tuple(f"_{average}" for average in AVERAGES))]
     first = [against["metric"]] if against else []
     shown = [name for name in dict.fromkeys([*first, *BASELINE_FIGURES, *OF_GAMES]) if name in names][:4]
-    table = _table(f"baselines on {split}" if split else "baselines", ["", *shown, "what it is"])
-    table.columns[-1].justify = "left"
+    table = _table(f"baselines on {split}" if split else "baselines", ["", *shown, ABOUT])
     for one in found:
         figures = one["metrics"].get(split, {})
         about = f"missing: {one['missing']}" if one["missing"] else one["note"] or one["about"]
@@ -454,5 +454,9 @@ def _table(title: str, columns: Sequence[str]) -> Table:
         title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
     )
     for index, column in enumerate(columns):
-        table.add_column(Text(column), justify="left" if index == 0 else "right")
+        style = console.LESSER if column in ("95 %", ABOUT) else None
+        if index == 0 or column == ABOUT:
+            table.add_column(Text(column), style=style, overflow="fold")
+        else:
+            table.add_column(Text(column), style=style, justify="right", no_wrap=True)
     return table

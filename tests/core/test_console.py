@@ -9,6 +9,9 @@ import sys
 
 import numpy as np
 import pytest
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from llmtool.core import console
@@ -70,6 +73,32 @@ def test_tables_align_numbers_and_leave_none_empty(capsys):
     assert lines[3].index("3") == lines[2].index("7 ")
     console.table(["empty"], [])
     assert "empty" in capsys.readouterr().out
+
+
+def test_a_narrow_terminal_cuts_no_figure(capsys, monkeypatch):
+    monkeypatch.setattr(console, "_is_terminal", lambda stream: True)
+    monkeypatch.setenv("TERM", "dumb")
+    rows = [["a long name of a row", 1234567, 0.25, 0.5, 123456.0]]
+    for width, widest in ((80, 80), (20, 50)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        console.table(["name", "rows", "f1", "recall", "seconds"], rows)
+        console.show(Group(Text("some words that are wrapped on a narrow one"), two()))
+        out = capsys.readouterr().out
+        assert out.split().count("0.2500") == 2
+        assert {"1,234,567", "0.5000", "123,456"} <= {*out.split()}
+        assert "\u2026" not in out
+        assert ("0.1000 to 0.4000" in out) == (width == 80)
+        assert max(map(len, out.splitlines())) <= widest
+        assert ("some words that are wrapped on a narrow" in out) == (width == 80)
+
+
+def two():
+    table = Table()
+    table.add_column("figure", overflow="fold")
+    table.add_column("test", no_wrap=True)
+    table.add_column("95 %", no_wrap=True, style=console.LESSER)
+    table.add_row("balanced_accuracy", "0.2500", "0.1000 to 0.4000")
+    return table
 
 
 def test_json_mode_puts_one_document_and_nothing_else_on_stdout(capsys):
