@@ -6,6 +6,7 @@ train.inputs.bin      one file per split and array: the numbers and nothing else
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -56,8 +57,9 @@ class ArrayWriter:
         self.rows += len(data)
 
     def __del__(self) -> None:
-        if hasattr(self, "_file"):  # of an encoding that an error has ended
-            self._file.close()
+        if hasattr(self, "_file"):  # of an encoding that an error has ended, perhaps that of a full disk
+            with contextlib.suppress(OSError):
+                self._file.close()
 
     def close(self) -> dict[str, Any]:
         """The array's entry in the card."""

@@ -1,5 +1,6 @@
 """The store: what is written comes back, and what is broken is named."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -25,6 +26,15 @@ def dataset(directory: Path, rows: int = 5) -> dict:
     )
     (directory / CARD).write_text(json.dumps(card))
     return card
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_an_array_that_a_full_disk_has_ended_goes_in_silence() -> None:
+    writer = ArrayWriter(Path("/dev/full"), "|u1")
+    writer.append(np.zeros(1000, dtype=np.uint8))
+    del writer
+    gc.collect()
 
 
 def test_what_is_written_comes_back(tmp_path: Path) -> None:
