@@ -325,12 +325,13 @@ def document(
 ) -> dict[str, Any]:
     """What every result.json says; key: that of the work, None where it did not come to that."""
     status, code = outcome(error)
+    wordless = status if isinstance(error, KeyboardInterrupt) else type(error).__name__
     return {
         "format": FORMAT,
         "command": stage,
         "status": status,
         "exit_code": code,
-        "error": None if error is None else str(error) or type(error).__name__,
+        "error": None if error is None else str(error) or wordless,
         "config": None,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),

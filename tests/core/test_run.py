@@ -189,7 +189,7 @@ def test_a_failure_is_written_with_its_status_and_its_figures(tmp_path):
             fail(tmp_path, error, resumable=True)
         document = result(tmp_path, "train")
         assert (document["status"], document["exit_code"]) == (status, code)
-        assert document["error"] == (str(error) or "KeyboardInterrupt")
+        assert document["error"] == (str(error) or "cancelled")
         assert (document["metrics"], document["rows"]) == ({"f1": None, "loss": 2.0}, 5)
         assert (tmp_path / "train" / "card.json").exists()
     assert outcome(None) == ("done", 0)
