@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from llmtool.core.errors import ConfigError
 from llmtool.data import special_tokens
-from llmtool.data.tokenizers import FILE, read_tokenizer, readable_errors
+from llmtool.data.tokenizers import FILE, read_tokenizer, readable_errors, unknown_word
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class PromptTokenizer:
 
     def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """The ids of each text; special: with the tokens that this tokenizer puts around one."""
-        with readable_errors("the tokenizer failed on a text"):
+        with readable_errors("the tokenizer failed on a text", lambda: unknown_word(self.tokenizer, texts)):
             found = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)
         return [encoding.ids for encoding in found]
 

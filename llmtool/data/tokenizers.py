@@ -76,7 +76,7 @@ class FittedTokenizer:
             return [text.encode() for text in texts]
         if self._table is not None:
             return texts
-        with readable_errors("the tokenizer failed on a text"):
+        with readable_errors("the tokenizer failed on a text", lambda: unknown_word(self.tokenizer, texts)):
             return self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
 
     def ids(self, encoded: list[Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -397,17 +397,30 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 @contextlib.contextmanager
-def readable_errors(what: str) -> Iterator[None]:
-    """Turns what the Rust library raises into a DataError; its PanicException is only a BaseException."""
+def readable_errors(what: str, unknown: Callable[[], str] | None = None) -> Iterator[None]:
+    """Turns what the Rust library raises into a DataError; its PanicException is only a BaseException.
+
+    unknown: says which word is no token, of a vocabulary of words, or of moves, that has none for such.
+    """
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, LlmtoolError):
         raise
     except BaseException as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        if "Missing [UNK]" in lines[0]:  # of a vocabulary of words, or of moves
-            lines = ["a word of it is no token of this model; words have blanks between them"]
+        if "Missing [UNK]" in lines[0]:
+            lines = [unknown() if unknown else "a word of it is no token of this model"]
         raise DataError(f"{what}: {lines[0][:200]}") from None
+
+
+def unknown_word(tokenizer: Tokenizer, texts: Iterable[str]) -> str:
+    """Says which is the first word that is no token, and what tokens are like."""
+    known = tokenizer.get_vocab(with_added_tokens=True)
+    words = (word for text in texts for word in text.split())
+    first = next((repr(word[:60]) for word in words if word not in known), "a word of it")
+    tokens = sorted(known, key=known.__getitem__)
+    such = ", ".join(tokens[len(tokens) * part // 4] for part in (1, 2, 3))
+    return f"{first} is no token of this model; its tokens are such as {such}, with blanks between them"
 
 
 class _Sample:
