@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import readers
-from llmtool.data.column_names import check_names, difference
+from llmtool.data.header import check_names, difference
 from llmtool.data.readers import BadRow, BrokenFile
 from llmtool.data.remote import Remote
 from llmtool.data.sampling import UNPACKED

@@ -16,7 +16,7 @@ from llmtool.core.errors import ConfigError, DataError
 from llmtool.core.files import HashFile
 from llmtool.core.urls import without_secrets
 from llmtool.data import decimals, readers, remote
-from llmtool.data.column_names import check_names, difference
+from llmtool.data.header import check_names, difference, misfit, names_of
 from llmtool.data.readers import BadRow, BrokenFile
 from llmtool.data.sampling import Sample, Thin
 
@@ -355,6 +355,7 @@ class CsvSource(DecodedSource):
     decimal: Literal[".", ","] = Field(
         default=".", description="the decimal mark of numbers; with ',' 12,5 is one, and 1.234 is none"
     )
+    _said: list[str] = PrivateAttr(default_factory=list)  # of the first line of the last reading
 
     @model_validator(mode="after")
     def _can_be_read(self) -> Self:
@@ -387,37 +388,44 @@ class CsvSource(DecodedSource):
         records = readers.csv_records(
             path, self.encoding, layout.delimiter, self.quote, self.comment, self.skip_space, layout.thin
         )
+        beyond = 0
         if isinstance(self.header, list):
             layout.columns, layout.first = list(self.header), path
         else:
-            self._read_header(path, records, layout)
+            beyond = self._read_header(path, records, layout)
         width = len(layout.columns)
         for record in records:
-            if isinstance(record, tuple) and len(record[1]) != width:
-                line, fields = record
-                count = f"{len(fields)} field{'s' * (len(fields) != 1)} where there are {width} columns"
-                yield BadRow(str(path), line, count, layout.delimiter.join(fields), fields)
-            else:
+            if isinstance(record, BadRow):
                 yield record
+                continue
+            line, fields = record
+            problem = misfit(fields, width, beyond)
+            if problem:
+                yield BadRow(str(path), line, problem, layout.delimiter.join(fields), fields)
+            else:
+                yield line, fields[:width] if beyond else fields
+
+    def notes(self) -> list[str]:
+        """What the first line left open."""
+        return [*super().notes(), *self._said]
 
     def _read_header(
         self, path: Path, records: Iterator[tuple[int, list[str]] | BadRow], layout: Layout
-    ) -> None:
+    ) -> int:
+        """Sets the layout's columns; how many fields behind them each line ends in, which hold nothing."""
         record = next(records, None)
         if record is None:
             raise DataError(f"{path}: no header line")
         if isinstance(record, BadRow):
             hint = "; which `encoding` is it?" if record.reason.startswith("not valid") else ""
             raise DataError(f"{path}, line {record.line}: the header is {record.reason}{hint}")
-        line, names = record
+        line, fields = record
+        names, beyond, said = names_of(fields, f"{path}, line {line}")
         if layout.first is None:
-            try:
-                check_names(names, f"{path}, line {line}")
-            except ValueError as error:
-                raise DataError(str(error)) from None
-            layout.columns, layout.first = names, path
+            layout.columns, layout.first, self._said = names, path, said
         elif names != layout.columns:
             raise DataError(f"{path}: other columns than {layout.first}: {difference(layout.columns, names)}")
+        return beyond
 
 
 class TsvSource(CsvSource):

@@ -146,7 +146,7 @@ def _data(lines: Draft, sight: Sight, plan: Plan) -> None:
             continue
         lines.put(2, key, value, why)
     if "header" in sight.why and "header" not in sight.source and sight.form in ("csv", "tsv"):
-        lines.lines.append(f"    # header: {sight.why['header']}")
+        lines.lines += _comments(f"header: {sight.why['header']}", 4)
     if "beside" in sight.why:
         lines.lines.append(f"    # {sight.why['beside']}")
     if plan.clean:
@@ -187,9 +187,10 @@ def _model(lines: Draft, choice: Choice, others: list[Choice]) -> None:
     lines.lines += _comments("`model: auto` would leave all of this to llmtool")
 
 
-def _comments(text: str) -> list[str]:
+def _comments(text: str, blanks: int = 2) -> list[str]:
+    begin = " " * blanks + "# "
     return textwrap.wrap(
-        text, WIDTH - 2, initial_indent="  # ", subsequent_indent="  # ", break_long_words=False,
+        text, WIDTH - 2, initial_indent=begin, subsequent_indent=begin, break_long_words=False,
         break_on_hyphens=False,
     )  # fmt: skip
 

@@ -84,7 +84,8 @@ def test_how_a_file_is_written(at, name, content, expected):
 @pytest.mark.parametrize(
     ("first", "named"),
     [
-        ("age,town", True), ("31,Bern", False), (",town", False), ("town,town", False), ("x,Bern", False),
+        ("age,town", True), ("31,Bern", False), ("x,Bern", False),
+        (",town", True), (",31", True),  # an index of rows
     ],
 )  # fmt: skip
 def test_the_first_line(at, first, named):
@@ -97,6 +98,21 @@ def test_the_first_line(at, first, named):
     assert sight.named == named
     assert sight.rows == (9 if named else 10)
     assert sight.why["header"]
+
+
+def test_a_column_without_a_name_does_not_make_the_header_a_row(at):
+    text = ",age,bought\n" + "".join(f"{n * 7 % 50},{20 + n},{n % 2}\n" for n in range(50))
+    sight = look(at("pandas.csv", text))
+    assert list(sight.frame.columns) == ["index", "age", "bought"]
+    assert "the first column has no name: it is called 'index'" in sight.why["header"]
+    ended = look(at("ended.csv", "town,kind,\n" + "Bern,a,\nBasel,b,\n" * 9))
+    assert list(ended.frame.columns) == ["town", "kind"]
+    assert "the empty column behind it is left out" in ended.why["header"]
+
+
+def test_a_name_that_stands_twice_over_numbers_is_refused(at):
+    with pytest.raises(DataError, match=r"twice\.csv: the column 'a' stands twice; give one of the two"):
+        look(at("twice.csv", "a,a,b,y\n" + "1,2,3,p\n2,4,5,q\n" * 9))
 
 
 def test_rows_are_counted_or_estimated(at, monkeypatch):

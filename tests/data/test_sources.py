@@ -133,11 +133,27 @@ def test_a_line_of_many_megabytes_costs_one_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("header", "message"),
-    [("a,a\n1,2\n", "'a' stands twice"), ("a,\n1,2\n", "column 2 has no name"), ("\n\n", "no header line")],
+    [("a,a\n1,2\n", "'a' stands twice"), ("a,,b\n1,2,3\n", "column 2 has no"), ("\n\n", "no header line")],
 )
 def test_header_lines_that_cannot_be_used(tmp_path: Path, header: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(csv(put(tmp_path / "a.csv", header)))
+
+
+def test_what_the_first_line_does_not_name(tmp_path: Path) -> None:
+    """A row's label, as pandas writes it, and the delimiters in which each line ends."""
+    source = csv(put(tmp_path / "a.csv", ",index,y,,\n0,7,p,,\n1,8,q, ,\n2,9,p,,x\n3,9,q\n"))
+    values, bad, chunks = read(source)
+    assert list(chunks[0].frame.columns) == ["index.2", "index", "y"]
+    assert values == [["0", "7", "p"], ["1", "8", "q"]]
+    assert bad == [
+        (4, "a value in column 4, which the first line does not name"),
+        (5, "3 fields where there are 5 columns"),
+    ]
+    assert source.notes() == [
+        "each line ends in 2 delimiters: the empty columns behind them are left out",
+        "the first column has no name: it is called 'index.2'",
+    ]
 
 
 def test_files_must_have_the_same_columns(tmp_path: Path) -> None:
