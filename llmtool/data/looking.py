@@ -379,16 +379,23 @@ def _gathered(source: Any) -> tuple[pd.DataFrame, int, float]:
     """At most ROWS rows, how many were unreadable, and which share of the file's characters was read."""
     import pandas as pd
 
-    frames, rows, bad, cut = [], 0, 0, 1.0
+    frames, rows, bad, cut, first = [], 0, 0, 1.0, ""
     for chunk in source.read():
         frames.append(chunk.frame)
         rows, bad = rows + len(chunk), bad + len(chunk.bad)
+        for row in chunk.bad[:1]:
+            first = first or f"line {row.line}: {row.reason}"
         if rows >= ROWS:
             cut = min(1.0, sum(_characters(one) for one in frames) / max(1, unpacked_size(source.files()[0])))
             break
     if not rows:
-        raise DataError(f"{source.path}: none of its {bad:,} rows can be read")
+        raise _unreadable(source.path, first, bad)
     return pd.concat(frames, ignore_index=True), bad, cut
+
+
+def _unreadable(path: str | Path, first: str, bad: int) -> DataError:
+    """None of the rows can be read; first: where the first one is, and why not."""
+    return DataError(f"{path}, {first} (none of its {bad:,} rows can be read)")
 
 
 def _characters(rows: pd.DataFrame) -> int:
@@ -400,17 +407,20 @@ def _json(source: dict[str, Any], why: dict[str, str], size: int) -> Sight:
     if source["format"] == "jsonl":
         return _read(source, why, size, JsonlSource)
     path, encoding = Path(source["path"]), source.get("encoding", "utf-8")
-    rows, columns, characters, bad = list[Any](), dict[str, None](), 0, 0
-    for _, text, _ in array_elements(path, encoding):
+    rows, columns, characters, bad, first = list[Any](), dict[str, None](), 0, 0, ""
+    for line, text, _ in array_elements(path, encoding):
         row = readers.json_row(text)
         characters += len(text) + 2
         if isinstance(row, str):
             bad += 1
+            first = first or f"line {line}: {row}"
         else:
             rows.append(row)
             columns |= dict.fromkeys(row)
         if characters > WHOLE or len(rows) >= ROWS:
             break
+    if bad and not rows:
+        raise _unreadable(path, first, bad)
     if not rows:
         raise DataError(f"{path}: an array without objects")
     whole = characters <= WHOLE and len(rows) < ROWS

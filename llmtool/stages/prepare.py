@@ -95,6 +95,8 @@ def _prepare(
     rows = Rows(data.source)
     columns = rows.columns(guess)
     _sweep(directory)
+    if not columns:
+        _refuse_unread(data, rows, directory)
     cleaner = Cleaner(data.clean, columns, engine)
     scan = _scan(data, rows, encoder, columns, directory, progress, cleaner)
     code, assigned = _split(data, scan, seed)
@@ -318,6 +320,20 @@ def _refuse_bad(data: DataConfig, scan: _Scan) -> None:
         f"({share:.3g} %; data.max_bad allows {100 * data.max_bad:.3g} %): "
         f"{places}{'; ...' if scan.bad > len(scan.places) else ''} (all of them: {scan.quarantine})"
     )
+
+
+def _refuse_unread(data: DataConfig, rows: Rows, directory: Path) -> None:
+    """Refuse a source without columns because none of its rows can be read: then that is what is wrong."""
+    scan = _Scan(directory / QUARANTINE)
+    files.write_bytes(scan.quarantine, b"")
+    for chunk in rows:
+        scan.read += len(chunk) + len(chunk.bad)
+        scan.note_bad(chunk.bad)
+        if scan.bad > HOPELESS:
+            break
+    _refuse_bad(data, scan)
+    if scan.bad:
+        raise DataError(f"none of {scan.read:,} rows can be read (why: {scan.quarantine})")
 
 
 # --- split, and the later readings ------------------------------------------------------------------------

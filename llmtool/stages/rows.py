@@ -27,6 +27,11 @@ def complete(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return frame.assign(**missing)[columns]
 
 
+def _columns_of(chunks: Iterable[Chunk]) -> list[str]:
+    """Those of all chunks, by first appearance."""
+    return list(dict.fromkeys(name for chunk in chunks for name in chunk.frame.columns))
+
+
 class MoreColumnsError(Exception):
     """A row has a column that the first ones have not."""
 
@@ -59,12 +64,12 @@ class Rows:
         part of a mixture only the first chunk is."""
         if not self.source.grows_columns:
             return self.source.columns()
-        chunks: Iterable[Chunk] = self
         if guess:
             source = self.source
             parts = source.sources.values() if isinstance(source, MixtureSource) else [source]
-            chunks = (next(part.read()) for part in parts)
-        return list(dict.fromkeys(name for chunk in chunks for name in chunk.frame.columns))
+            if found := _columns_of(next(part.read()) for part in parts):  # else no row there can be read
+                return found
+        return _columns_of(self)
 
     def within(self, columns: list[str]) -> Iterator[Chunk]:
         """The chunks; MoreColumnsError at one with another column than these."""

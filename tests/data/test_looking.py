@@ -157,7 +157,9 @@ def test_at_most_so_many_rows_are_held(at, monkeypatch):
         ("a.wtb", b"x" * 90, DataError, "no WTHOR file"),
         ("train-labels-idx1-ubyte", b"\0\0\x08\x01" + b"\0" * 9, ConfigError, "the labels"),
         ("train-images-idx3-ubyte", b"\0\0\x08\x01" + b"\0" * 9, ConfigError, "no IDX file"),
-        ("a.json", b"[1, 2, 3]", DataError, "without objects"),
+        ("a.json", b"[]", DataError, "without objects"),
+        ("a.json", b"[1, 2, 3]", DataError, r"a.json, line 1: .*\(none of its 3 rows can be read"),
+        ("a.jsonl", b'{"n": 18446744073709551616}\n' * 9, DataError, "line 1: a whole number beyond 64 bits"),
         ("a.parquet", b"no", DataError, "Parquet"),
     ],
 )

@@ -216,6 +216,19 @@ def test_bad_tables_end_in_one_clear_error(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "prepare/card.json").exists()
 
 
+@pytest.mark.parametrize("max_bad", [0.01, 1.0])
+def test_json_of_which_no_row_can_be_read_is_refused_for_its_rows(tmp_path: Path, max_bad: float) -> None:
+    """And not for the column that the configuration names, which only rows that can be read would have."""
+    row = '{"x": 0.1, "n": 18446744073709551616, "y": "p"}'
+    path, encode = put(tmp_path / "a.jsonl", f"{row}\n" * 100), {"as": "features", "target": "y"}
+    source = {"format": "jsonl", "path": str(path)}
+    config = DataConfig.model_validate({"source": source, "encode": encode, "max_bad": max_bad})
+    says = r"line 1: a whole number beyond 64 bits|none of 100 rows can be read"
+    with pytest.raises(DataError, match=says):
+        run(config, tmp_path)
+    assert len((tmp_path / "prepare/quarantine.jsonl").read_text().splitlines()) == 100
+
+
 def test_a_truncated_gzip(tmp_path: Path) -> None:
     path = put(tmp_path / "a.csv.gz", gzip.compress(flowers(9000).encode())[:-50])
     with pytest.raises(DataError, match=r"a\.csv\.gz: the compressed file ends in the middle \([\d,]+ rows"):
