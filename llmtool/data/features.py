@@ -108,7 +108,8 @@ class FeaturesEncode(Section):
     )
     markers: list[str] = Field(
         default=list(MARKERS),
-        description="Words that mean missing in number and date columns (empty cells always do).",
+        description="Words that mean missing in number and date columns (empty cells always do); the usual "
+        "ones but None in a target of classes too.",
     )
     like: str | None = Field(
         default=None,
@@ -218,7 +219,8 @@ class FeatureEncoder:
 
     def refuse(self, frame: pd.DataFrame) -> Refusals:
         """Rows without a target."""
-        return Refusals(without_target(frame, self.target_names, self.config.target_kind))
+        kind = self.config.target_kind
+        return Refusals(without_target(frame, self.target_names, kind, self.notes, self._markers))
 
     def stratum(self, frame: pd.DataFrame) -> pd.Series:
         """The class of each row as text."""
@@ -238,6 +240,7 @@ class FeatureEncoder:
             self.notes,
             self.config.target_scale,
             self.config.label_separator,
+            self._markers,
         )
         if self.fitted is None:
             self.fitted = [column for name in names if (column := self._fit_column(found[name])) is not None]

@@ -195,7 +195,7 @@ class ImagesEncoder:
 
     def refuse(self, frame: pd.DataFrame) -> Refusals:
         """Rows without a target. Those without a picture are bad rows, which the writer refuses."""
-        return Refusals(without_target(frame, self.target_names, self.config.target_kind))
+        return Refusals(without_target(frame, self.target_names, self.config.target_kind, self.notes))
 
     def stratum(self, frame: pd.DataFrame) -> pd.Series:
         """The class of each row as text."""

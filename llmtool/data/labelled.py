@@ -191,7 +191,7 @@ class TextEncoder:
 
     def refuse(self, frame: pd.DataFrame) -> Refusals:
         """Rows without a target. Those without a text are bad rows, which the writer refuses."""
-        return Refusals(without_target(frame, self.target_names, self.config.target_kind))
+        return Refusals(without_target(frame, self.target_names, self.config.target_kind, self.notes))
 
     def stratum(self, frame: pd.DataFrame) -> pd.Series:
         """The class of each row as text."""

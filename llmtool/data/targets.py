@@ -13,7 +13,7 @@ import numpy as np
 
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import decimals, normal
-from llmtool.data.cells import BLANK, Cells
+from llmtool.data.cells import BLANK, MISSING, Cells
 from llmtool.data.statistics import ColumnStatistics
 
 if TYPE_CHECKING:
@@ -22,18 +22,51 @@ if TYPE_CHECKING:
 Scale = Literal["standard", "log", "quantile"]
 QUANTILES = 1000  # points of a distribution, at most
 NOT_IN_TRAIN = "target class not in train"
+LACKING = "(target) is missing"  # how the reason ends for a row that is dropped, not bad
+OUTCOME = "None"  # a mark of nothing among numbers; among words mostly a class: no award, no illness
 MAX_CLASSES = 10_000
 FEW = 50  # whole numbers with at most this many different values are classes ...
 FEW_SHARE = 0.05  # ... when they are also at most this share of the rows
 
 
-def without_target(frame: pd.DataFrame, names: Sequence[str], kind: Kind = "auto") -> dict[str, np.ndarray]:
-    """Reason -> (rows,) bool: rows in which one of the target columns is empty; of labels in one column, an
-    empty cell says that there are none."""
+def without_target(
+    frame: pd.DataFrame,
+    names: Sequence[str],
+    kind: Kind,
+    notes: list[str],
+    markers: frozenset[str] = MISSING,
+) -> dict[str, np.ndarray]:
+    """Reason -> (rows,) bool: rows in which one of the target columns is empty, or a word that means missing;
+    of labels in one column, an empty cell says that there are none.
+
+    markers: such words of number columns; of a target, which may hold classes, only the usual ones mean it
+    before it is known to be numbers. notes: get one of each word.
+    """
     if kind == "labels" and len(names) == 1:
         return {}
-    reasons = {f"{name} (target) is missing": Cells(frame[name]).missing(BLANK) for name in names}
-    return {reason: mask for reason, mask in reasons.items() if mask.any()}
+    reasons = {}
+    for name in names:
+        cells = Cells(frame[name])
+        mask = cells.missing(_of_classes(markers) | BLANK)
+        if mask.any():
+            reasons[f"{name} {LACKING}"] = mask
+            _note_words(name, set(cells.words) & _of_classes(markers), notes)
+    return reasons
+
+
+def _of_classes(markers: frozenset[str]) -> frozenset[str]:
+    """Those of the markers that mean missing among classes too."""
+    return (markers & MISSING) - {OUTCOME}
+
+
+def _note_words(name: str, words: set[str], notes: list[str]) -> None:
+    """Say that these words in a target mean that it is missing."""
+    for word in sorted(words - BLANK):
+        note = (
+            f"target {name!r}: a row with {word!r} is left out, as one without a target (where it is a "
+            "class, `data.clean` can `replace` it by another word)"
+        )
+        notes += [note] if note not in notes else []
 
 
 def target_stratum(frame: pd.DataFrame, names: Sequence[str]) -> pd.Series:
@@ -79,7 +112,7 @@ class ClassTarget:
         words = Cells(frame[self.column]).text
         classes = np.fromiter((numbers.get(word, -1) for word in words), dtype=np.int64, count=len(words))
         refused = {
-            int(row): f"{self.column} (target) is missing" if words[row] in BLANK else NOT_IN_TRAIN
+            int(row): f"{self.column} {LACKING}" if words[row] in BLANK | markers else NOT_IN_TRAIN
             for row in np.flatnonzero(classes < 0)
         }
         return classes, refused
@@ -126,7 +159,7 @@ class ValueTarget:
             with np.errstate(over="ignore"):
                 block[:, at] = found.values
             reasons = {
-                f"{column} (target) is missing": found.missing,
+                f"{column} {LACKING}": found.missing,
                 f"{column} (target) is not a number": found.wrong,
                 f"{column} (target) is infinite or beyond 3.4e38": ~np.isfinite(block[:, at]),
             }
@@ -173,8 +206,8 @@ class LabelTarget:
         if self.separator is None:
             for at, column in enumerate(self.columns):
                 for row, word in enumerate(Cells(frame[column]).text):
-                    if word in BLANK:
-                        refused.setdefault(row, f"{column} (target) is missing")
+                    if word in BLANK | markers:
+                        refused.setdefault(row, f"{column} {LACKING}")
                     elif word.lower() in _YES_OR_NO:
                         block[row, at] = _YES_OR_NO[word.lower()]
                     else:
@@ -242,7 +275,8 @@ def stand_in(targets: Mapping[str, Any]) -> dict[str, str]:
         one = {str(targets["column"]): "[]"} if "column" in targets else None
         return one or dict.fromkeys(map(str, targets["names"]), "0")
     if targets["kind"] == "classes":
-        return {str(targets["column"]): str(targets["names"][0])}
+        known = list(map(str, targets["names"]))  # of an older version one may be a mark of nothing
+        return {str(targets["column"]): next((name for name in known if name not in MISSING), known[0])}
     return dict.fromkeys(map(str, targets["names"]), "0") if targets["kind"] == "values" else {}
 
 
@@ -258,8 +292,9 @@ def fit_target(
     notes: list[str],
     scale: Scale = "standard",
     separator: str = ",",
+    markers: frozenset[str] = MISSING,
 ) -> Target:
-    """The target as the train rows have it; DataError when there is nothing to learn."""
+    """The target as the train rows have it; DataError when there is nothing to learn. markers: as above."""
     first = found[0]
     if kind == "labels" and scale == "standard":
         return _fit_labels(found, separator, notes)
@@ -277,7 +312,7 @@ def fit_target(
             f"data.encode.target_scale: {scale} is for numbers; {first.name!r} is taken as "
             f"{kind} (target_kind: values for regression)"
         )
-    return _fit_classes(first, notes)
+    return _fit_classes(first, notes, markers)
 
 
 def _guess(found: ColumnStatistics) -> Literal["classes", "values"]:
@@ -287,14 +322,19 @@ def _guess(found: ColumnStatistics) -> Literal["classes", "values"]:
     return "classes" if found.whole and few and not found.overflow else "values"
 
 
-def _fit_classes(found: ColumnStatistics, notes: list[str]) -> ClassTarget:
-    present, name = found.rows - found.blank, found.name
+def _fit_classes(found: ColumnStatistics, notes: list[str], markers: frozenset[str]) -> ClassTarget:
+    name = found.name
+    marks = markers if found.kind() == "number" else _of_classes(markers)
+    counts = {word: count for word, count in found.words.items() if word not in marks}
+    present = found.rows - found.blank - sum(found.words[word] for word in found.words.keys() & marks)
+    _note_words(name, found.words.keys() & marks, notes)
     if present == 0:
         raise DataError(f"target {name!r}: every train row lacks it")
-    if found.distinct == 1:
-        only = next(iter(found.words))
+    if len(counts) == 1:
+        said = "".join(f"; {note}" for note in notes)
         raise DataError(
-            f"target {name!r}: every train row is of one class, {only!r}; there is nothing to learn"
+            f"target {name!r}: every train row is of one class, {next(iter(counts))!r}; there is nothing to "
+            f"learn{said}"
         )
     if (
         found.overflow
@@ -306,14 +346,18 @@ def _fit_classes(found: ColumnStatistics, notes: list[str]) -> ClassTarget:
         raise DataError(
             f"target {name!r}: {count} different values in {present:,} train rows are no classes{hint}"
         )
-    names = _sorted(list(found.words))
-    single = [word for word in names if found.words[word] == 1]
+    names = _sorted(list(counts))
+    if OUTCOME in names:
+        notes.append(
+            f"target {name!r}: {OUTCOME!r} is a class (where it means missing, `data.clean` can `filter` it)"
+        )
+    single = [word for word in names if counts[word] == 1]
     if single:
         shown = ", ".join(map(repr, single[:5])) + (", ..." if len(single) > 5 else "")
         notes.append(f"target {name!r}: {len(single)} of {len(names)} classes have one train row ({shown})")
     if found.decimal_commas:
         notes.append(f"target {name!r} {decimals.HINT}")
-    return ClassTarget(name, names, [found.words[word] for word in names])
+    return ClassTarget(name, names, [counts[word] for word in names])
 
 
 def _comma_hint(found: ColumnStatistics) -> str:

@@ -28,7 +28,7 @@ from llmtool.data.reading import Reading
 from llmtool.data.sources import SPLITS, Chunk
 from llmtool.data.splitting import DROPPED, Assigned, RowTable
 from llmtool.data.store import CARD, make_card
-from llmtool.data.targets import NOT_IN_TRAIN
+from llmtool.data.targets import LACKING, NOT_IN_TRAIN
 from llmtool.data.templates import FILE as TEMPLATE_FILE
 from llmtool.data.tokens import TokenEncoder
 from llmtool.stages import mixture, sifting
@@ -408,8 +408,8 @@ def _named(paths: list[str]) -> Iterator[None]:
 
 
 def _refuse(scan: _Scan, chunk: Chunk, reasons: dict[int, str], paths: list[str]) -> None:
-    """Account for rows the encoder cannot take: cells it cannot read are bad; an unknown class, or a
-    conversation that is too long, is not."""
+    """Account for rows the encoder cannot take: cells it cannot read are bad; an unknown class, a missing
+    target, or a conversation that is too long, is not."""
     if not reasons:
         return
     import pandas as pd
@@ -418,7 +418,8 @@ def _refuse(scan: _Scan, chunk: Chunk, reasons: dict[int, str], paths: list[str]
     for row, (ordinal, reason) in zip(
         chunk.frame.index.get_indexer(pd.Index(list(reasons))), reasons.items(), strict=True
     ):
-        kind = "dropped" if reason in (NOT_IN_TRAIN, TOO_LONG) else "quarantined"
+        dropped = reason in (NOT_IN_TRAIN, TOO_LONG) or reason.endswith(LACKING)
+        kind = "dropped" if dropped else "quarantined"
         fates[row] = scan.fates[0][ordinal] = scan.fate(kind, reason)
     _quarantine(scan, chunk, fates, paths, {})
 

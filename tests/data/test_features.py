@@ -425,7 +425,7 @@ def test_a_value_that_is_too_large_once_scaled_is_refused(tmp_path: Path) -> Non
         ([True, False] * 8, ["false", "true"]),
         ([1.0, 0.0] * 8, ["0", "1"]),
         (["-1", "1"] * 8, ["-1", "1"]),
-        (["NA", "None"] * 8, ["NA", "None"]),
+        (["None", "mild"] * 8, ["None", "mild"]),
         ([" <=50K", " >50K"] * 8, ["<=50K", ">50K"]),
     ],
 )
@@ -540,6 +540,28 @@ def test_targets_missing_or_unknown_are_refused(tmp_path: Path) -> None:
     _, refused = write(encoder, frame, tmp_path)
     assert refused == {1: "target class not in train", 2: "y (target) is missing", 3: "y (target) is missing"}
     assert np.fromfile(tmp_path / "train.targets.bin", dtype="<i8").tolist() == [1]
+
+
+@pytest.mark.parametrize("mark", ["NA", "NaN", "null", "N/A", "?", ""])
+@pytest.mark.parametrize("values", [["p", "q"] * 8, [0.5 * n for n in range(16)]])
+def test_a_missing_target_is_dropped_whatever_its_mark(mark: str, values: list) -> None:
+    """Before the split, of classes as of numbers; a word is noted, as it might be a class."""
+    encoder = FeaturesEncode(target="y").build()
+    encoder.columns(["a", "y"])
+    frame = table(a=range(17), y=[*values, mark])
+    dropped = {reason: int(mask.sum()) for reason, mask in encoder.refuse(frame).dropped.items()}
+    assert dropped == {"y (target) is missing": 1}
+    said = [] if mark in ("", "?") else [f"target 'y': a row with {mark!r} is left out, as one without"]
+    assert [note[: len(said[0])] for note in encoder.notes] == said
+
+
+def test_a_word_for_missing_may_be_a_class() -> None:
+    values = ["NA", "EU"] * 8
+    with pytest.raises(DataError, match=r"one class, 'EU'.*'NA' is left out, as one without a target"):
+        fit(table(a=range(16), y=values))
+    assert fit(table(a=range(16), y=values), markers=["?"]).targets["names"] == ["EU", "NA"]
+    assert any("'None' is a class" in note for note in fit(table(a=range(8), y=["None", "x"] * 4)).notes)
+    assert fit(table(a=range(12), y=["0", "1", "None"] * 4)).targets["names"] == ["0", "1"]
 
 
 def test_values_missing_or_no_number_are_refused(tmp_path: Path) -> None:

@@ -88,6 +88,10 @@ def test_what_are_no_labels(columns: dict[str, list[str]], says: str) -> None:
         fitted(columns)
 
 
+def test_what_stands_in_for_a_class_is_no_mark_of_nothing() -> None:
+    assert stand_in({"kind": "classes", "column": "y", "names": ["NA", "p"]}) == {"y": "p"}
+
+
 @pytest.mark.parametrize("config", [FeaturesEncode, TextEncode, ImagesEncode])
 def test_keys_that_do_not_go_together(config: Any) -> None:
     config(target="y", target_kind="labels", label_separator="|")

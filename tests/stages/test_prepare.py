@@ -178,6 +178,13 @@ def test_a_source_that_changes_meanwhile(tmp_path: Path) -> None:
     assert not (tmp_path / "prepare/card.json").exists()
 
 
+@pytest.mark.parametrize("mark", ["", "NA", "null", "None"])
+def test_a_number_to_predict_that_is_missing_is_dropped_whatever_its_mark(tmp_path: Path, mark: str) -> None:
+    rows = "".join(f"{n},{n * 0.37 if n % 10 else mark}\n" for n in range(200))
+    ledger = run(table(put(tmp_path / "a.csv", f"a,y\n{rows}")), tmp_path).ledger
+    assert (ledger["dropped"], ledger["quarantined"]) == ({"y (target) is missing": 20}, {})
+
+
 # --- bad input ----------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[bytes | str | None, dict[str, Any], str]] = {
