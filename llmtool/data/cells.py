@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmtool.data.dates import Order, iso
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -112,12 +114,13 @@ class Cells:
         found = _fast_numbers(self.words, missing) or _slow_numbers(self.words, missing)
         return found.of(self.codes)
 
-    def dates(self, markers: frozenset[str]) -> Numbers:
-        """The cells as seconds since 1970-01-01 UTC; a time without zone counts as UTC."""
+    def dates(self, markers: frozenset[str], order: Order = "iso") -> Numbers:
+        """The cells as seconds since 1970-01-01 UTC; a time without zone counts as UTC. order: in which dates
+        may be written that are not ISO ones."""
         missing = self._missing(markers)
         seconds = np.full(len(missing), np.nan)
         for at in np.flatnonzero(~missing):
-            seconds[at] = _seconds(self.words[at])
+            seconds[at] = _seconds(iso(self.words[at], order))
         wrong = np.isnan(seconds) & ~missing
         return Numbers(seconds, missing, wrong, np.zeros(len(missing), dtype=bool)).of(self.codes)
 

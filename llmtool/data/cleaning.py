@@ -17,6 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from llmtool.core.config import Section, suggest
 from llmtool.core.errors import ConfigError
 from llmtool.data.cells import BLANK, Cells
+from llmtool.data.dates import Order
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -223,7 +224,18 @@ class Types(Section):
     columns: dict[str, Literal["number", "integer", "date", "text", "boolean"]] = Field(
         min_length=1, description="column: what it holds; a date becomes ISO text (2024-05-31T10:00:00)"
     )
+    dates: Order = Field(
+        default="iso",
+        description="iso: dates are written 2021-03-17; or the order of others, 17/3/2021 or 3/17/2021 (with "
+        "any of / . - between; with full stops the day is first); ISO dates are read beside them",
+    )
     missing: list[str] = Field(default=MISSING, description="words that mean missing; missing is never wrong")
+
+    @model_validator(mode="after")
+    def _reads_dates(self) -> Self:
+        if self.dates != "iso" and "date" not in self.columns.values():
+            raise ValueError("types: dates is read only with a column of dates")
+        return self
 
     def apply(self, frame: pd.DataFrame) -> Applied:
         """One reason per column."""
@@ -231,7 +243,7 @@ class Types(Section):
         changed: dict[str, Sequence[Any]] = {}
         bad: Masks = {}
         for name, kind in self.columns.items():
-            values, wrong = _typed(frame[name], kind, frozenset(self.missing) | {""})
+            values, wrong = _typed(frame[name], kind, frozenset(self.missing) | {""}, self.dates)
             changed[name] = values
             bad[f"{name} is not {'an' if kind == 'integer' else 'a'} {kind}".replace("a text", "text")] = (
                 wrong
@@ -245,7 +257,9 @@ _TRUTH = {
 }
 
 
-def _typed(column: pd.Series, kind: str, markers: frozenset[str]) -> tuple[list[Any], np.ndarray]:
+def _typed(
+    column: pd.Series, kind: str, markers: frozenset[str], order: Order
+) -> tuple[list[Any], np.ndarray]:
     """The values as `kind`, None where missing, and where they are wrong."""
     cells = Cells(column)
     missing = cells.missing(markers)
@@ -256,7 +270,7 @@ def _typed(column: pd.Series, kind: str, markers: frozenset[str]) -> tuple[list[
     if kind == "boolean":
         truths = [_TRUTH.get(text.lower()) for text in cells.text]
         return truths, np.array([truth is None for truth in truths], bool) & ~missing
-    numbers = cells.dates(markers) if kind == "date" else cells.numbers(markers)
+    numbers = cells.dates(markers, order) if kind == "date" else cells.numbers(markers)
     wrong = (numbers.wrong | numbers.infinite) & ~missing
     good = ~(wrong | missing)
     values = numbers.values

@@ -29,6 +29,7 @@ from llmtool.data.columns import (
     fit_date,
     fit_number,
 )
+from llmtool.data.dates import advice, is_local
 from llmtool.data.encoding import Chunks, Encoded, Refusals
 from llmtool.data.statistics import ColumnStatistics, Survey
 from llmtool.data.store import CARD, ArrayWriter, Dataset
@@ -294,7 +295,7 @@ class FeatureEncoder:
         if kind in ("number", "date"):
             moments = found.numbers if kind == "number" else found.days
             if moments.count == 0:
-                return f"no train row holds a {kind}"
+                return f"no train row holds a {kind}{_dates_in(found)}"
             if moments.minimum >= moments.maximum and not flagged:
                 return "it has the same value in every train row"
             named = found.name in config.numbers or found.name in (config.columns or [])
@@ -313,7 +314,7 @@ class FeatureEncoder:
         keep = "(name it in `categories` to keep it)"
         if found.overflow or (found.distinct >= 20 and found.distinct > present / 2):
             numbers = found.numbers.count
-            also = f"; {numbers:,} of its cells are numbers" if numbers > present / 2 else ""
+            also = f"; {numbers:,} of its cells are numbers" if numbers > present / 2 else _dates_in(found)
             return (
                 f"{found.distinct:,}{' or more' * found.overflow} different values in {present:,} rows "
                 f"look like an identifier or free text {keep}{also}"
@@ -421,6 +422,11 @@ class FeatureEncoder:
             ) from None
         encoder.names = [column.name for column in encoder.fitted]
         return encoder
+
+
+def _dates_in(found: ColumnStatistics) -> str:
+    """What to do where the texts of a column are dates in the order of a country."""
+    return f"; {advice(found.name, next(iter(found.words)))}" if is_local(found.words) else ""
 
 
 class FeatureWriter:

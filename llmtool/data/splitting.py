@@ -15,6 +15,7 @@ from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import dealing
 from llmtool.data.cells import BLANK, Cells
 from llmtool.data.cleaning import Masks, need
+from llmtool.data.dates import advice, is_local
 from llmtool.data.encoding import Encoder
 from llmtool.data.sources import SPLITS, SplitName
 
@@ -261,6 +262,9 @@ class TimeSplit(_Fractions):
         numbers = cells.numbers(BLANK)
         kind = "dates" if cells.looks_like_dates(BLANK) else "numbers"
         found = cells.dates(BLANK) if kind == "dates" else numbers
+        words = [word for word in cells.words if word not in BLANK]
+        if is_local(words):
+            raise DataError(f"data.split.on: {self.on} holds no ISO dates: {advice(self.on, words[0])}")
         if not found.missing.all() and next(iter(names), kind) != kind:
             raise DataError(f"data.split.on: {self.on} holds dates in some rows and numbers in others")
         names.setdefault(kind, 0)
@@ -268,7 +272,7 @@ class TimeSplit(_Fractions):
         return Observed(
             found.values,
             {f"{self.on} is missing": found.missing},
-            {f"{self.on} is not a {'date' if kind == 'dates' else 'number'}": wrong},
+            {f"{self.on} is not a {'date' if kind == 'dates' else 'number or an ISO date'}": wrong},
         )
 
     def assign(self, rows: RowTable, seed: int) -> Assigned:

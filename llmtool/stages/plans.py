@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,7 +22,9 @@ from llmtool.core.contracts import (
 )
 from llmtool.core.errors import DataError
 from llmtool.data import guessing
-from llmtool.data.cleaning import contents
+from llmtool.data.cells import BLANK, MISSING, Cells
+from llmtool.data.cleaning import Types, contents
+from llmtool.data.dates import is_local, orders_of
 from llmtool.data.encoding import Given
 from llmtool.data.features import FeaturesEncode
 from llmtool.data.guessing import Guess, Task
@@ -33,6 +35,9 @@ from llmtool.data.splitting import OrderSplit, RowTable
 from llmtool.data.targets import LabelTarget, labels_in
 from llmtool.models.choice import FEW_ROWS, Problem
 from llmtool.stages.advise import UNEVEN
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LITTLE = 100_000  # characters of one text
 PIECE_AT_MOST = 1.1 * PIECE  # characters, of one where lines are of usual length
@@ -80,7 +85,12 @@ def plan_of(sight: Sight, target: str | None, task: Task | None, device: str) ->
     assert sight.frame is not None
     if sight.kind == "text":
         return _language(sight, ["text"], "", device)
-    found = guessing.guess(sight.frame, target, task, sight.named, sight.form)
+    rows, steps, unclear = _with_iso_dates(sight.frame)
+    sight = replace(sight, frame=rows)
+    found = guessing.guess(rows, target, task, sight.named, sight.form)
+    found.clean[:0] = [step for name, step in steps.items() if name not in found.ignore]
+    for name in unclear.keys() & found.ignore.keys():
+        found.ignore[name] += unclear[name]
     if sight.other is not None:
         guessing.other_spellings(found, sight.other)
     if found.chat is not None:
@@ -90,6 +100,33 @@ def plan_of(sight: Sight, target: str | None, task: Task | None, device: str) ->
     if found.texts:
         return _labelled(sight, found, device)
     return _table(sight, found, device)
+
+
+def _with_iso_dates(
+    rows: pd.DataFrame,
+) -> tuple[pd.DataFrame, dict[str, tuple[dict[str, Any], str]], dict[str, str]]:
+    """The rows with dates such as 17/3/2021 as ISO ones where one order fits; by column, the step that reads
+    them so, with why; by column, what to say where both orders fit."""
+    steps: dict[str, tuple[dict[str, Any], str]] = {}
+    unclear: dict[str, str] = {}
+    for name in map(str, rows.columns):
+        if not is_local(_words(rows[name].head(1000))):
+            continue
+        orders = orders_of(_words(rows[name]))
+        if len(orders) == 1:
+            step: dict[str, Any] = {"step": "types", "columns": {name: "date"}, "dates": orders[0]}
+            if marks := sorted((MISSING - BLANK).intersection(Cells(rows[name]).words)):
+                step["missing"] = [*sorted(BLANK), *marks]
+            rows = Types.model_validate(step).apply(rows)[0]
+            steps[name] = step, f"{name}: no other order fits all of its dates"
+        elif orders:
+            both = " or ".join(orders)
+            unclear[name] = f"; dates? A `types` step of data.clean says in which order: {both}"
+    return rows, steps, unclear
+
+
+def _words(cells: pd.Series) -> list[str]:
+    return [word for word in Cells(cells).words if word not in MISSING]
 
 
 def _split(sight: Sight, split: dict[str, Any], why: str) -> tuple[dict[str, Any], str]:

@@ -130,6 +130,23 @@ def test_data_with_more_bad_rows_than_usual_trains_too(llmtool, tmp_path):
         assert llmtool("prepare", f"{name}.yaml", cwd=tmp_path).code == 0
 
 
+def test_dates_are_read_in_the_order_that_fits_all_of_them(llmtool, tmp_path):
+    days = [f"{n % 28 + 1}/{n // 28 + 1}/2021" for n in range(120)]
+    unclear = [f"{n % 12 + 1}/{n % 11 + 1}/{2000 + n // 60}" for n in range(120)]
+    columns = {"when": days, "born": unclear, "y": [str(n * 0.5) for n in range(120)]}
+    (tmp_path / "a.csv").write_text(csv(columns))
+    ended = llmtool("init", "a.csv", "--output", "a.yaml", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    made = experiment.load(str(tmp_path / "a.yaml")).experiment.data
+    assert [(step.columns, step.dates) for step in made.clean] == [({"when": "date"}, "day/month/year")]
+    assert (made.split.by, made.split.on, made.encode.ignore) == ("time", "when", ["born"])
+    said = " ".join(re.sub("\n *# ", " ", (tmp_path / "a.yaml").read_text()).split())
+    assert "in which order: day/month/year or month/day/year" in said
+    assert llmtool("prepare", "a.yaml", cwd=tmp_path).code == 0
+    card = json.loads((tmp_path / "runs/a/prepare/card.json").read_text())
+    assert card["reading"]["clean"][0]["dates"] == "day/month/year"  # as predict will read them
+
+
 def explained(text):
     """Every guessed key has a comment beside it or above it; lines stay short."""
     lines = text.splitlines()

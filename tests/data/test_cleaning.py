@@ -39,6 +39,17 @@ def test_require_and_drop_missing() -> None:
     assert rows(run(data, {"step": "drop_missing", "columns": ["b"]}).dropped) == {"a value is missing": [4]}
 
 
+def test_types_read_dates_in_the_order_that_is_said() -> None:
+    data = table(d=["17/3/2021", "2021-03-18", "31/2/2021", "NA", "19.3.2021 8:30"])
+    step = {"step": "types", "columns": {"d": "date"}, "dates": "day/month/year", "missing": ["NA"]}
+    result = run(data, step)
+    assert rows(result.bad) == {"d is not a date": [2]}
+    stamps = ["2021-03-17T00:00:00", "2021-03-18T00:00:00", None, "2021-03-19T08:30:00"]
+    assert result.frame["d"].tolist() == stamps
+    with pytest.raises(ValidationError, match="read only with a column of dates"):
+        run(data, {**step, "columns": {"d": "text"}})
+
+
 def test_types_convert_and_quarantine() -> None:
     data = table(
         n=["1.5", "x", "1e400", "", "0x10", "-3", "1_000"],

@@ -414,6 +414,13 @@ def test_a_value_that_is_too_large_once_scaled_is_refused(tmp_path: Path) -> Non
     assert refused == {1: "a is too large for a 32-bit number"}
 
 
+def test_dates_in_an_order_of_their_own_are_left_out_with_what_to_do() -> None:
+    days = [f"{n % 28 + 1}/{n % 12 + 1}/2021" for n in range(40)]
+    for keys in ({}, {"dates": ["when"]}):
+        encoder = fit(table(a=range(0, 120, 3), when=days, y=Y * 20), **keys)
+        assert any("the step {step: types, columns: {when: date}" in note for note in encoder.notes)
+
+
 # --- targets ---
 
 

@@ -158,6 +158,15 @@ def test_time() -> None:
         config.observe(frame(["v"], [["2011"]], np.arange(1)), None, names)
 
 
+def test_time_of_dates_in_an_order_of_its_own_says_what_to_do() -> None:
+    config = SPLIT.validate_python({"by": "time", "on": "v"})
+    says = r"v holds no ISO dates: the step {step: types, columns: {v: date}, dates: day/month/year} of"
+    with pytest.raises(DataError, match=says):
+        config.observe(frame(["v"], [["17/3/2021"], ["18/3/2021"]], np.arange(2)), None, {})
+    seen = config.observe(frame(["v"], [["soon"], ["1"]], np.arange(2)), None, {})
+    assert seen.bad["v is not a number or an ISO date"].tolist() == [True, False]
+
+
 def test_hash_keeps_rows_where_they_are() -> None:
     small, _ = split("hash", content=[f"row {n}" for n in range(2000)])
     large, _ = split("hash", content=[f"row {n}" for n in range(5000)])
