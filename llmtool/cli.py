@@ -119,9 +119,7 @@ def init(
     task: Annotated[
         str | None,
         typer.Option(
-            "--task",
-            metavar="classification|multilabel|regression|language",
-            help="What is learned; default: guessed.",
+            "--task", metavar="classification|multilabel|regression|language", help="Default: guessed."
         ),
     ] = None,
     json: Json = False,

@@ -17,9 +17,10 @@ from llmtool.commands import PredictOptions, session, shown
 from llmtool.core import console, files, streams
 from llmtool.core.errors import ConfigError, DataError, LlmtoolError
 from llmtool.data import incoming, outgoing
+from llmtool.data.csv_source import CsvSource
 from llmtool.data.incoming import STANDARD, Stretch
 from llmtool.data.reading import Reading
-from llmtool.data.sources import CsvSource, Source, TextSource
+from llmtool.data.sources import Source, TextSource
 from llmtool.data.store import CARD, Dataset
 from llmtool.experiment import Loaded
 from llmtool.stages import assemble, checkpoints

@@ -19,10 +19,11 @@ from pydantic import Field, PrivateAttr, field_validator
 from llmtool.core.errors import DataError
 from llmtool.data import readers, remote
 from llmtool.data.cleaning import WholeSource, need
+from llmtool.data.csv_source import CsvSource, TsvSource
 from llmtool.data.json_sources import JsonlSource, JsonSource
 from llmtool.data.parquet_source import ParquetSource
 from llmtool.data.shingles import numbered, runs, spoken
-from llmtool.data.sources import Chunk, CsvSource, Source, TextSource, TsvSource
+from llmtool.data.sources import Chunk, Source, TextSource
 from llmtool.data.writing_systems import WORD
 
 if TYPE_CHECKING:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from llmtool.data.csv_source import CsvSource, TsvSource
 from llmtool.data.games.pgn import PgnSource
 from llmtool.data.games.sources import OthelloRandomSource, WthorSource
 from llmtool.data.image_sources import CifarSource, IdxSource, ImageFolderSource
 from llmtool.data.json_sources import JsonlSource, JsonSource
 from llmtool.data.parquet_source import ParquetSource
-from llmtool.data.sources import CsvSource, TextSource, TsvSource
+from llmtool.data.sources import TextSource
 
 Rows = (
     CsvSource

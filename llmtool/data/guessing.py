@@ -16,8 +16,8 @@ from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import conversations
 from llmtool.data.cells import BLANK, MARKERS, MISSING, Cells
 from llmtool.data.cleaning import TAG
+from llmtool.data.header import is_number
 from llmtool.data.lists import separator_of
-from llmtool.data.looking import is_number
 from llmtool.data.statistics import ColumnStatistics
 from llmtool.data.targets import ClassTarget, Kind, Target, fit_target
 

@@ -61,3 +61,42 @@ def difference(expected: list[str], found: list[str]) -> str:
     parts = [f"no {', '.join(map(repr, missing[:3]))}"] if missing else []
     parts += [f"{', '.join(map(repr, extra[:3]))} besides"] if extra else []
     return "; ".join(parts) or "the same names in another order"
+
+
+def names_columns(records: list[list[str]]) -> tuple[bool, str]:
+    """Whether the first record names the columns, and what tells."""
+    if all(record and not record[-1] for record in records):  # a delimiter ends each line
+        records = [record[:-1] for record in records]
+    first, rest = records[0], records[1:]
+    columns = [[record[at] for record in rest if len(record) == len(first)] for at in range(len(first))]
+    if first and not first[0] and _counts(columns[0]):
+        return True, "the first line names the columns, but for one that counts the rows"
+    numbers = [cell for cell in first if is_number(cell)]
+    if numbers:
+        return False, f"no names: the first line holds {numbers[0][:20]!r}, a number, as the others do"
+    for name, column in zip(first, columns, strict=True):
+        if name and column and sum(map(is_number, column)) > 0.9 * len(column):
+            return True, f"the first line names the columns: {name[:30]!r} stands over numbers"
+        if name in column:
+            return False, f"no names: {name[:30]!r} of the first line stands in other lines too"
+    if len(set(first)) < len(first) or not all(first):
+        return False, "no names: a cell of the first line is empty, or stands there twice"
+    if max(map(len, first)) > 60:
+        return False, "no names: the first line holds a long text"
+    return True, "the first line stands in no other: it names the columns"
+
+
+def _counts(column: list[str]) -> bool:
+    """Whether the cells are 0, 1, 2, ... or 1, 2, 3, ..., as an index of rows."""
+    return bool(column) and any(
+        column == [str(number) for number in range(start, start + len(column))] for start in (0, 1)
+    )
+
+
+def is_number(cell: str) -> bool:
+    """Whether Python reads a number in it."""
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

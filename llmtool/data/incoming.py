@@ -15,11 +15,11 @@ import numpy as np
 from llmtool.core.config import suggest
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import SourceConfig, image_sources, readers
+from llmtool.data.csv_source import CsvSource
 from llmtool.data.pictures import ENDINGS
 from llmtool.data.readers import BadRow
 from llmtool.data.sources import (
     CHUNK_CHARACTERS,
-    CsvSource,
     Layout,
     Record,
     RowSource,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from llmtool.data.looking import is_number
+from llmtool.data.header import is_number
 from llmtool.data.statistics import ColumnStatistics
 from llmtool.data.targets import labels_in
 

@@ -17,14 +17,15 @@ import numpy as np
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import decimals, readers
 from llmtool.data.cells import MISSING, Cells
+from llmtool.data.csv_source import CsvSource, TsvSource
 from llmtool.data.games.pgn import PgnSource
 from llmtool.data.games.sources import HEADER as WTHOR_HEADER
 from llmtool.data.games.sources import wthor_header
-from llmtool.data.header import names_of
+from llmtool.data.header import names_columns, names_of
 from llmtool.data.json_sources import JsonlSource, array_elements
 from llmtool.data.parquet_source import ParquetSource
 from llmtool.data.sampling import UNPACKED
-from llmtool.data.sources import CsvSource, DecodedSource, TextSource, TsvSource, frame
+from llmtool.data.sources import DecodedSource, TextSource, frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -255,7 +256,9 @@ def _table(source: dict[str, Any], why: dict[str, str], text: str, size: int) ->
     if sum(cell[0] == " " for cell in cells) > 0.9 * max(1, len(cells)):
         source["skip_space"] = True
         why["skip_space"] = "a blank stands after each delimiter"
-    named, seen = _header([[decimals.with_point(cell.strip()) for cell in record] for record in records])
+    named, seen = names_columns(
+        [[decimals.with_point(cell.strip()) for cell in record] for record in records]
+    )
     if named:
         seen = "; ".join([seen, *names_of(records[0], str(path))[2]])
     why["header"] = seen
@@ -314,45 +317,6 @@ def _records(lines: list[str], delimiter: str, quote: str | None) -> list[list[s
             return records
         except csv.Error:
             records.append([])
-
-
-def _header(records: list[list[str]]) -> tuple[bool, str]:
-    """Whether the first record names the columns, and what tells."""
-    if all(record and not record[-1] for record in records):  # a delimiter ends each line
-        records = [record[:-1] for record in records]
-    first, rest = records[0], records[1:]
-    columns = [[record[at] for record in rest if len(record) == len(first)] for at in range(len(first))]
-    if first and not first[0] and _counts(columns[0]):
-        return True, "the first line names the columns, but for one that counts the rows"
-    numbers = [cell for cell in first if is_number(cell)]
-    if numbers:
-        return False, f"no names: the first line holds {numbers[0][:20]!r}, a number, as the others do"
-    for name, column in zip(first, columns, strict=True):
-        if name and column and sum(map(is_number, column)) > 0.9 * len(column):
-            return True, f"the first line names the columns: {name[:30]!r} stands over numbers"
-        if name in column:
-            return False, f"no names: {name[:30]!r} of the first line stands in other lines too"
-    if len(set(first)) < len(first) or not all(first):
-        return False, "no names: a cell of the first line is empty, or stands there twice"
-    if max(map(len, first)) > 60:
-        return False, "no names: the first line holds a long text"
-    return True, "the first line stands in no other: it names the columns"
-
-
-def _counts(column: list[str]) -> bool:
-    """Whether the cells are 0, 1, 2, ... or 1, 2, 3, ..., as an index of rows."""
-    return bool(column) and any(
-        column == [str(number) for number in range(start, start + len(column))] for start in (0, 1)
-    )
-
-
-def is_number(cell: str) -> bool:
-    """Whether Python reads a number in it."""
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 # --- rows of every form -----------------------------------------------------------------------------------

@@ -92,6 +92,7 @@ OTHERS: dict[str, Any] = {
     "ChatEncode.long": Beside(long="cut", length=64),
     "Decontaminate.against": ["a.jsonl"],
     "KeepLanguages.languages": ["de"],
+    "Types.dates": Beside(columns={"a": "date"}, dates="day/month/year"),
     "Filter.drop": Beside(keep=None, drop=["x"]),
     "Filter.matches": Beside(keep=None, matches="x"),
     "Normalize.lower": Beside(lower=False, strip=True),

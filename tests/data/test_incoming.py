@@ -11,10 +11,11 @@ import pytest
 
 from llmtool.core.errors import ConfigError
 from llmtool.data import incoming
+from llmtool.data.csv_source import CsvSource
 from llmtool.data.games.pgn import PgnSource
 from llmtool.data.incoming import Piped, Stretch
 from llmtool.data.json_sources import JsonlSource
-from llmtool.data.sources import CsvSource, TextSource
+from llmtool.data.sources import TextSource
 
 CSV = CsvSource(format="csv", path="train.csv", delimiter=";", encoding="latin-1")
 

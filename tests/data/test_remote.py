@@ -21,8 +21,9 @@ from pydantic import ValidationError
 
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import DataConfig, data_hashes, readers, remote
+from llmtool.data.csv_source import CsvSource
 from llmtool.data.remote import Remote
-from llmtool.data.sources import CsvSource, TextSource
+from llmtool.data.sources import TextSource
 from llmtool.stages.prepare import prepare
 from tests.conftest import Run
 

@@ -14,9 +14,10 @@ from pydantic import ValidationError
 
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import readers
+from llmtool.data.csv_source import CsvSource, TsvSource
 from llmtool.data.json_sources import JsonlSource, JsonSource
 from llmtool.data.parquet_source import ParquetSource
-from llmtool.data.sources import Chunk, CsvSource, Source, TextSource, TsvSource
+from llmtool.data.sources import Chunk, Source, TextSource
 
 
 def read(source: Source, rows: int = 8192) -> tuple[list[list], list[tuple[int, str]], list[Chunk]]:

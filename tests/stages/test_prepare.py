@@ -83,7 +83,7 @@ def test_a_text(tmp_path: Path) -> None:
 
 
 def test_memory_is_chunked_and_chunks_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmtool.data.sources import CsvSource
+    from llmtool.data.csv_source import CsvSource
 
     steps = [{"step": "drop_duplicates"}, {"step": "range", "column": "a", "max": 110}]
     config = table(put(tmp_path / "a.csv", GOOD + "3,11.1,red\n" * 9 + "x,1,red\n"), clean=steps, max_bad=0.1)
