@@ -20,6 +20,11 @@ BLANK = frozenset({"", "?"})  # missing in every kind of column; "NA" or "None" 
 MARKERS = ("", "?", "NA", "N/A", "NaN", "nan", "null", "None", "NULL")
 MISSING = frozenset(MARKERS)  # what stands for no value where a configuration does not say
 
+
+class Nested(str):
+    """The JSON text of a list or an object in a cell, which is written back as what it stands for."""
+
+
 _NUMBER_CHARACTERS = frozenset("0123456789+-.eE \t\n")
 # Python's float() also reads "1_000", other scripts' digits and "infinity"; a table's number is plain ASCII.
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")

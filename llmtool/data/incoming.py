@@ -271,7 +271,7 @@ def _size(value: Any) -> int:
     if isinstance(value, list):  # of CSV: every cell is text
         return sum(map(len, value))
     cells = value.values() if isinstance(value, dict) else value
-    return sum(len(cell) for cell in cells if type(cell) is str)
+    return sum(len(cell) for cell in cells if isinstance(cell, str))
 
 
 def _records(source: Source, path: Path, layout: Layout) -> Iterator[Record | BadRow]:

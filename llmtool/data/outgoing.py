@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from llmtool.core.errors import ConfigError, DataError
+from llmtool.data.cells import Nested
 
 SUFFIXES = {
     ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
@@ -111,20 +112,22 @@ def _marked(value: Any, decimal: str) -> Any:
 
 
 class JsonlWriter(_Text):
-    """An object a line; numbers that are not finite are null."""
+    """An object a line; numbers that are not finite are null, lists and objects as they were in the input."""
 
     def write(self, columns: Mapping[str, Sequence[Any]]) -> None:
         """Names may be other ones in each call."""
         names = list(columns)
         lines = [
-            json.dumps(dict(zip(names, map(_finite, row), strict=True)), ensure_ascii=False) + "\n"
+            json.dumps(dict(zip(names, map(_value, row), strict=True)), ensure_ascii=False) + "\n"
             for row in zip(*columns.values(), strict=True)
         ]
         self._put("".join(lines))
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _value(cell: Any) -> Any:
+    if isinstance(cell, Nested):
+        return json.loads(cell)
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell
 
 
 class ParquetWriter:

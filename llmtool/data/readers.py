@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, Literal
 
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import remote
+from llmtool.data.cells import Nested
 from llmtool.data.sampling import Thin
 
 BLOCK = 1 << 18  # bytes decompressed at a time
@@ -431,7 +432,7 @@ def json_row(text: str) -> dict[str, Any] | str:
             return "not a JSON object"
         for key, value in row.items():
             if isinstance(value, dict | list):
-                row[key] = json.dumps(value, ensure_ascii=False)
+                row[key] = Nested(json.dumps(value, ensure_ascii=False))
     except json.JSONDecodeError as error:
         return f"not JSON: {error.msg} at character {error.colno}"
     except RecursionError:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmtool.core.errors import ConfigError, DataError
-from llmtool.data import outgoing
+from llmtool.data import outgoing, readers
 
 FIRST = {"a": ["x,y", 'say "hi"', " \n"], "b": [1, None, 2.5], "c": [True, False, None]}
 
@@ -40,6 +40,16 @@ def test_json_lines_keep_types_and_bear_new_keys() -> None:
     found = [json.loads(line) for line in stream.getvalue().decode().splitlines()]
     assert found[1] == {"a": 'say "hi"', "b": None, "c": False}
     assert found[3] == {"a": None, "d": "é"}
+
+
+def test_json_lines_give_lists_and_objects_of_the_input_back() -> None:
+    row = readers.json_row('{"labels": ["cat", 1.5], "about": {"k": [1, null]}, "text": "[1]"}')
+    assert isinstance(row, dict)
+    stream = io.BytesIO()
+    outgoing.writer(stream, "jsonl").write({name: [cell] for name, cell in row.items()})
+    assert json.loads(stream.getvalue()) == {
+        "labels": ["cat", 1.5], "about": {"k": [1, None]}, "text": "[1]"
+    }  # fmt: skip
 
 
 def test_parquet_holds_one_type_a_column() -> None:
