@@ -115,6 +115,8 @@ def _picture_folder(path: str) -> Sight:
         why["path"] = "folders for the splits, with class folders in each"
         root = place / splits["train"]
     found = {Path(folder): pictures_in(folder)[0] for folder in class_folders(root)}
+    if empty := [folder for folder, names in found.items() if not names]:
+        raise DataError(f"{empty[0]}: this class folder has no picture in it; fill it, or take it away")
     counts = [len(names) for names in found.values()]
     shown = [Path(name) for names in list(found.values())[:8] for name in names[:4]]
     seen: dict[str, Any] = {"classes": len(found), "names": [folder.name for folder in found]}

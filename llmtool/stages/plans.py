@@ -39,6 +39,7 @@ from llmtool.stages.advise import UNEVEN
 if TYPE_CHECKING:
     import pandas as pd
 
+FEWEST = 10  # rows
 LITTLE = 100_000  # characters of one text
 PIECE_AT_MOST = 1.1 * PIECE  # characters, of one where lines are of usual length
 MOST_KEPT = 0.3  # of one text for validation, and for test
@@ -85,6 +86,11 @@ def plan_of(sight: Sight, target: str | None, task: Task | None, device: str) ->
     assert sight.frame is not None
     if sight.kind == "text":
         return _language(sight, ["text"], "", device)
+    if sight.exact and sight.rows < FEWEST:
+        raise DataError(
+            f"{first_path(sight)}: {sight.rows} usable rows are too few to learn from and to judge by; "
+            f"{FEWEST} are the least"
+        )
     rows, steps, unclear = _with_iso_dates(sight.frame)
     sight = replace(sight, frame=rows)
     found = guessing.guess(rows, target, task, sight.named, sight.form)

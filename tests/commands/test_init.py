@@ -8,6 +8,7 @@ import pytest
 
 from llmtool import experiment
 from tests.conftest import people, story
+from tests.photos import folder
 
 REVIEWS = [
     f"this film number {n} was {'good and fine' if n % 2 else 'bad and dull'} to the end" for n in range(120)
@@ -190,6 +191,8 @@ def test_the_next_step_is_printed(llmtool, tmp_path):
         (["empty.csv"], 4, "empty"),
         (["one.csv"], 2, "nothing to predict from"),
         (["binary.csv"], 4, "not text"),
+        (["two.csv"], 4, "2 usable rows are too few"),
+        (["pictures"], 4, "dog: this class folder has no picture in it"),
         (["."], 0, ""),
     ],
 )
@@ -199,6 +202,8 @@ def test_mistakes(llmtool, tmp_path, arguments, code, words):
         (tmp_path / "empty.csv").write_bytes(b"")
         (tmp_path / "one.csv").write_text("number\n" + "".join(f"{n}\n" for n in range(30)))
         (tmp_path / "binary.csv").write_bytes(bytes(range(256)) * 20)
+        (tmp_path / "two.csv").write_text("a,b,y\n1,2,p\n3,4,q\n")
+        (folder(tmp_path / "pictures", classes=("cat", "hen")) / "dog").mkdir()
     ended = llmtool("init", *arguments, cwd=tmp_path)
     assert ended.code == code, ended.err
     assert words in ended.err
