@@ -311,6 +311,7 @@ ROWS: list[Row] = [
         ),
     ),
     table_row("Adult's official test file, ROC-AUC, three seeds", "adult", 4),
+    table_row("the same with the ensemble, `family: tabm`", "adult_tabm", 4),
     table_row("California housing, RMSE in dollars, five folds", "california", 0),
     table_row("bicycles rented in an hour, R2, five folds", "bike", 4),
     table_row("houses in Ames, error of the logarithm, five folds", "ames", 4),
