@@ -20,7 +20,7 @@ from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import mixing
 from llmtool.data.games.legality import Legality
 from llmtool.data.image_batches import ImageBatches
-from llmtool.data.layout import Order, Windows, dealt, lay_out, named_rows, place_of
+from llmtool.data.layout import Order, Recent, Windows, dealt, lay_out, named_rows, place_of
 from llmtool.data.packing import ChatBatches
 from llmtool.data.store import Dataset, Split
 
@@ -231,7 +231,7 @@ class TokenBatches:
         self.rows = 0 if pairs < context else max(1, pairs // context - 1)
         self._room = pairs - self.rows * context
         self._order = Order(self.rows, seed)
-        self._offsets: dict[int, int] = {}
+        self._offsets: Recent[int] = Recent(4)
         self.packed = packed or len(self._ends) > 1
         if self.rows:
             self._windows = np.lib.stride_tricks.sliding_window_view(
@@ -281,16 +281,13 @@ class TokenBatches:
                 f"needs {self._context + 1:,}: lower model.context or give more text"
             )
         parts = [
-            self._offset(epoch) + chosen * self._context for epoch, chosen in self._order.rows(start, count)
+            self._offsets.of(epoch, self._offset) + chosen * self._context
+            for epoch, chosen in self._order.rows(start, count)
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _offset(self, epoch: int) -> int:
-        kept = self._offsets  # the thread that reads rows ahead may put another in its place meanwhile
-        if (offset := kept.get(epoch)) is None:
-            offset = int(seeds.generator(self._seed, "offset", epoch).integers(self._room + 1))
-            self._offsets = {**dict(list(kept.items())[-3:]), epoch: offset}
-        return offset
+        return int(seeds.generator(self._seed, "offset", epoch).integers(self._room + 1))
 
     def _borders(self, starts: np.ndarray) -> np.ndarray:
         """(B, T + 1) bool: this token of the window begins another document than the one before it."""
@@ -401,8 +398,8 @@ class _AlikeOrder(Order):
         super().__init__(len(lengths), seed)
         self._lengths = lengths
 
-    def _drawn(self, epoch: int) -> np.ndarray:
-        order = super()._drawn(epoch)
+    def _permutation(self, epoch: int) -> np.ndarray:
+        order = super()._permutation(epoch)
         among = ALIKE * AMONG
         stretches = [order[start : start + among] for start in range(0, len(order), among)]
         order = np.concatenate([part[np.argsort(self._lengths[part], kind="stable")] for part in stretches])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -41,20 +41,20 @@ def features_of(split: Split) -> np.ndarray:
 
 def blocks_of(card: Mapping[str, Any]) -> dict[str, slice]:
     """Column of a table, or beside a text -> where its features stand in a row."""
-    widths = {column.name: len(column.features) for column in _fitted(card)}
-    ends = accumulate(widths.values())
-    return {name: slice(end - widths[name], end) for name, end in zip(widths, ends, strict=True)}
+    return {column.name: place for column, place in _fitted(card)}
 
 
-def _fitted(card: Mapping[str, Any]) -> list[Column]:
+def _fitted(card: Mapping[str, Any]) -> list[tuple[Column, slice]]:
+    """The columns, and where the features of each stand in a row."""
     encoder = card["encoder"].get("features", card["encoder"])  # of texts, that of the columns beside them
-    return [column_from_state(state) for state in encoder["columns"]]
+    columns = [column_from_state(state) for state in encoder["columns"]]
+    ends = accumulate((len(column.features) for column in columns), initial=0)
+    return [(column, slice(*place)) for column, place in zip(columns, pairwise(ends), strict=True)]
 
 
 def _decoded(card: Mapping[str, Any], block: np.ndarray) -> dict[str, np.ndarray]:
     """Column -> (n,) values, of (n, F) features."""
-    places = blocks_of(card)
-    return {column.name: column.decode(block[:, places[column.name]]) for column in _fitted(card)}
+    return {column.name: column.decode(block[:, place]) for column, place in _fitted(card)}
 
 
 def decoded_batch(

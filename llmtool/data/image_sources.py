@@ -118,12 +118,15 @@ class ImageFolderSource(Source):
         if not names:
             more = f" ({_listed(left)} are no JPEG, PNG or WebP)" if left else ""
             if split in ("train", None):
-                raise DataError(
-                    f"{folder}: this class folder has no picture in it{more}; fill it, or take it away"
-                )
+                raise empty_class(folder, more)
             self._said.append(f"{folder}: a class folder without pictures{more}")
         elif left:
             self._said.append(f"{folder}: {_listed(left)} left out, which are no JPEG, PNG or WebP by name")
+
+
+def empty_class(folder: str, more: str = "") -> DataError:
+    """The error for a class folder that teaches nothing."""
+    return DataError(f"{folder}: this class folder has no picture in it{more}; fill it, or take it away")
 
 
 def _need_folder(folder: Path) -> None:

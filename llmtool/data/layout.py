@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,23 @@ from llmtool.core.contracts import IGNORE, Batch
 from llmtool.data.store import NAME_ENDS, Split
 
 Row = TypeVar("Row")
+Made = TypeVar("Made")
 Windows = list[tuple[int, int]]  # of one row: where each begins in the stream, and its length in targets
+
+
+class Recent(Generic[Made]):
+    """What a function makes of numbers; the last `most` are kept, whichever threads ask for them."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: dict[int, Made] = {}
+
+    def of(self, number: int, make: Callable[[int], Made]) -> Made:
+        """make(number), or what it has made before."""
+        kept = self._kept  # another thread may put another in its place meanwhile
+        if number not in kept:
+            self._kept = kept = {**dict(list(kept.items())[1 - self._most :]), number: make(number)}
+        return kept[number]
 
 
 class Order:
@@ -23,7 +39,7 @@ class Order:
 
     def __init__(self, rows: int, seed: int) -> None:
         self._rows, self._seed = rows, seed
-        self._kept: dict[int, np.ndarray] = {}
+        self._permutations: Recent[np.ndarray] = Recent(2)
 
     def rows(self, start: int, count: int) -> list[tuple[int, np.ndarray]]:
         """(epoch, row numbers) for each epoch that rows start to start + count of the endless order touch."""
@@ -32,19 +48,12 @@ class Order:
         while True:
             epoch, at = divmod(start, self._rows)
             taken = min(count, self._rows - at)
-            parts.append((epoch, self._permutation(epoch)[at : at + taken]))
+            parts.append((epoch, self._permutations.of(epoch, self._permutation)[at : at + taken]))
             start, count = start + taken, count - taken
             if count == 0:
                 return parts
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        kept = self._kept  # the thread that reads rows ahead may put another in its place meanwhile
-        if (order := kept.get(epoch)) is None:
-            order = self._drawn(epoch)
-            self._kept = {**dict(list(kept.items())[-1:]), epoch: order}
-        return order
-
-    def _drawn(self, epoch: int) -> np.ndarray:
         return seeds.generator(self._seed, "order", epoch).permutation(self._rows)
 
 

@@ -16,6 +16,7 @@ from llmtool.core import seeds
 from llmtool.core.config import suggest
 from llmtool.core.contracts import IGNORE, Batch
 from llmtool.core.errors import ConfigError, DataError
+from llmtool.data.layout import Recent
 from llmtool.data.store import Split
 
 BLOCK = 1024  # rows that hold every part's share within one row; more where a share is less than one of them
@@ -38,7 +39,7 @@ class MixedOrder:
         self._edges = [sum(self.shares[:number], Fraction(0)) for number in range(len(exact) + 1)]
         self.block = max(BLOCK, ceil(1 / min(share for share in self.shares if share)))
         self._seed = seed
-        self._kept: dict[int, np.ndarray] = {}
+        self._blocks: Recent[np.ndarray] = Recent(2)
 
     def rows(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """(count,) the part of each row from `start` on, and (parts,) how many rows of each come before."""
@@ -47,15 +48,17 @@ class MixedOrder:
         parts = []
         while count > 0:
             number, at = divmod(start, self.block)
-            parts.append(self._parts(number)[at : at + count])
+            parts.append(self._blocks.of(number, self._parts)[at : at + count])
             start, count = start + len(parts[-1]), count - len(parts[-1])
         return np.concatenate([np.zeros(0, np.int64), *parts]), before
 
     def seen(self, rows: int) -> np.ndarray:
         """(parts,) int64 how many of the first `rows` rows each part has."""
         number, at = divmod(rows, self.block)
-        inside = np.bincount(self._parts(number)[:at], minlength=len(self.shares)) if at else 0
-        return self._begun(number) + inside
+        if not at:
+            return self._begun(number)
+        inside = self._blocks.of(number, self._parts)[:at]
+        return self._begun(number) + np.bincount(inside, minlength=len(self.shares))
 
     def _begun(self, block: int) -> np.ndarray:
         """(parts,) rows of each part in the blocks before this one: its share of them, within one."""
@@ -63,16 +66,12 @@ class MixedOrder:
         return np.diff(np.array(ends, np.int64))
 
     def _parts(self, block: int) -> np.ndarray:
-        """(block,) the part of each row of a block; the last two used are kept."""
-        kept = self._kept  # the thread that reads rows ahead may put another in its place meanwhile
-        if (found := kept.get(block)) is None:
-            counts = self._begun(block + 1) - self._begun(block)
-            random = seeds.generator(self._seed, "mixture", block)
-            places = np.concatenate([(np.arange(n) + random.random(n)) / n for n in counts if n])
-            order = np.argsort(places, kind="stable")
-            found = np.repeat(np.arange(len(counts)), counts)[order]
-            self._kept = {**dict(list(kept.items())[-1:]), block: found}
-        return found
+        """(block,) the part of each row of a block."""
+        counts = self._begun(block + 1) - self._begun(block)
+        random = seeds.generator(self._seed, "mixture", block)
+        places = np.concatenate([(np.arange(n) + random.random(n)) / n for n in counts if n])
+        order = np.argsort(places, kind="stable")
+        return np.repeat(np.arange(len(counts)), counts)[order]
 
 
 class MixedBatches:

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 CONFIG, MAP, MODEL = "tokenizer_config.json", "special_tokens_map.json", "config.json"
-MAX_BYTES = 200_000_000
+MAX_BYTES = 200_000_000  # of each file of a tokenizer
 _ENDS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|im_end|>", "<|end▁of▁sentence|>", "[SEP]")
 
 
@@ -22,7 +22,7 @@ def read(directory: Path, tokenizer: Tokenizer) -> dict[str, str]:
     id the model's config.json has.
     """
     found = _named(directory)
-    model, added = _json(directory / MODEL), tokenizer.get_added_tokens_decoder()
+    model, added = said_in(directory / MODEL), tokenizer.get_added_tokens_decoder()
     for key in _missing(found):
         ids = model.get(f"{key}_id")
         first = ids[0] if isinstance(ids, list) and ids else ids  # of the several ends of chat models
@@ -34,7 +34,7 @@ def read(directory: Path, tokenizer: Tokenizer) -> dict[str, str]:
 def files(directory: Path) -> list[Path]:
     """What `read` looks into, as far as it is there."""
     names = [CONFIG]
-    if _has_map(_json(directory / CONFIG)):
+    if _has_map(said_in(directory / CONFIG)):
         names.append(MAP)
     if _missing(_named(directory)):
         names.append(MODEL)
@@ -54,9 +54,9 @@ def end_of(directory: Path, tokenizer: Tokenizer) -> int | None:
 
 def _named(directory: Path) -> dict[str, str]:
     """What the tokenizer's own files say, without the model's."""
-    config = _json(directory / CONFIG)
+    config = said_in(directory / CONFIG)
     if _has_map(config):
-        config |= _json(directory / MAP)
+        config |= said_in(directory / MAP)
     found = {}
     for key, value in config.items():
         text = value.get("content") if isinstance(value, dict) else value
@@ -73,7 +73,7 @@ def _missing(named: dict[str, str]) -> list[str]:
     return [key for key in ("bos_token", "eos_token") if key not in named]
 
 
-def _json(path: Path) -> dict[str, Any]:
+def said_in(path: Path) -> dict[str, Any]:
     """A file that may be missing or broken, in which case it says nothing."""
     content: Any = None
     with contextlib.suppress(OSError, ValueError, RecursionError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import pictures
-from llmtool.data.image_sources import class_folders, pictures_in
+from llmtool.data.image_sources import class_folders, empty_class, pictures_in
 from llmtool.data.looking import Sight, form_by_content, form_of, look_at, packed_pictures, unpacked_size
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _picture_folder(path: str) -> Sight:
         root = place / splits["train"]
     found = {Path(folder): pictures_in(folder)[0] for folder in class_folders(root)}
     if empty := [folder for folder, names in found.items() if not names]:
-        raise DataError(f"{empty[0]}: this class folder has no picture in it; fill it, or take it away")
+        raise empty_class(str(empty[0]))
     counts = [len(names) for names in found.values()]
     shown = [Path(name) for names in list(found.values())[:8] for name in names[:4]]
     seen: dict[str, Any] = {"classes": len(found), "names": [folder.name for folder in found]}

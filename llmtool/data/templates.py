@@ -418,7 +418,7 @@ def own(directory: Path) -> tuple[str, str] | None:
     """The template that a model's directory holds, if any."""
     if (directory / FILE).is_file():
         return FILE, _text(directory / FILE)
-    given = _json(directory / CONFIG).get("chat_template")
+    given = special_tokens.said_in(directory / CONFIG).get("chat_template")
     if isinstance(given, list):  # several, each with a name
         named = {one.get("name"): one.get("template") for one in given if isinstance(one, dict)}
         given = named.get("default", next(iter(named.values()), None))
@@ -434,11 +434,3 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: no template, not valid utf-8") from None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}

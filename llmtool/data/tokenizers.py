@@ -21,12 +21,11 @@ from llmtool.core import checkpoint, files
 from llmtool.core.config import Section
 from llmtool.core.errors import ConfigError, DataError, LlmtoolError
 from llmtool.data import special_tokens
-from llmtool.data.special_tokens import CONFIG
+from llmtool.data.special_tokens import CONFIG, MAX_BYTES
 
 END = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
 FILE = "tokenizer.json"
-MAX_FILE_BYTES = 200_000_000
 TRAINING_BYTES = 100_000_000  # the most text that a vocabulary is learned from
 GROUP_CHARACTERS = 1 << 16
 # How GPT-4 splits text before merging (cl100k_base, https://github.com/openai/tiktoken): on English prose a
@@ -376,8 +375,8 @@ def read_tokenizer(path: Path) -> Tokenizer:
     """Any tokenizer.json; DataError says what is wrong with one that cannot be used."""
     try:
         size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise DataError(f"{path}: {size:,} bytes; a tokenizer has at most {MAX_FILE_BYTES:,}")
+        if size > MAX_BYTES:
+            raise DataError(f"{path}: {size:,} bytes; a tokenizer has at most {MAX_BYTES:,}")
         text = path.read_bytes().decode("utf-8")
         json.loads(text)  # its error names the place; the library's does not
     except OSError as error:

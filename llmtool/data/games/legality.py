@@ -34,9 +34,8 @@ class Legality:
         """(n,) bool which of these games are: always the same ones of a split."""
         if self.share >= 1:
             return np.ones(len(units), dtype=bool)
-        return (seeds.scrambled(units.astype(np.uint64)) >> np.uint64(11)).astype(
-            np.float64
-        ) / 2.0**53 < self.share
+        drawn = seeds.scrambled(units.astype(np.uint64)) >> np.uint64(11)  # of 53 bits
+        return drawn.astype(np.float64) / 2.0**53 < self.share
 
     def after(self, rows: np.ndarray) -> np.ndarray:
         """(n, T, V) bool: the tokens that are legal next. rows: (n, T) tokens of games, each from its start;
