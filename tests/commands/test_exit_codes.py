@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +161,20 @@ def test_a_signal_in_prepare_leaves_no_half_dataset(
     assert not (tmp_path / "runs/big/prepare/card.json").exists()
     (tmp_path / "big.csv").write_text("\n".join(["x,y,z", *rows.splitlines()[:500]]) + "\n")
     assert llmtool("prepare", "big.yaml", cwd=tmp_path).code == 0
+
+
+def test_ctrl_c_while_a_class_is_made_is_130_too(fresh: Path) -> None:
+    # as when it comes while the libraries load, whose dataclasses are made by `exec`
+    (fresh / "sitecustomize.py").write_text(
+        "import sys\nfrom types import SimpleNamespace\n"
+        "def run(options): exec('raise KeyboardInterrupt')\n"
+        "sys.modules['llmtool.commands.describe'] = SimpleNamespace(run=run)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "llmtool", "describe", "table.yaml"],
+        cwd=fresh, env={**os.environ, "PYTHONPATH": str(fresh)}, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (130, "llmtool: cancelled\n")
 
 
 def test_a_session_limit_pauses_with_75_and_goes_on(fresh: Path, llmtool: Run) -> None:
