@@ -20,6 +20,7 @@ from llmtool.core.errors import DataError
 from llmtool.data import readers, remote
 from llmtool.data.cleaning import WholeSource, need
 from llmtool.data.csv_source import CsvSource, TsvSource
+from llmtool.data.endings import ROW_FORMATS, ending
 from llmtool.data.json_sources import JsonlSource, JsonSource
 from llmtool.data.parquet_source import ParquetSource
 from llmtool.data.shingles import numbered, runs, spoken
@@ -149,27 +150,19 @@ class EvaluationRuns:
 
 # --- evaluation files ---------------------------------------------------------------------------------------
 
-_KINDS: dict[str, tuple[type[Source], dict[str, Any]]] = {
-    ".csv": (CsvSource, {"format": "csv"}),
-    ".tsv": (TsvSource, {"format": "tsv"}),
-    ".tab": (TsvSource, {"format": "tsv"}),
-    ".jsonl": (JsonlSource, {"format": "jsonl"}),
-    ".ndjson": (JsonlSource, {"format": "jsonl"}),
-    ".json": (JsonSource, {"format": "json"}),
-    ".parquet": (ParquetSource, {"format": "parquet"}),
-    ".pq": (ParquetSource, {"format": "parquet"}),
-}
-_TEXT: tuple[type[Source], dict[str, Any]] = (TextSource, {"format": "text", "documents": "blank"})
-_SUFFIXES = (*_KINDS, *TextSource.suffixes)  # of the files in a folder
+_KINDS: dict[str | None, type[Source]] = {
+    "csv": CsvSource, "tsv": TsvSource, "jsonl": JsonlSource, "json": JsonSource, "parquet": ParquetSource,
+}  # fmt: skip
+_SUFFIXES = (*ROW_FORMATS, *TextSource.suffixes)  # of the files in a folder
 
 
 def read_evaluation(step: Decontaminate) -> EvaluationRuns:
     """The runs of the step's evaluation files. Raises DataError for a line that cannot be read."""
     found = EvaluationRuns(step.ngram)
     for file in step.files():
-        plain = file.name.lower().removesuffix(".gz").removesuffix(".zst")
-        kind, keys = _KINDS.get(Path(plain).suffix, _TEXT)
-        for chunk in kind.model_validate({**keys, "path": str(file)}).read():
+        form = ROW_FORMATS.get(ending(file.name))
+        keys = {"format": form} if form else {"format": "text", "documents": "blank"}
+        for chunk in _KINDS.get(form, TextSource).model_validate({**keys, "path": str(file)}).read():
             for bad in chunk.bad[:1]:
                 raise DataError(f"decontaminate: against: {bad.file}, line {bad.line}: {bad.reason}")
             take(found, chunk, [str(file)], list(chunk.frame.columns))

@@ -16,6 +16,7 @@ from llmtool.core.config import suggest
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import SourceConfig, image_sources, readers
 from llmtool.data.csv_source import CsvSource
+from llmtool.data.endings import plain
 from llmtool.data.pictures import ENDINGS
 from llmtool.data.readers import BadRow
 from llmtool.data.sources import (
@@ -101,9 +102,8 @@ class Piped:
 def form_of(path: str, given: RowSource | None) -> str:
     """The format of an input: what its name announces, else that of the data the model learned from."""
     if path != STANDARD:
-        plain = path.lower().removesuffix(".gz").removesuffix(".zst")
         for form, source in SOURCES.items():
-            if plain.endswith(source.suffixes or ("/",)):
+            if plain(path).endswith(source.suffixes or ("/",)):
                 return form
     if given is None or given.format not in SOURCES:  # type: ignore[attr-defined]
         what = "standard input" if path == STANDARD else path

@@ -18,6 +18,7 @@ from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import decimals, readers
 from llmtool.data.cells import MISSING, Cells
 from llmtool.data.csv_source import CsvSource, TsvSource
+from llmtool.data.endings import PACKED, ROW_FORMATS, ending, plain
 from llmtool.data.games.pgn import PgnSource
 from llmtool.data.games.sources import HEADER as WTHOR_HEADER
 from llmtool.data.games.sources import wthor_header
@@ -35,11 +36,8 @@ HEAD, STRETCH, STRETCHES = 4_000_000, 160_000, 32
 ROWS = 200_000  # rows that are looked at, at most
 HEADS = 1 << 18  # bytes that tell encoding and form
 PROBE = 200  # rows by which delimiters and quotes are compared
-PACKED = (".gz", ".zst")
-ENDINGS = {  # of names, without .gz and .zst: the format
-    ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json",
-    ".parquet": "parquet", ".pq": "parquet", ".txt": "text", ".text": "text", ".md": "text", ".pgn": "pgn",
-    ".wtb": "wthor", ".bin": "cifar",
+_FORMATS = ROW_FORMATS | {
+    ".txt": "text", ".text": "text", ".md": "text", ".pgn": "pgn", ".wtb": "wthor", ".bin": "cifar",
 }  # fmt: skip
 _OTHELLO = re.compile(r"(?:[a-h][1-8][\s,]*){20,70}", re.IGNORECASE)
 _PAIR = re.compile(rb"[\xa1-\xfe]{2}")  # the bytes of a common Chinese sign in GB2312
@@ -83,12 +81,7 @@ class Sight:
 
 def form_of(name: str) -> str | None:
     """The format that a file's name announces."""
-    plain = name.lower()
-    for packed in PACKED:
-        plain = plain.removesuffix(packed)
-    if re.search(r"idx[13]-ubyte$", plain):
-        return "idx"
-    return ENDINGS.get(os.path.splitext(plain)[1])
+    return "idx" if re.search(r"idx[13]-ubyte$", plain(name)) else _FORMATS.get(ending(name))
 
 
 def form_by_content(path: Path) -> str:

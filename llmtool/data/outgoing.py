@@ -13,11 +13,9 @@ from typing import Any, BinaryIO, Protocol
 
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data.cells import Nested
+from llmtool.data.endings import ROW_FORMATS
 
-SUFFIXES = {
-    ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
-    ".parquet": "parquet", ".pq": "parquet",
-}  # fmt: skip
+SUFFIXES = {name: form for name, form in ROW_FORMATS.items() if form != "json"}
 
 
 class RowWriter(Protocol):

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, Literal
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import remote
 from llmtool.data.cells import Nested
+from llmtool.data.endings import plain
 from llmtool.data.sampling import Thin
 
 BLOCK = 1 << 18  # bytes decompressed at a time
@@ -110,8 +111,7 @@ def _below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            plain = name.lower().removesuffix(".gz").removesuffix(".zst")
-            if not name.startswith(".") and plain.endswith(suffixes):
+            if not name.startswith(".") and plain(name).endswith(suffixes):
                 yield Path(parent, name)
 
 

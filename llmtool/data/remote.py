@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 from llmtool.core import files
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.core.urls import shown, without_secrets
+from llmtool.data.endings import plain
 
 T = TypeVar("T")
 
@@ -260,9 +261,8 @@ def expand(url: str, suffixes: tuple[str, ...]) -> list[Path]:
     found = []
     for name, info in sorted(listed.items()):
         below = name[len(path) :].split("/") if not named else [name.rpartition("/")[2]]
-        plain = name.lower().removesuffix(".gz").removesuffix(".zst")
         hidden = any(part.startswith(".") for part in below)
-        if info["type"] == "file" and (named or plain.endswith(suffixes)) and not hidden:
+        if info["type"] == "file" and (named or plain(name).endswith(suffixes)) and not hidden:
             found.append(cast(Path, Remote(begins + name, info)))
     if not found:
         raise DataError(missing)

@@ -10,23 +10,17 @@ from typing import Any
 
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import readers
+from llmtool.data.endings import ROW_FORMATS, ending
 from llmtool.data.readers import BadRow
 
 ARRAY_LIMIT = 1 << 29  # characters of a JSON array, which is read whole
-FORMATS = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
-    ".parquet": "parquet", ".pq": "parquet",
-}  # fmt: skip
-
-Row = tuple[
-    int, dict[str, Any]
-]  # its line from 1 (of an array or Parquet: its number), and what stands there
+# Its line from 1 (of an array or Parquet: its number), and what stands there.
+Row = tuple[int, dict[str, Any]]
 
 
 def form_of(path: Path) -> str | None:
     """The format that a file's name announces; None where it is none of rows."""
-    plain = path.name.lower().removesuffix(".gz").removesuffix(".zst")
-    return FORMATS.get(Path(plain).suffix)
+    return ROW_FORMATS.get(ending(path.name))
 
 
 def rows(path: Path) -> Iterator[Row]:
@@ -38,8 +32,8 @@ def rows(path: Path) -> Iterator[Row]:
     """
     form = form_of(path)
     if form is None:
-        raise DataError(f"{path}: a file of rows ends in {', '.join(FORMATS)} (or these with .gz, .zst)")
-    (found,) = readers.expand(str(path), tuple(FORMATS))
+        raise DataError(f"{path}: a file of rows ends in {', '.join(ROW_FORMATS)} (or these with .gz, .zst)")
+    (found,) = readers.expand(str(path), tuple(ROW_FORMATS))
     if form == "parquet":
         return _parquet(found)
     if form in ("csv", "tsv"):

@@ -21,7 +21,7 @@ def test_the_same_rows_in_every_format(tmp_path: Path) -> None:
     (tmp_path / "lines.json").write_text(lines)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     cells = [[row["question"], json.dumps(row["choices"])] for row in ROWS]
-    for name, sign in (("a.csv", ","), ("a.tsv", "\t")):
+    for name, sign in (("a.csv", ","), ("a.tsv", "\t"), ("b.tab", "\t")):
         quoted = [[f'"{cell.replace(chr(34), chr(34) * 2)}"' for cell in line] for line in cells]
         text = "\n".join(sign.join(line) for line in [["question", "choices"], *quoted])
         (tmp_path / name).write_text(text)
@@ -53,7 +53,7 @@ def test_rows_of_parquet(tmp_path: Path) -> None:
         ("a.json", "[" * 100_000, "nested too deep"),
         ("a.json", "3", "not an array of objects"),
         ("a.csv", "a,b\n1,2,3\n", "a.csv:2: 3 cells, the header has 2"),
-        ("a.txt", "x", "a file of rows ends in .jsonl"),
+        ("a.txt", "x", "a file of rows ends in .csv"),
         ("a.jsonl.gz", "not packed", "a.jsonl.gz"),
     ],
 )
