@@ -37,11 +37,16 @@ def names_of(fields: list[str], place: str) -> tuple[list[str], int, list[str]]:
         spare = (f"{INDEX}.{number}" for number in itertools.count(2))
         names[0] = next(name for name in itertools.chain([INDEX], spare) if name not in names)
         notes.append(f"the first column has no name: it is called {names[0]!r}")
+    refuse_names(names, place)
+    return names, beyond, notes
+
+
+def refuse_names(names: list[str], place: str) -> None:
+    """DataError where `check_names` has something to say."""
     try:
         check_names(names, place)
     except ValueError as error:
         raise DataError(str(error)) from None
-    return names, beyond, notes
 
 
 def misfit(fields: list[str], width: int, beyond: int) -> str:

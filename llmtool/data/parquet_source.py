@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import readers
-from llmtool.data.header import check_names, difference
+from llmtool.data.cells import Nested
+from llmtool.data.header import difference, refuse_names
 from llmtool.data.readers import BadRow, BrokenFile
 from llmtool.data.remote import Remote
 from llmtool.data.sampling import UNPACKED
@@ -37,7 +38,7 @@ class ParquetSource(Source):
             with pyarrow.parquet.ParquetFile(file) as table:
                 names = list(table.schema_arrow.names)
                 if layout.first is None:
-                    check_names(names, str(path))
+                    refuse_names(names, str(path))
                     layout.columns, layout.first = names, path
                 elif names != layout.columns:
                     raise DataError(
@@ -73,7 +74,7 @@ def _cell(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False, default=str)
+        return Nested(json.dumps(value, ensure_ascii=False, default=str))
     try:
         return float(value)
     except (TypeError, ValueError):

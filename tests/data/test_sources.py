@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import readers
+from llmtool.data.cells import Nested
 from llmtool.data.csv_source import CsvSource, TsvSource
 from llmtool.data.json_sources import JsonlSource, JsonSource
 from llmtool.data.parquet_source import ParquetSource
@@ -449,11 +450,15 @@ def test_parquet(tmp_path: Path) -> None:
     source = ParquetSource.model_validate({"format": "parquet", "path": str(tmp_path / "a.parquet")})
     values, bad, chunks = read(source)
     assert values == [[1, 0.5, "NA", "2024-05-31T10:00:00", 1.25, "[1, 2]"], [None] * 6]
+    assert isinstance(values[0][5], Nested)
     assert not bad
     assert set(chunks[0].frame.dtypes) == {np.dtype(object)}
     broken = put(tmp_path / "b.parquet", (tmp_path / "a.parquet").read_bytes()[:-20])
     with pytest.raises(DataError, match=r"b\.parquet: not readable as Parquet"):
         read(ParquetSource.model_validate({"format": "parquet", "path": str(broken)}))
+    pyarrow.parquet.write_table(pa.table([[1], [2]], names=["a", "a"]), tmp_path / "c.parquet")
+    with pytest.raises(DataError, match=r"^\S*c\.parquet: the column 'a' stands twice; give one of"):
+        read(ParquetSource.model_validate({"format": "parquet", "path": str(tmp_path / "c.parquet")}))
 
 
 def test_tsv_is_tab_separated(tmp_path: Path) -> None:
