@@ -19,7 +19,7 @@ from llmtool.data.encoding import Chunks, Encoded, Refusals
 from llmtool.data.features import FeatureEncoder, find_column
 from llmtool.data.labelled_writer import TextWriter, encoded
 from llmtool.data.statistics import Survey
-from llmtool.data.store import CARD, Dataset
+from llmtool.data.store import Dataset
 from llmtool.data.targets import (
     SEPARATOR,
     TARGET_KIND,
@@ -33,14 +33,12 @@ from llmtool.data.targets import (
 )
 from llmtool.data.text_columns import names_of, texts_of
 from llmtool.data.tokenizers import (
-    CONFIG,
-    FILE,
     BpeTokenizer,
     FileTokenizer,
     FittedTokenizer,
     TokenizerConfig,
 )
-from llmtool.data.tokens import problem_of
+from llmtool.data.tokens import files_of, problem_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,8 +120,7 @@ class TextEncode(Section):
     def files(self) -> list[Path]:
         """What preparing reads besides the source: the tokenizer's file, or those of `like`."""
         if self.like is not None:
-            config = Path(self.like) / CONFIG
-            return [Path(self.like) / CARD, config.with_name(FILE), *([config] if config.is_file() else [])]
+            return files_of(Path(self.like))
         return self.tokenizer.files() if isinstance(self.tokenizer, FileTokenizer) else []
 
     def build(self, seed: int = 0) -> TextEncoder:

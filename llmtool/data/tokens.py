@@ -19,8 +19,16 @@ from llmtool.core.engine import Engine, Packed, Pending
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data.encoding import Chunks, Refusals
 from llmtool.data.features import find_column
-from llmtool.data.store import ArrayWriter, Dataset
-from llmtool.data.tokenizers import BpeTokenizer, FileTokenizer, FittedTokenizer, TokenizerConfig, utf8_length
+from llmtool.data.store import CARD, ArrayWriter, Dataset
+from llmtool.data.tokenizers import (
+    CONFIG,
+    FILE,
+    BpeTokenizer,
+    FileTokenizer,
+    FittedTokenizer,
+    TokenizerConfig,
+    utf8_length,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,12 +73,18 @@ class TokensEncode(Section):
     def files(self) -> list[Path]:
         """What preparing reads besides the source: the tokenizer's file, or that of `like`."""
         if self.like is not None:
-            return [Path(self.like) / name for name in ("card.json", "tokenizer.json")]
+            return files_of(Path(self.like))
         return self.tokenizer.files() if isinstance(self.tokenizer, FileTokenizer) else []
 
     def build(self, seed: int = 0) -> TokenEncoder:
         """An encoder that has learned nothing yet; with `like`, one that has its tokenizer."""
         return TokenEncoder(self) if self.like is None else _taken(self, self.like)
+
+
+def files_of(like: Path) -> list[Path]:
+    """What is taken from prepared data: its card, its tokenizer, and what says which tokens have a role."""
+    config = like / CONFIG
+    return [like / CARD, like / FILE, *([config] if config.is_file() else [])]
 
 
 def _taken(config: TokensEncode, like: str) -> TokenEncoder:

@@ -235,7 +235,7 @@ def test_like_takes_the_tokenizer(tmp_path: Path) -> None:
     first = encoder([PROSE], tokenizer={"kind": "bpe", "vocabulary": 300}, end_of_document=False)
     write(first, base, train=rows([PROSE]))
     config = TokensEncode(like=str(base), text="body")
-    assert [path.name for path in config.files()] == ["card.json", "tokenizer.json"]
+    assert [path.name for path in config.files()] == ["card.json", "tokenizer.json", "tokenizer_config.json"]
     made = config.build()
     assert made.columns(["id", "body"]) == ["body"]
     made.fit(Given([]))
