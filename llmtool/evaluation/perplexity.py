@@ -59,11 +59,8 @@ class Perplexity(FileSuite):
         if form_of(Path(self.path)):
             found = read(self.path, self.limit, lambda row, line: _document(text(row, "text"), line, wiki))
         else:
-            found = [
-                _document(part, line, wiki)
-                for line, part in _parts(self.path, self.documents)
-                if part.strip()
-            ][: self.limit]
+            documents = (_document(part, line, wiki) for line, part in _parts(self.path, self.documents))
+            found = [one for one in documents if one is not None][: self.limit]
         if not found:
             raise DataError(f"{self.path}: there is no text in it")
         return found
@@ -82,7 +79,9 @@ class Perplexity(FileSuite):
         return SuiteTally(self.kind, numbered(records))
 
 
-def _document(whole: str, line: int, wiki: bool) -> Document:
+def _document(whole: str, line: int, wiki: bool) -> Document | None:
+    if not whole.strip():
+        return None
     scored = undone(whole) if wiki else whole
     return Document(line, scored, len(re.split(r"\s+", whole)), len(whole.encode("utf-8")))
 

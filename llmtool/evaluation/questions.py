@@ -95,15 +95,18 @@ class Unusable(Exception):
 
 
 def read(path: str, limit: int | None, question: Callable[[Mapping[str, Any], int], Any]) -> list[Any]:
-    """`question(row, line)` of the first rows of a file; what it raises as Unusable becomes a DataError."""
+    """`question(row, line)` of the first rows of a file, where it is not None; what it raises as Unusable
+    becomes a DataError."""
     found: list[Any] = []
     for line, row in rows(Path(path)):
         if limit is not None and len(found) == limit:
             break
         try:
-            found.append(question(row, line))
+            one = question(row, line)
         except Unusable as error:
             raise refuse(Path(path), line, str(error)) from None
+        if one is not None:
+            found.append(one)
     if not found:
         raise DataError(f"{path}: there is no question in it")
     return found

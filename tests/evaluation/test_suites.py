@@ -193,8 +193,8 @@ def test_documents_of_perplexity(tmp_path: Path) -> None:
     assert one.size + two.size == len(WIKI) - 2  # of the text as it stood
     tally = kinds["wikitext"].answers([one, two], Fixed([-1.0, -2.0, -3.0, -4.0]), lambda n: None)  # type: ignore[arg-type]
     assert [record["nats"] for record in tally.records] == [3.0, 7.0]
-    rows = suite(tmp_path, [{"text": "a b"}, {"text": "c"}], kind="perplexity")
-    assert [one.words for one in rows.questions()] == [2, 1]
+    rows = suite(tmp_path, [{"text": "a b"}, {"text": " \n"}, {"text": "c"}], kind="perplexity")
+    assert [(one.line, one.words) for one in rows.questions()] == [(1, 2), (3, 1)]
     assert len(rows.model_copy(update={"limit": 1}).questions()) == 1
     path.write_text(" \n")
     with pytest.raises(DataError, match="there is no text in it"):
