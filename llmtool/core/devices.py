@@ -13,13 +13,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from llmtool.core import hardware
 from llmtool.core.errors import ConfigError
 
+T = TypeVar("T")
 DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8"]
 
@@ -299,3 +300,15 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     said = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+
+
+def fitting(work: Callable[..., T], *given: Any) -> T | None:
+    """What the work gives, or None where memory ran out. What did not fit is let go by then: inside an
+    `except` its traceback would hold it."""
+    try:
+        return work(*given)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    recover_memory()
+    return None

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from llmtool.core.devices import fitting
 from llmtool.core.errors import ConfigError, MemoryLimitError
 from llmtool.data.prompts import PromptTokenizer
 from llmtool.evaluation.loop import eval_mode
@@ -25,6 +26,8 @@ LOGIT_BYTES = {"cpu": 2**27, "cuda": 2**31}  # what the float32 logits of one ba
 
 Ids = list[int]
 Pair = tuple[Ids, Ids]  # a context of at least one token, and the continuation that is scored
+Row = tuple[Ids, int]  # tokens, and how many of the last are scored
+Found = tuple[np.ndarray, np.ndarray]  # (n,) nats, and (n,) whether each token is the first choice
 Tick = Callable[[int], None]
 
 
@@ -77,7 +80,7 @@ class Scorer:
                 found.append((ids[:1], ids[1:]) if ids[:1] == [prefix] else ([prefix], ids))
         return found
 
-    def likelihoods(self, pairs: Sequence[Pair], tick: Tick = _quiet) -> tuple[np.ndarray, np.ndarray]:
+    def likelihoods(self, pairs: Sequence[Pair], tick: Tick = _quiet) -> Found:
         """(n,) log-likelihood in nats of each continuation, and (n,) whether greedy choice would give it.
 
         What is longer than the model's context loses its beginning, and is counted in `cut`. An empty
@@ -99,10 +102,8 @@ class Scorer:
         with eval_mode(self.model), torch.no_grad(), self.autocast():
             for groups in self._together(shared, pairs):
                 batch = [at for group in groups for at in group]
-                try:
-                    found = self._scored_after(groups, pairs)
-                except torch.OutOfMemoryError:
-                    torch.cuda.empty_cache()
+                found = fitting(self._scored_after, groups, pairs)
+                if found is None:
                     found = self._scored([rows[at] for at in batch])  # in ever smaller parts
                 nats[batch], greedy[batch] = found
                 tick(len(batch))
@@ -203,9 +204,7 @@ class Scorer:
         if batch:
             yield batch
 
-    def _scored_after(
-        self, groups: Sequence[Sequence[int]], pairs: Sequence[Pair]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _scored_after(self, groups: Sequence[Sequence[int]], pairs: Sequence[Pair]) -> Found:
         """As `_scored`, of pairs in groups of one context, which goes through the model once for all of a
         group. Contexts are padded in front, continuations behind."""
         contexts = [pairs[group[0]][0] for group in groups]
@@ -235,9 +234,20 @@ class Scorer:
         chosen = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
         return _by_row(chosen, logits.argmax(dim=-1) == targets, counts.tolist())
 
-    def _scored(self, rows: Sequence[tuple[Ids, int]]) -> tuple[np.ndarray, np.ndarray]:
+    def _scored(self, rows: Sequence[Row]) -> Found:
         """Of rows (tokens, how many of the last are scored): (n,) nats, and (n,) whether all are the first
-        choice. Rows are padded behind, where a causal model does not look."""
+        choice; in as many parts as memory asks for."""
+        found = fitting(self._at_once, rows)
+        if found is not None:
+            return found
+        if len(rows) == 1:
+            raise MemoryLimitError(f"one text of {len(rows[0][0]) - 1:,} tokens does not fit")
+        half = len(rows) // 2
+        (nats, greedy), (more, others) = self._scored(rows[:half]), self._scored(rows[half:])
+        return np.concatenate([nats, more]), np.concatenate([greedy, others])
+
+    def _at_once(self, rows: Sequence[Row]) -> Found:
+        """The same in one batch. Rows are padded behind, where a causal model does not look."""
         length = max(len(ids) for ids, _ in rows) - 1
         inputs = torch.zeros(len(rows), length, dtype=torch.int64)
         for at, (ids, _) in enumerate(rows):
@@ -246,25 +256,13 @@ class Scorer:
         row = np.repeat(np.arange(len(rows)), counts)
         place = np.concatenate([np.arange(len(ids) - 1 - n, len(ids) - 1) for ids, n in rows])
         targets = torch.tensor([i for ids, n in rows for i in ids[-n:]], device=self.device)  # (S,)
-        try:
-            hidden = self.model.hidden(inputs.to(self.device))[torch.from_numpy(row), torch.from_numpy(place)]
-            logits = self.model.logits(hidden).float()  # (S, V)
-            chosen = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
-            first = logits.argmax(dim=-1) == targets
-        except torch.OutOfMemoryError:
-            if len(rows) == 1:
-                raise MemoryLimitError(f"one text of {length:,} tokens does not fit") from None
-            torch.cuda.empty_cache()
-            half = len(rows) // 2
-            parts = [self._scored(part) for part in (rows[:half], rows[half:])]
-            return cast(
-                tuple[np.ndarray, np.ndarray],
-                tuple(np.concatenate(each) for each in zip(*parts, strict=True)),
-            )
-        return _by_row(chosen, first, counts)
+        hidden = self.model.hidden(inputs.to(self.device))[torch.from_numpy(row), torch.from_numpy(place)]
+        logits = self.model.logits(hidden).float()  # (S, V)
+        chosen = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+        return _by_row(chosen, logits.argmax(dim=-1) == targets, counts)
 
 
-def _by_row(chosen: Tensor, first: Tensor, counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def _by_row(chosen: Tensor, first: Tensor, counts: Sequence[int]) -> Found:
     """Of (S,) tokens, counts[i] of each row: the (n,) sums, and (n,) whether all are the first choice."""
     edges = np.concatenate([[0], np.cumsum(counts)])[:-1]
     nats = np.add.reduceat(chosen.double().cpu().numpy(), edges)

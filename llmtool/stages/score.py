@@ -11,7 +11,7 @@ import torch
 
 from llmtool.core import seeds
 from llmtool.core.contracts import Images, InputSpec, NextToken, Tally, Tokens
-from llmtool.core.devices import is_out_of_memory, recover_memory
+from llmtool.core.devices import fitting
 from llmtool.core.environment import code_version
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.data.batches import unit_edges
@@ -118,14 +118,10 @@ def in_parts(scored: Callable[[int], T], rows: int, what: str, least: int = 1) -
     MemoryLimitError, which begins with `what`, where `least` rows do not fit.
     """
     while True:
-        try:
-            return scored(rows), rows
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if rows <= least:
-                raise MemoryLimitError(f"{what}: {rows} rows at once do not fit; lower `batch`") from None
-        recover_memory()  # outside of `except`, whose traceback holds what did not fit
+        if (found := fitting(scored, rows)) is not None:
+            return found, rows
+        if rows <= least:
+            raise MemoryLimitError(f"{what}: {rows} rows at once do not fit; lower `batch`")
         rows = max(least, rows // 2)
 
 

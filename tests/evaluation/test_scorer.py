@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from llmtool.core.contracts import NextToken, Tokens
-from llmtool.core.errors import ConfigError
+from llmtool.core.errors import ConfigError, MemoryLimitError
 from llmtool.data.prompts import PromptTokenizer
 from llmtool.data.tokenizers import BytesTokenizer
 from llmtool.evaluation import scorer as module
@@ -63,6 +64,33 @@ def test_likelihoods_are_those_of_each_text_alone(scorer: Scorer, monkeypatch: p
     assert first.tolist() == [value for _, value in expected]
     assert first[-1]
     assert scorer.cut == sum(len(a) + len(b) > 25 for a, b in pairs) > 0
+
+
+def test_what_does_not_fit_is_scored_in_parts(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [([1, 2], [at]) for at in range(9)]  # of one context
+    pairs += [([at], [7, 8]) for at in range(9)]
+    expected, hidden, most = scorer.likelihoods(pairs), scorer.model.hidden, 2
+
+    def small(inputs: torch.Tensor, *given: Any, **more: Any) -> torch.Tensor:
+        if len(inputs) > most or given:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return hidden(inputs, *given, **more)
+
+    monkeypatch.setattr(scorer.model, "hidden", small)
+    nats, first = scorer.likelihoods(pairs)
+    assert nats == pytest.approx(expected[0], abs=1e-5)
+    assert (first == expected[1]).all()
+    most = 0
+    with pytest.raises(MemoryLimitError, match="one text of 2 tokens does not fit"):
+        scorer.likelihoods(pairs)
+    most = 9
+
+    def broken(inputs: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(scorer.model, "hidden", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        scorer.likelihoods(pairs[9:])
 
 
 def test_choices_after_one_context_are_scored_as_each_alone(
