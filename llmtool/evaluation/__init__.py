@@ -61,7 +61,8 @@ class EvaluateConfig(Section):
     )
     metric: str | None = Field(
         default=None,
-        description="the figure that is held against baselines and slices; default: accuracy, rmse or loss",
+        description="the figure that is held against baselines and slices; "
+        "default: accuracy, rmse or loss, mean_average_precision of several labels",
     )
     compare: str | None = Field(
         default=None, description="an evaluated run to compare with, row by row, from its saved predictions"

@@ -33,6 +33,7 @@ from llmtool.metrics.games import GamesTally
 from llmtool.metrics.labels import LabelTally
 from llmtool.metrics.language import LanguageTally
 from llmtool.metrics.regression import RegressionTally
+from llmtool.metrics.target_scale import LogScale, target_scale
 
 TREES = 1500  # of gradient boosting, over all classes
 ROUNDS = 100  # of gradient boosting, scikit-learn's default
@@ -239,11 +240,14 @@ class _Values:
         self.names = [str(name) for name in dataset.targets["names"]]
         self.mean, scale = (np.atleast_1d(np.asarray(dataset.targets[k], float)) for k in ("mean", "scale"))
         self.scale = np.where(scale == 0, 1.0, scale)
+        transform = target_scale(dataset.targets.get("transform"))
+        self.logs = transform if isinstance(transform, LogScale) else None
 
     def tally(self, split: Split, evidence: np.ndarray) -> Tally:
         """Judged as a model's predictions are."""
         targets, predictions = torch.from_numpy(self._targets(split)), torch.from_numpy(evidence)
-        return RegressionTally(predictions, targets, self.names, list(self.mean), list(self.scale))
+        mean, scale = list(self.mean), list(self.scale)
+        return RegressionTally(predictions, targets, self.names, mean, scale, log_scale=self.logs)
 
     def plans(self) -> Iterator[_Plan]:
         """Mean, median, ridge regression, gradient boosting."""

@@ -229,7 +229,8 @@ def _grid(x_axis: _Axis, y_axis: _Axis, x_name: str, count: int = 6) -> str:
 
 def _short(value: float) -> str:
     if value and (abs(value) >= 1e6 or abs(value) < 1e-3):
-        return f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-").replace("e+", "e")
+        digits, power = f"{value:.3e}".split("e")
+        return f"{float(digits):g}e{int(power)}"
     if abs(value) >= 1000:
         return f"{value / 1000:g}k"
     return f"{value:g}"

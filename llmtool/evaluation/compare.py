@@ -91,6 +91,8 @@ def compare(
 
 
 def _figures(tally: Tally, there: Tally, seed: int) -> dict[str, Any]:
+    if isinstance(tally, RegressionTally) and isinstance(there, RegressionTally):
+        there.log_scale = tally.log_scale  # which its file does not say; the data is the same
     found = bootstrap.paired(tally, there, seed)
     here, other = tally.metrics(), there.metrics()
     p = None

@@ -25,8 +25,7 @@ from llmtool.evaluation.html_results import (
 )
 from llmtool.evaluation.html_run import TIMES, Run, asked, cost, data, model, profile
 from llmtool.evaluation.markup import bullets, card, document, section, table, text
-from llmtool.evaluation.report import AVERAGES, interval, number
-from llmtool.evaluation.requirements import BASELINE
+from llmtool.evaluation.report import AVERAGES, interval, number, requirement_said
 
 
 def page(run: Run) -> str:
@@ -82,8 +81,7 @@ def _summary(run: Run) -> str:
     lines = []
     for one in (report or {}).get("requirements", []):
         word = "met" if one["met"] else "unmet"
-        bound = f" ({one['bound']})" if one["met"] and one["name"] != BASELINE else ""
-        lines.append(f"<li class='{word}'>{word}: {text(one['says'] + bound)}</li>")
+        lines.append(f"<li class='{word}'>{word}: {text(requirement_said(one))}</li>")
     found = [finding for finding in (run["leakage"] or {}).get("findings", []) if finding["warning"]]
     lines += [
         f"<li class='unmet'>{text(finding['says'])}; {text(finding['advice'])}</li>" for finding in found

@@ -23,6 +23,7 @@ from llmtool.evaluation.report import (
     probe_view,
     slice_lines,
 )
+from llmtool.metrics import HEADLINE
 
 MOST_CELLS = 26  # classes of the confusion matrix
 
@@ -219,6 +220,4 @@ def headline(report: Mapping[str, Any]) -> tuple[str, str]:
         return against["split"], against["metric"]
     split = list(report["metrics"])[-1]
     names = report["metrics"][split]
-    return split, next(
-        (name for name in ("accuracy", "rmse", "loss") if name in names), next(iter(names), "")
-    )
+    return split, next((name for name in (*HEADLINE.values(), *names) if name in names), "")

@@ -20,7 +20,7 @@ from rich.text import Text
 from llmtool.core import console, files
 from llmtool.core.contracts import Tally
 from llmtool.evaluation import answers
-from llmtool.evaluation.requirements import Outcome
+from llmtool.evaluation.requirements import BASELINE, Outcome
 from llmtool.metrics import direction
 from llmtool.metrics.bootstrap import Difference
 from llmtool.metrics.classification import AVERAGES
@@ -400,10 +400,14 @@ def probe_lines(found: Mapping[str, Any]) -> list[str]:
 def requirement_line(outcome: Mapping[str, Any]) -> Text:
     """One requirement: met or unmet, the figure, the bound."""
     met = outcome["met"]
-    bound = f" ({outcome['bound']})" if met else ""
-    return Text(
-        f"{'met' if met else 'UNMET':<6}{outcome['says']}{bound}", style="green" if met else "bold red"
-    )
+    said = f"{'met' if met else 'UNMET':<6}{requirement_said(outcome)}"
+    return Text(said, style="green" if met else "bold red")
+
+
+def requirement_said(outcome: Mapping[str, Any]) -> str:
+    """What is said of a requirement, which where it is not met names the bound already."""
+    number_wanted = outcome["met"] and outcome["name"] != BASELINE
+    return f"{outcome['says']} ({outcome['bound']})" if number_wanted else str(outcome["says"])
 
 
 def calibration_line(split: str, found: Mapping[str, Any]) -> str:

@@ -163,16 +163,16 @@ def refuse_unknown(
         if name == BASELINE:
             continue
         place, figure = parts(name)
-        bare, known, more = _END.sub("", figure), figures, ["overlap"] * (kind in ("next_token", "games"))
-        if (part := bare.partition("."))[0] in parts_:
-            bare = part[2]
+        known, more = figures, ["overlap"] * (kind in ("next_token", "games"))
+        part, _, of_part = figure.partition(".")  # of a part there are neither bounds nor changes
+        bare = of_part if part in parts_ else _END.sub("", figure)
         if place.startswith(SUITES):
             known, more = list(suites.FIGURES[(asked or {})[place.removeprefix(SUITES)]]), []
         if bare not in known and figure not in more:
             raise ConfigError(
                 f"evaluate.require: {name}: there is no figure {bare!r}{suggest(bare, known)} "
                 f"(figures: {', '.join([*known, *more])}; of each .low and .high, with evaluate.compare "
-                ".change, .change.low and .change.high)"
+                ".change, .change.low and .change.high; a mixture's part has the figures alone)"
             )
 
 

@@ -6,7 +6,8 @@ from llmtool.core import console
 from llmtool.metrics import direction
 from llmtool.metrics.bootstrap import Difference
 
-UNITS = {"mae", "rmse", "r2", "log_loss", "loss", "perplexity", "bits_per_byte"}  # figures that are no shares
+# Figures that are no shares.
+UNITS = {"mae", "rmse", "rmse_log", "r2", "log_loss", "loss", "perplexity", "bits_per_byte"}
 UNITS |= {"byte_perplexity", "word_perplexity"}
 
 

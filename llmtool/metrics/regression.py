@@ -22,7 +22,8 @@ class RegressionTally:
 
     predictions: (n, k) float32, standardised as the model gives them; `value = prediction * scale + mean` is
     taken in float64 on the host. targets: (n, k) in the target's own units. names, mean, scale: k of each.
-    transform: what predictions are on in place of mean and scale; None: those.
+    transform: what predictions are on in place of mean and scale; None: those. log_scale: the logarithms that
+    rmse_log is taken of; None: there is no such figure. That of `transform`, where it is one.
     """
 
     def __init__(
@@ -33,12 +34,14 @@ class RegressionTally:
         mean: list[float],
         scale: list[float],
         transform: TargetScale | None = None,
+        log_scale: LogScale | None = None,
     ) -> None:
         # Copies: a compiled model may write its next outputs over these, and a loader its next batch.
         self._predictions = [predictions.detach().to(torch.float32, copy=True)]
         self._targets = [targets.detach().to(torch.float64, copy=True)]
         self.names, self.mean, self.scale = names, np.asarray(mean, np.float64), np.asarray(scale, np.float64)
         self.transform = transform
+        self.log_scale = transform if isinstance(transform, LogScale) else log_scale
         self._pairs: tuple[Floats, Floats] | None = None
 
     def add(self, other: Self) -> None:
@@ -130,8 +133,8 @@ class RegressionTally:
             spread = (weights @ np.square(centred)) / rows[:, None] - np.square(mean)
             r2 = 1 - mse / np.where(spread > 1e-12 * np.square(centred).mean(axis=0), spread, np.nan)
             found = {"mae": mae, "rmse": np.sqrt(mse), "r2": r2}
-            if isinstance(self.transform, LogScale):
-                found[RMSE_LOG] = np.sqrt((weights @ self._log_squares(self.transform)) / rows[:, None])
+            if self.log_scale is not None:
+                found[RMSE_LOG] = np.sqrt((weights @ self._log_squares(self.log_scale)) / rows[:, None])
         return {name: values.mean(axis=1) for name, values in found.items()}
 
     def take(self, units: np.ndarray) -> RegressionTally:
@@ -145,6 +148,7 @@ class RegressionTally:
             list(self.mean),
             list(self.scale),
             self.transform,
+            self.log_scale,
         )
 
     def _log_squares(self, scale: LogScale) -> Floats:
@@ -158,12 +162,12 @@ class RegressionTally:
         broken = int((~np.isfinite(predictions)).any(axis=1).sum())
         if broken or not len(targets):
             reason = f"the model's outputs are not finite in {broken} rows" if broken else "there are no rows"
-            names = (*FIGURES, RMSE_LOG) if isinstance(self.transform, LogScale) else FIGURES
+            names = FIGURES if self.log_scale is None else (*FIGURES, RMSE_LOG)
             return {}, dict.fromkeys(names, reason)
         mae, rmse, r2 = errors(predictions, targets)
         result, undefined = {"mae": float(mae.mean()), "rmse": float(rmse.mean())}, {}
-        if isinstance(self.transform, LogScale):
-            logarithmic = float(np.sqrt(self._log_squares(self.transform).mean(axis=0)).mean())
+        if self.log_scale is not None:
+            logarithmic = float(np.sqrt(self._log_squares(self.log_scale).mean(axis=0)).mean())
             if np.isnan(logarithmic):
                 undefined[RMSE_LOG] = "a target has no logarithm"
             else:

@@ -16,9 +16,9 @@ from llmtool.data import decoding
 from llmtool.data.batches import gather
 from llmtool.evaluation import EvaluateConfig, attribution
 from llmtool.evaluation.loop import evaluate
+from llmtool.metrics import HEADLINE
 from llmtool.stages import score
 from llmtool.stages.assemble import Assembled
-from llmtool.stages.judge import HEADLINE
 
 
 def importance(assembled: Assembled, split: str, config: EvaluateConfig) -> dict[str, Any]:

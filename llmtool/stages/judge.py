@@ -16,14 +16,13 @@ from llmtool.data.store import Dataset, Split
 from llmtool.evaluation import EvaluateConfig, baselines, compare, examples, slices
 from llmtool.evaluation.baselines import Baseline
 from llmtool.evaluation.sentences import sentence
-from llmtool.metrics import bootstrap, calibration, direction
+from llmtool.metrics import HEADLINE, bootstrap, calibration, direction
 from llmtool.metrics.classification import ClassificationTally
 from llmtool.stages import by_part
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.score import origin
 
 CACHE = ".cache"  # beside the stages of a run: what model and baselines predicted, for the next evaluation
-HEADLINE = {"classes": "accuracy", "labels": "mean_average_precision", "values": "rmse", "next_token": "loss"}
 
 
 def judge(

@@ -95,6 +95,22 @@ def test_values_have_scikit_learns_figures(values: Dataset) -> None:
     best = strongest(list(made.values()), "test", "rmse")
     assert best is not None
     assert best.name in ("ridge regression", "gradient boosting")
+    assert strongest(list(made.values()), "test", "rmse_log") is None
+
+
+def test_logarithms_have_baselines(tmp_path: Path, llmtool: Run) -> None:
+    random = np.random.default_rng(0)
+    rows = [f"{a:.3f},{np.exp(3 + a):.3f}" for a in random.normal(size=100)]
+    (tmp_path / "values.csv").write_text("\n".join(["a,y", *rows]))
+    (tmp_path / "values.yaml").write_text(VALUES.replace("target: y", "target: y, target_scale: log"))
+    assert llmtool("prepare", "values.yaml", cwd=tmp_path).code == 0
+    dataset = Dataset.open(tmp_path / "runs/values/prepare")
+    made = found(dataset)
+    best = strongest(list(made.values()), "test", "rmse_log")
+    assert best is not None
+    truth, mean = np.log(arrays(dataset, "test")[1]), np.log(arrays(dataset, "train")[1].mean())
+    shown = made["mean"].tallies["test"].metrics()["rmse_log"]
+    assert shown == pytest.approx(np.sqrt(np.square(truth - mean).mean()), rel=1e-4)
 
 
 def test_text_is_scored_on_the_models_own_targets(finished: Path, text: Dataset) -> None:

@@ -19,6 +19,7 @@ from llmtool.metrics.classification import ClassificationTally
 from llmtool.metrics.games import GamesTally
 from llmtool.metrics.language import LanguageTally
 from llmtool.metrics.regression import RegressionTally
+from llmtool.metrics.target_scale import LogScale
 
 
 def classified(noise: float = 1.0, seed: int = 0) -> ClassificationTally:
@@ -66,6 +67,13 @@ def evaluated(directory: Path, tally: Tally, fingerprint: str = "data", **fields
     return str(directory)
 
 
+def logarithms(seed: int = 0) -> RegressionTally:
+    targets = np.exp(np.random.default_rng(seed).normal(3, 1, (40, 1)))
+    scale = LogScale(offset=[0.0], mean=[3.0], scale=[1.0])
+    noisy = np.log(targets) - 3 + np.random.default_rng(seed + 1).normal(0, 0.1, (40, 1))
+    return RegressionTally(torch.from_numpy(noisy), torch.from_numpy(targets), ["y"], [0.0], [1.0], scale)
+
+
 TALLIES = {"classes": classified, "two": two_classes, "values": regressed, "text": read, "games": played}
 
 
@@ -93,6 +101,12 @@ def test_two_runs_compared(tmp_path: Path) -> None:
     assert found["splits"]["test"]["log_loss"]["says"].startswith("better by ")
     assert found["says"] == [f"test accuracy: {accuracy['says']}"]
     assert " points, interval " in accuracy["says"]
+
+
+def test_errors_of_logarithms_are_compared(tmp_path: Path) -> None:
+    found = compare({"test": logarithms()}, "data", saved(evaluated(tmp_path, logarithms())), "rmse_log", 0)
+    figures = found["splits"]["test"]["rmse_log"]
+    assert figures["here"] == pytest.approx(figures["there"], rel=1e-4) == pytest.approx(0.1, rel=0.5)
 
 
 def test_what_cannot_be_compared_says_why(tmp_path: Path) -> None:

@@ -165,6 +165,16 @@ def test_ugly_curves_are_drawn(y: list[float | None]) -> None:
     assert "<script" not in drawn
 
 
+@pytest.mark.parametrize("most", [1e-3, 3e6])
+def test_an_axis_has_a_label_of_its_own_for_each_line(most: float) -> None:
+    drawn = lines("rate", [Curve("a", [0, 1], [0.0, most])])
+    shown = re.findall(r'text-anchor="end">([^<]*)<', drawn)
+    step = float(shown[1].replace("k", "e3"))
+    assert [float(label.replace("k", "e3")) for label in shown] == pytest.approx(
+        [step * at for at in range(len(shown))]
+    )
+
+
 def test_nothing_to_draw_is_nothing() -> None:
     assert lines("t", []) == lines("t", [Curve("a", [1], [None])]) == intervals("t", [], number) == ""
     assert "<circle" in intervals("t", [Bar("a", 0.0)], number)

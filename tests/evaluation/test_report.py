@@ -22,6 +22,7 @@ from llmtool.evaluation.report import (
     number,
     probe_view,
     report,
+    requirement_said,
     show,
     write_predictions,
 )
@@ -48,6 +49,14 @@ def rendered(what: RenderableType, width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width)
     console.print(what)
     return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_requirement_that_is_met_says_its_bound_once() -> None:
+    met = {"name": "test.f1", "bound": ">0.5", "met": True, "says": "test.f1 is 0.9"}
+    assert requirement_said(met) == "test.f1 is 0.9 (>0.5)"
+    assert requirement_said({**met, "met": False, "says": "test.f1 is 0.4, must be >0.5"}).count(">0.5") == 1
+    beats = {"name": "beats_baseline", "bound": "true", "met": True, "says": "beats_baseline: better"}
+    assert requirement_said(beats) == "beats_baseline: better"
 
 
 def test_the_report_is_plain_json() -> None:

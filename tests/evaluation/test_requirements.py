@@ -265,6 +265,13 @@ def test_a_name_that_no_evaluation_has_is_refused(kind: str, name: str, says: st
     assert says in str(error.value)
 
 
+def test_a_mixtures_part_has_figures_but_no_bounds() -> None:
+    refuse_unknown({"test.code.loss": "<2"}, None, "next_token", parts_=["code"])
+    for name in ("test.code.loss.low", "test.code.loss.change"):
+        with pytest.raises(ConfigError, match="a mixture's part has the figures alone"):
+            refuse_unknown({name: "<2"}, None, "next_token", parts_=["code"])
+
+
 def test_every_name_that_an_evaluation_has_is_known() -> None:
     for kind, figures in FIGURES.items():
         for name in figures:
