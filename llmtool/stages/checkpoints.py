@@ -103,8 +103,8 @@ def find_checkpoint(path: str) -> Path:
 def _base(directory: Path, path: str) -> Path:
     """Where the model under an adapter lies: it may have been moved with the adapter, and a relative name is
     looked for in every directory above the adapter too."""
-    above = directory.resolve().parents
-    places = [Path(path), above[1] / WHOLE, *(each / path for each in above)]
+    own = directory.resolve()
+    places = [Path(path), own.parent.parent / WHOLE, *(each / path for each in own.parents)]
     return next((place for place in places if place.is_dir()), Path(path))
 
 

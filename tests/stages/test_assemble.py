@@ -158,6 +158,11 @@ def test_a_base_of_a_relative_name_is_found_above_the_adapter(
         checkpoints.from_checkpoint(str(project / "runs/tuned/last"))
 
 
+def test_an_adapter_right_below_the_root_of_the_disk_has_a_base_too(tmp_path: Path) -> None:
+    assert checkpoints._base(Path("/model"), str(tmp_path)) == tmp_path
+    assert checkpoints._base(Path("/model"), "no/such/base") == Path("no/such/base")
+
+
 def test_a_base_in_four_bits_is_another_model(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
