@@ -13,7 +13,7 @@ from typing import Any
 
 import llmtool
 from llmtool.commands import Options, Scratch, finetune, train
-from llmtool.core import console
+from llmtool.core import console, files
 from llmtool.core.errors import LlmtoolError, MemoryLimitError, of_code
 
 CODE = "from llmtool.commands.killed import child; child()"
@@ -57,8 +57,7 @@ def until_killed(options: Options, section: str, limit: float | None = None) -> 
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines]
+    return [json.loads(line) for line in files.read_lines(path)] if path.is_file() else []
 
 
 def _ended(code: int, out: str, err: str) -> LlmtoolError:

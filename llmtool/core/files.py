@@ -249,6 +249,15 @@ def append_line(path: Path, value: Any, durable: bool = False) -> None:
                 fs.sync(path.parent)
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a log. They end at line feeds alone: JSON may hold U+2028 and its like as they are.
+
+    Bytes of a torn line that are no UTF-8 become U+FFFD. LlmtoolError where it cannot be read.
+    """
+    with disk_errors(path), open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+        return [line.removesuffix("\n") for line in file]
+
+
 def sync(path: Path) -> None:
     """Make an ordinary file (or the names in a directory) durable now."""
     with disk_errors(path):

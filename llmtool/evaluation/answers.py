@@ -38,8 +38,7 @@ def saved(directory: Path, suites: Suites) -> dict[str, SuiteTally]:
         path = place(directory, name)
         if files.hash_file(path) != one["answers"]:
             raise ValueError(f"{path.name} is not the file that was written with its report")
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a text may hold other ends of line
-        found[name] = SuiteTally(one["kind"], [json.loads(line) for line in lines])
+        found[name] = SuiteTally(one["kind"], [json.loads(line) for line in files.read_lines(path)])
     return found
 
 

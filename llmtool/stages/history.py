@@ -21,7 +21,7 @@ def forget_after(directory: Path, step: int) -> None:
 def truncate_metrics(path: Path, step: int) -> None:
     """Drop rows past `step` and a torn last line: a resumed run then writes what a straight one would."""
     kept = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in files.read_lines(path) if path.is_file() else []:
         try:
             row = json.loads(line)
         except ValueError:

@@ -47,7 +47,7 @@ def again(
         after = _after(loop, step, about["progress"], made.count, made.norm)
     now = files.plain({"loss": made.loss, "norm": made.norm})
     then = {"loss": about["loss"], "norm": about["norm"]}
-    kept = [json.loads(line) for line in (Path(bundle) / ROWS).read_text(encoding="utf-8").splitlines()]
+    kept = [json.loads(line) for line in files.read_lines(Path(bundle) / ROWS)]
     known = {row["at"]: row for row in kept}
     rows = [
         {**known[at], "loss": made.losses[at], "after": after[at] if after else None}

@@ -184,8 +184,12 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a torn last line is left out."""
     if not path.is_file() or path.stat().st_size > LARGEST:
         return []
+    try:
+        lines = files.read_lines(path)
+    except LlmtoolError:
+        return []
     rows = []
-    for line in (_text(path) or "").splitlines():
+    for line in lines:
         try:
             row = json.loads(line)
         except ValueError:

@@ -80,7 +80,7 @@ def _tensors(directory: Path, state: bool) -> dict[str, Tensor]:
 
 
 def _rows(path: Path) -> list[Any]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in files.read_lines(path)]
     return [{key: value for key, value in row.items() if key != "time"} for row in rows]
 
 

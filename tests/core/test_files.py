@@ -136,6 +136,18 @@ def test_append_line_is_whole_or_not_there(tmp_path, monkeypatch):
     assert len(log.read_text().splitlines()) == 2
 
 
+def test_lines_of_a_log_end_at_line_feeds_alone(tmp_path):
+    log = tmp_path / "a.jsonl"
+    rows = [{"text": "one\u2028two\u2029three\x85four\x0b\x0c\x1c"}, {"text": "Zürich"}]
+    for row in rows:
+        files.append_line(log, row)
+    assert [json.loads(line) for line in files.read_lines(log)] == rows
+    log.write_bytes(log.read_bytes() + b'{"text": "Z\xc3')
+    assert files.read_lines(log)[2] == '{"text": "Z\ufffd'
+    with pytest.raises(LlmtoolError, match=r"b\.jsonl: no such file"):
+        files.read_lines(tmp_path / "b.jsonl")
+
+
 def test_short_writes_are_continued(tmp_path, monkeypatch):
     real = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, bytes(data)[:3]))

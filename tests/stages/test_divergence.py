@@ -111,6 +111,16 @@ def test_replay_gives_the_same_bits_and_tries_the_update(value: float, tmp_path:
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_a_row_of_text_with_line_ends_of_unicode_is_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "one\u2028two\u2029three\x85four"
+    monkeypatch.setattr(Toy, "decoded", lambda self, start, count: [{"text": text}] * count)
+    bundle = diverge(poisoned(1e8)[0], tmp_path)
+    found = replay.again(poisoned(1e8)[0], settings(), str(bundle), Watcher(), None)
+    assert found["rows"][0]["text"] == text
+
+
 def test_replay_refuses_another_batch_other_rows_and_other_places(tmp_path: Path) -> None:
     bundle = str(diverge(poisoned(1e8)[0], tmp_path))
     again = lambda part, keys: replay.again(part, settings(**keys), bundle, Watcher(), None)  # noqa: E731
