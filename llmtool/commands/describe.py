@@ -83,7 +83,7 @@ def _bill(
     if card is not None and experiment.train is None:
         what = replace(what, card=card)  # what is learned from, not what the start learned from
     fit = experiment.train or experiment.finetune
-    return bill.bill(what, fit, experiment.device, experiment.precision, devices, wanted, experiment.seed)
+    return bill.bill(what, fit, experiment.device, experiment.precision, devices, wanted)
 
 
 def _show_description(description: dict[str, Any], last: dict[str, dict[str, Any]]) -> None:

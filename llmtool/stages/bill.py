@@ -6,18 +6,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
 from rich.console import Group, RenderableType
 from rich.text import Text
-from torch import nn
 
 from llmtool.core import console, hardware
 from llmtool.core.console import bytes_, number, seconds
 from llmtool.core.devices import memory_bytes, resolve_device, resolve_precision
 from llmtool.core.hardware import Device
-from llmtool.models import accounting, adapters
+from llmtool.models.adapters import LoRAConfig
 from llmtool.stages import cost
 from llmtool.stages.describe import Subject
+from llmtool.stages.needs import adapted
 from llmtool.training import TrainConfig
 from llmtool.training.optimizers import NO_RATES
 
@@ -35,7 +34,6 @@ def bill(
     precision_name: Any,
     devices: list[Device],
     wanted: list[str],
-    seed: int = 0,
 ) -> dict[str, Any] | None:
     """`cost` of describe.json; None where nothing is trained or the model is not known yet.
 
@@ -45,7 +43,10 @@ def bill(
     if subject.model is None or fit is None:
         return None
     device = resolve_device(device_name)
-    subject, rates = _adapted(subject, getattr(fit, "method", None), seed)
+    method = getattr(fit, "method", None)
+    model = adapted(subject.model, method)
+    subject = replace(subject, model=model)
+    rates = method.rates(model) if isinstance(method, LoRAConfig) else NO_RATES
     precision = resolve_precision(precision_name, device).name
     place = Device(hardware.HERE, kind=device.type, memory=float(memory_bytes(device)))
     work = cost.of_file(subject, fit, place, precision, rates)
@@ -56,20 +57,6 @@ def bill(
         others.append(cost.predict(cost.of_file(subject, fit, other, name, rates), other))
     here = cost.predict(work, hardware.over(cost.here(work, device), own), cost.augmentation(work, device))
     return {"here": here, "on": others}
-
-
-def _adapted(subject: Subject, method: Any, seed: int) -> tuple[Subject, Any]:
-    """The subject with its model as the method trains it, on the meta device; and the method's rates."""
-    if method is None:
-        return subject, NO_RATES
-    assert subject.model is not None
-    model: nn.Module = accounting.copy_on(subject.model, "meta")
-    if isinstance(method, adapters.LoRAConfig):
-        method = method.model_copy(update={"quantise": "none"})  # four bits need the weights themselves
-    with torch.device("meta"):
-        method.apply(model, seed)
-    rates = method.rates(model) if isinstance(method, adapters.LoRAConfig) else NO_RATES
-    return replace(subject, model=model), rates
 
 
 def _precision(name: Any, device: Device) -> str:

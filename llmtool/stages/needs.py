@@ -106,9 +106,12 @@ def setup_of(
 
 
 def adapted(model: nn.Module, method: AdapterMethod | None) -> nn.Module:
-    """The model as it is trained by a method of fine-tuning, without its weights."""
+    """The model as it is trained by a method of fine-tuning, without its weights; none of it in four bits,
+    which need the weights themselves."""
     if method is None or isinstance(method, FullConfig):
         return model
+    if isinstance(method, LoRAConfig):
+        method = method.model_copy(update={"quantise": "none"})
     made = copy_on(model, "meta")
     with torch.device("meta"):
         method.apply(made)

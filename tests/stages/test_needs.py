@@ -12,6 +12,8 @@ import torch
 
 from llmtool import experiment
 from llmtool.core.contracts import Classes, Images, NextToken, Tokens
+from llmtool.experiment import FinetuneConfig
+from llmtool.models import quantised
 from llmtool.models.accounting import account
 from llmtool.models.adapters import HeadConfig, LoRAConfig
 from llmtool.models.convnet import ConvNetConfig
@@ -96,6 +98,21 @@ def test_a_method_is_applied_without_weights() -> None:
     assert sum(p.requires_grad for p in head.parameters()) == 1
     assert all(p.requires_grad for p in model.parameters())
     assert adapted(model, None) is model
+
+
+def test_four_bits_are_taken_off_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks says how many bytes they save; the model itself has its whole weights, with no package."""
+    monkeypatch.setattr(quantised, "load_bitsandbytes", lambda: pytest.fail("it is not needed"))
+    model, setup = transformer("gpt2"), Setup("finetune", 4, 4, method="lora")
+    plain, packed = (
+        ModelNeeds(adapted(model, LoRAConfig(rank=2, quantise=kind)), None, "cpu", None)(setup)
+        for kind in ("none", "nf4")
+    )
+    assert packed == plain
+    fit = FinetuneConfig(start="x", method={"kind": "lora", "quantise": "nf4"}, budget={"steps": 1})
+    there = describe.Subject("a", None, model, None, 4, "fp32", "adamw", device_bytes=plain.total // 2)
+    less = plain.weights // 2
+    assert describe.what_fits(there, fit, 4, 4, (1e6, 2e6), less)
 
 
 def test_norms_over_the_rows_are_known() -> None:
