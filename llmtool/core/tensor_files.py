@@ -45,14 +45,21 @@ def write(
     wrote: a file or none.
 
     All ranks call it with the same names. The files are `stem.safetensors`, or `stem-0000i-of-0000n` where
-    several ranks write, about equally many bytes each. A rank whose disk fails gathers on, so that the others
-    come to an end; then all raise ranks.RankFailedError, which names it.
+    several ranks write, about equally many bytes each; where there are no tensors the first rank writes a
+    file without any. A rank whose disk fails gathers on, so that the others come to an end; then all raise
+    ranks.RankFailedError, which names it.
     """
     plan = _Plan.of(stem, tensors)
     entries = [plan.entries[name] for name in plan.of_rank(ranks.here().rank)]
     path = directory / plan.file(ranks.here().rank)
     out = _file(path, entries)
     error: Exception | None = None
+    empty = not tensors and ranks.here().first
+    if empty:
+        try:
+            next(out, None)
+        except Exception as failed:
+            error = failed
     for at, names in enumerate(plan.rounds):
         whole = _gathered(plan, names)
         if whole is None or error is not None:
@@ -67,7 +74,7 @@ def write(
         except Exception as failed:
             error = failed
     ranks.agree(error)
-    return {name: plan.file(plan.writer[name]) for name in tensors}, [path] if entries else []
+    return {name: plan.file(plan.writer[name]) for name in tensors}, [path] if entries or empty else []
 
 
 def _file(path: Path, entries: list[_Entry]) -> Generator[None, Tensor, None]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llmtool.core import ranks
 from llmtool.core.errors import LlmtoolError
 from llmtool.core.shards import Piece, put, take
 from llmtool.core.tensor_files import Files, write
@@ -45,6 +46,16 @@ def test_written_and_read(tmp_path: Path) -> None:
     assert torch.equal(into, expected["two"])
     put(into, torch.ones(3, 3))
     assert bool(into.all())
+
+
+def test_no_tensors_are_a_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an optimizer without state: what is read back is nothing, not missing. The first rank writes it."""
+    monkeypatch.setattr(ranks, "gathered", lambda value: [value, value])
+    for rank, own in ((1, []), (0, [tmp_path / "state.safetensors"])):
+        monkeypatch.setattr(ranks, "here", lambda rank=rank: ranks.Ranks(rank, 2, rank, 2))
+        assert write(tmp_path, "state", {}) == ({}, own)
+        assert sorted(tmp_path.iterdir()) == own
+    assert load_file(tmp_path / "state.safetensors") == dict(Files(tmp_path, "state")) == {}
 
 
 def test_files_that_are_missing_or_too_many(tmp_path: Path) -> None:
