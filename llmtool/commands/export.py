@@ -100,7 +100,14 @@ def _stands(out: Path) -> dict[str, Any] | None:
 
 
 def _refuse_other_content(out: Path, ours: bool, force: bool) -> Path | None:
-    """Where what lies at `out`, and is no export of ours, is moved; ConfigError unless that is asked for."""
+    """Where what lies at `out`, and is no export of ours, is moved; ConfigError unless that is asked for, and
+    where the place that the new one is made in is taken."""
+    new = _new(out)
+    if os.path.lexists(new) and (_stands(new) or {}).get("path") != str(out):
+        raise ConfigError(
+            f"{out} cannot be written: {new}, where it is made, is there already; move that away, or name "
+            "another --out"
+        )
     if ours or not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
         return None
     if not force:
@@ -114,9 +121,14 @@ def _refuse_other_content(out: Path, ours: bool, force: bool) -> Path | None:
     return aside
 
 
+def _new(out: Path) -> Path:
+    """Where an export is until it takes its place; one that was killed just before leaves it there, whole."""
+    return out.with_name(f"{out.name}.new")
+
+
 def _place(out: Path, aside: Path | None, write: Callable[[Path], None]) -> None:
     """Write beside `out`, then put it there: what was there stays until the new one is whole."""
-    new = out.with_name(f"{out.name}.new")
+    new = _new(out)
     files.make_directories(out.parent)
     files.remove_tree(new)  # of a session that was killed
     checkpoint.save(new.parent, new.name, write)

@@ -226,3 +226,22 @@ def test_other_content_is_not_overwritten(copy: Path, llmtool: Run) -> None:
     ended = llmtool(*arguments, "--force", cwd=copy)
     assert (ended.code, "is there already" in ended.error) == (2, True)
     assert (copy / "mine/thesis.txt").exists()
+
+
+def test_only_what_a_killed_export_left_is_removed(copy: Path, llmtool: Run) -> None:
+    arguments = ("export", "runs/table", "--to", "safetensors", "--force", "--out")
+    (copy / "mine.new").mkdir()
+    (copy / "mine.new/thesis.txt").write_text("years of work")
+    ended = llmtool(*arguments, "mine", cwd=copy)
+    assert (ended.code, ended.error) == (
+        2, "mine cannot be written: mine.new, where it is made, is there already; move that away, or name "
+        "another --out",
+    )  # fmt: skip
+    assert (copy / "mine.new/thesis.txt").read_text() == "years of work"
+    assert llmtool(*arguments, "other.new", cwd=copy).code == 0  # an export of that very name
+    assert llmtool(*arguments, "other", cwd=copy).code == 2
+    assert (copy / "other.new/result.json").is_file()
+    assert llmtool(*arguments, "third", cwd=copy).code == 0
+    (copy / "third").rename(copy / "third.new")  # as a kill between its two renames leaves it
+    assert llmtool(*arguments, "third", cwd=copy).code == 0
+    assert not (copy / "third.new").exists()
