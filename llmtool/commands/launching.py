@@ -42,7 +42,7 @@ from llmtool.core.watch import Failure, Watch
 from llmtool.data.store import Dataset
 from llmtool.experiment import Loaded
 from llmtool.stages.checkpoints import fingerprint
-from llmtool.training.parallel import asked, found
+from llmtool.training.parallel import asked, found, kind_of
 
 LAST_WORDS = "LLMTOOL_LAST_WORDS"  # where ranks that were started here leave how they ended
 RANKS = "ranks"  # the directory of a run in which each rank's output goes to a file
@@ -276,8 +276,7 @@ class _Rank:
         kind, number = asked(given.devices)
         if kind == "cpu":
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # so that `device: auto` is the CPU
-        kind = kind or found("auto", given.device)[0]
-        ranks.join(kind, PATIENCE)
+        ranks.join(kind_of(given.devices, given.device), PATIENCE)  # how many is the launcher's affair
         given.parallel.replicas(self.me.size)
         if self.me.first and number not in (None, self.me.beside):
             console.note(f"devices: {given.devices}: the launcher has made {self.me.beside}, which counts")

@@ -43,7 +43,17 @@ def found(devices: int | str, device: DeviceName) -> tuple[str, int]:
 
     auto: all visible GPUs, one process on a CPU. Raises ConfigError for more than there is.
     """
-    kind, count = asked(devices)
+    kind, count = kind_of(devices, device), asked(devices)[1]
+    there = torch.cuda.device_count() if kind == "cuda" else max(BESIDE_ON_A_CPU, os.cpu_count() or 1)
+    if count is not None and count > there:
+        has = f"{there} GPUs are visible" if kind == "cuda" else f"at most {there} processes work on this CPU"
+        raise ConfigError(f"devices: {devices}: {has}")
+    return kind, count or (there if kind == "cuda" else 1)
+
+
+def kind_of(devices: int | str, device: DeviceName) -> str:
+    """The kind of device that `devices:` and `device:` mean. Raises ConfigError where there is none of it."""
+    kind, _ = asked(devices)
     wanted = kind == "cuda" or (kind is None and device != "cpu")
     if wanted and torch.cuda.is_available():  # asking for one would take some of its memory
         kind = "cuda"
@@ -54,12 +64,7 @@ def found(devices: int | str, device: DeviceName) -> tuple[str, int]:
             if kind is None:
                 raise  # it is `device:` that asks
             raise ConfigError(f"devices: {devices}: {str(error).split('but ')[-1]}") from None
-    kind = kind or "cpu"
-    there = torch.cuda.device_count() if kind == "cuda" else max(BESIDE_ON_A_CPU, os.cpu_count() or 1)
-    if count is not None and count > there:
-        has = f"{there} GPUs are visible" if kind == "cuda" else f"at most {there} processes work on this CPU"
-        raise ConfigError(f"devices: {devices}: {has}")
-    return kind, count or (there if kind == "cuda" else 1)
+    return kind or "cpu"
 
 
 class ParallelConfig(Section):

@@ -11,10 +11,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from llmtool.commands import Options, launching
+from llmtool.core.errors import ConfigError
+from llmtool.core.ranks import Ranks
 from tests.conftest import Run, _environment
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -250,3 +255,14 @@ def test_more_processes_than_the_machine_carries(prepared: Path, llmtool: Run) -
     )
     assert ended.code == 2
     assert "parallel.context: 2 does not divide 3 ranks" in ended.err
+
+
+def test_ranks_of_a_launcher_that_lack_their_gpus_say_so(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before they meet: there is no device that a rank could take."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    options = Options(str(fresh / "table.yaml"), ["devices=cuda:2"])
+    rank: Any = SimpleNamespace(options=options, me=Ranks(0, 2, 0, 2), watch=SimpleNamespace())
+    with pytest.raises(ConfigError, match=r"^devices: cuda:2: "):
+        launching._Rank._meet(rank)

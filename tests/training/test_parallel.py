@@ -11,7 +11,7 @@ import torch
 from llmtool.core import config
 from llmtool.core.config import Section
 from llmtool.core.errors import ConfigError
-from llmtool.training.parallel import Devices, ParallelConfig, asked, found
+from llmtool.training.parallel import Devices, ParallelConfig, asked, found, kind_of
 
 
 class File(Section):
@@ -67,6 +67,7 @@ def test_on_a_machine_with_gpus() -> None:
         found(5, "auto")
     with pytest.raises(ConfigError, match="devices: cuda:5: 4 GPUs are visible"):
         found("cuda:5", "auto")
+    assert kind_of("cuda:5", "auto") == "cuda"  # where others say how many
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -77,6 +78,8 @@ def test_on_a_machine_without() -> None:
         found("cuda:2", "auto")
     with pytest.raises(ConfigError, match=r"^device: cuda was asked for"):
         found("auto", "cuda")
+    with pytest.raises(ConfigError, match=r"^devices: cuda:2: "):
+        kind_of("cuda:2", "auto")
     most = max(8, os.cpu_count() or 1)
     assert found(f"cpu:{most}", "auto") == ("cpu", most)
     with pytest.raises(ConfigError, match=f"devices: cpu:999: at most {most} processes"):
