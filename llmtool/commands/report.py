@@ -17,11 +17,13 @@ from llmtool.stages import report as stage
 def run(options: ReportOptions) -> dict[str, Any]:
     """Write the page of one run, or compare several; returns the document for `--json`."""
     roots, page = [lineage.root_of(path)[0] for path in options.runs], options.html
+    places = [root.resolve() for root in roots]
+    if len(set(places)) < len(places):
+        raise ConfigError(f"a run stands twice: {', '.join(map(str, roots))}")
     found = [stage.collect(root) for root in roots]
     if options.tensorboard is not None:
-        for one in found:
-            written = events.write(Path(options.tensorboard) / Path(one["root"]).name, one["metrics"])
-            console.say(f"events: {written}")
+        for name, one in zip(_names(places), found, strict=True):
+            console.say(f"events: {events.write(Path(options.tensorboard) / name, one['metrics'])}")
     if len(roots) == 1:
         path = _written(page, html.page(found[0])) if page else stage.write(roots[0])
         console.say(f"report: {path}")
@@ -29,8 +31,6 @@ def run(options: ReportOptions) -> dict[str, Any]:
         return {"runs": [_figures(found[0])], "report": str(path)}
     said = stage.differences(roots)
     names = [one["root"] for one in found]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"a run stands twice: {', '.join(names)}")
     console.table(["", *names], [*differences.figures(found, intervals=True), *_states(found)])
     for line in said:
         console.say(line)
@@ -46,6 +46,15 @@ def run(options: ReportOptions) -> dict[str, Any]:
         document["report"] = str(_written(page, html.side_by_side(found, said)))
         console.say(f"report: {document['report']}")
     return document
+
+
+def _names(places: Sequence[Path]) -> list[Path]:
+    """Runs by the last parts of their paths, which are whole: as many parts as tell all of them apart."""
+    for count in range(1, max(len(place.parts) for place in places) + 1):
+        names = [Path(*place.parts[1:][-count:]) for place in places]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def _written(page: str, content: str) -> Path:

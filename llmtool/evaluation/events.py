@@ -9,9 +9,12 @@ from typing import Any
 from llmtool.core import files
 from llmtool.core.errors import ConfigError
 
+OURS = ".llmtool"  # how the names of our files end
+
 
 def write(directory: Path, metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path:
-    """Write the rows of metrics.jsonl, by stage, as scalars below `directory`, one folder a stage.
+    """Write the rows of metrics.jsonl, by stage, as scalars below `directory`, one folder a stage. What this
+    wrote there before goes: a board would show both.
 
     Raises ConfigError where the package is not installed.
     """
@@ -25,12 +28,15 @@ def write(directory: Path, metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -
         ) from None
     for stage, rows in metrics.items():
         files.make_directories(directory / stage)
-        writer = EventFileWriter(str(directory / stage))
+        former = list((directory / stage).glob(f"events.out.tfevents.*{OURS}"))
+        writer = EventFileWriter(str(directory / stage), filename_suffix=OURS)
         for row in rows:
             values = [Summary.Value(tag=name, simple_value=value) for name, value in _scalars(row)]
             seconds = float(row.get("time", {}).get("seconds") or 0.0)
             writer.add_event(Event(step=row["step"], wall_time=seconds, summary=Summary(value=values)))
         writer.close()
+        for path in former:
+            files.remove_tree(path)
     return directory
 
 

@@ -94,3 +94,25 @@ def test_curves_as_tensorboard_events(copy: Path, llmtool: Run) -> None:
     losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
     found = {e.step: v.tensor.float_val[0] for e in events for v in e.summary.value if v.tag == "loss"}
     assert found == pytest.approx(losses)
+
+
+def test_events_of_runs_of_one_name_stand_apart_and_are_written_once(copy: Path, llmtool: Run) -> None:
+    pytest.importorskip("tensorboard")
+    shutil.copytree(copy / "runs/table", copy / "other/table", symlinks=True)
+    (copy / "events/runs/table/train").mkdir(parents=True)
+    (copy / "events/runs/table/train/events.out.tfevents.of.others").write_text("theirs")
+    arguments = ("--tensorboard", copy / "events")
+    for _ in range(2):
+        ended = llmtool("report", "runs/table", "other/table", *arguments, cwd=copy)
+        assert ended.code == 0, ended.err
+        found = sorted(path.parent for path in (copy / "events").rglob("*tfevents*.llmtool"))
+        stages = [
+            Path(run, stage) for run in ("other/table", "runs/table") for stage in ("finetune", "train")
+        ]
+        assert found == [copy / "events" / stage for stage in stages]
+    assert (copy / "events/runs/table/train/events.out.tfevents.of.others").read_text() == "theirs"
+    assert llmtool("report", ".", *arguments, cwd=copy / "runs/table").code == 0
+    assert list((copy / "events/table/train").iterdir())
+    twice = ("report", "runs/table", "other/../runs/table", "--tensorboard", "none")
+    assert "a run stands twice" in llmtool(*twice, cwd=copy).error
+    assert not (copy / "none").exists()
