@@ -408,7 +408,7 @@ def _run(
     aside: dict[str, list[str]] = {"rehearse": []} if rehearse else {}
     aside |= {name: [of] for name, of in (("verify", verify), ("replay", replay)) if of is not None}
     name = next(iter(aside), command)
-    status: dict[str, Any] = {"command": command, "status": "failed", "exit_code": 1}
+    status: dict[str, Any] = {"command": command, "status": "done", "exit_code": 0}
     before = _catch_sigterm()
     try:
         if len(aside) > 1:
@@ -418,7 +418,7 @@ def _run(
         module = _load(f"llmtool.commands.{name}")
         importlib.import_module("llmtool.core.console").configure(json=as_json)
         result = module.run(options, *([command, *aside[name]] if aside else []))
-        status = {"command": command, "status": "done", "exit_code": 0, **result}
+        status |= result
     except LlmtoolError as error:
         status = _told(status, error, error.status, error.exit_code)
         _complain(str(error), debug)
@@ -426,7 +426,7 @@ def _run(
         ended = Interrupted if isinstance(error, Terminated) else Cancelled
         status = _told(status, error, ended.status, ended.exit_code)
         _complain(status["error"], debug)
-    except BrokenPipeError:  # the reader of our stdout has gone (`llmtool ... | head`)
+    except BrokenPipeError:  # the reader of our stdout has gone (`llmtool ... | head`): it has had enough
         streams.mute(sys.stdout)
     except Exception as error:
         status = _told(status, error, LlmtoolError.status, LlmtoolError.exit_code)

@@ -532,7 +532,7 @@ def test_ctrl_c_leaves_no_file(copy: Path, start: Callable[..., subprocess.Popen
     assert not (copy / "o.csv").exists()
 
 
-def test_a_reader_that_goes_is_no_error_to_tell(copy: Path) -> None:
+def test_a_reader_that_goes_has_had_enough(copy: Path) -> None:
     (copy / "many.csv").write_text(people(20_000))
     command = [sys.executable, "-m", "llmtool", "predict", "table.yaml", "--input", "many.csv"]
     environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -545,3 +545,4 @@ def test_a_reader_that_goes_is_no_error_to_tell(copy: Path) -> None:
         said = running.stderr.read().decode()
     assert "rror" not in said
     assert "Traceback" not in said
+    assert running.returncode == 0
