@@ -9,7 +9,7 @@ import gc
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8"]
 
 MEASURING_SECONDS = 0.05
+GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # Linux's control groups
 
 
 def resolve_device(name: DeviceName) -> torch.device:
@@ -239,14 +240,30 @@ def _measured(device: torch.device, precision: Precision, threads: int) -> hardw
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Bytes of memory on the device; for the CPU the machine's, or what our control group may use."""
+    """Bytes of memory on the device; for the CPU the machine's, or what our control groups may use."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for limit in _limits():
         with contextlib.suppress(OSError, ValueError):  # not Linux, no control group, or "max"
-            total = min(total, int(Path(limit).read_text()))
+            total = min(total, int(limit.read_text()))
     return total
+
+
+def _limits() -> Iterator[Path]:
+    """Files that may limit our memory: of the control group that we are in (a job's, a service's) and of each
+    above it, up to the machine's or the container's; of version 2 and of version 1
+    (https://man7.org/linux/man-pages/man7/cgroups.7.html)."""
+    own = ["0::/", "0:memory:/"]  # where nothing says which group we are in
+    with contextlib.suppress(OSError):
+        own += OWN_GROUPS.read_text().splitlines()
+    for line in own:
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        group = (GROUPS / "memory" if kinds else GROUPS) / path.lstrip("/")
+        for place in (group, *group.parents):
+            yield place / ("memory.limit_in_bytes" if kinds else "memory.max")
 
 
 def describe(device: torch.device) -> str:

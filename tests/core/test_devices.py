@@ -147,12 +147,20 @@ def test_the_peak_of_a_known_gpu_is_published_and_of_the_cpu_measured(gpu):
 def test_memory_of_the_cpu(monkeypatch, tmp_path):
     total = devices.memory_bytes(CPU)
     assert 2**28 < total < 2**46
-    limit = tmp_path / "limit"
-    monkeypatch.setattr(devices, "Path", lambda name: limit)
-    limit.write_text("1000000\n")
+    monkeypatch.setattr(devices, "GROUPS", tmp_path)
+    monkeypatch.setattr(devices, "OWN_GROUPS", own := tmp_path / "own")
+    assert devices.memory_bytes(CPU) >= total  # no control groups
+    (tmp_path / "memory.max").write_text("3000000\n")  # a container's
+    assert devices.memory_bytes(CPU) == 3_000_000
+    (job := tmp_path / "slurm/job_7/step_0").mkdir(parents=True)
+    own.write_text("0::/slurm/job_7/step_0\n")
+    (job / "memory.max").write_text("max\n")
+    (job.parent / "memory.max").write_text("1000000\n")  # the tightest is in between
     assert devices.memory_bytes(CPU) == 1_000_000
-    limit.write_text("max\n")
-    assert devices.memory_bytes(CPU) >= total
+    (tmp_path / "memory/user").mkdir(parents=True)
+    own.write_text("5:cpu,memory:/user\n4:cpuset:/\n1:name=systemd:/a:b\n")
+    (tmp_path / "memory/user/memory.limit_in_bytes").write_text("2000000\n")  # version 1
+    assert devices.memory_bytes(CPU) == 2_000_000
 
 
 def test_determinism_is_set_and_unset(monkeypatch):
