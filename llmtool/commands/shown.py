@@ -31,6 +31,7 @@ class Watch:
 
     def __init__(self, display: console.ProgressDisplay, metric: str, kill_at: int | None = None) -> None:
         self.display, self.metric, self.kill_at, self.last = display, metric, kill_at, 0.0
+        self.left: float | None = None  # seconds to go, by the last row that says so
 
     def row(self, row: dict[str, Any]) -> None:
         """A row of metrics.jsonl; validations are always shown."""
@@ -38,18 +39,19 @@ class Watch:
             os.kill(os.getpid(), signal.SIGKILL)
         if "refused" in row:  # told in words
             return
+        clock = row.get("time", {})
+        self.left = clock.get("left", self.left) or None  # at the end none is told
         if "validation" in row:
             found = row["validation"]
             names = [name for name in dict.fromkeys([self.metric, *found]) if name in found][:3]
             figures = {f"validation {names[0]}": found[names[0]]} if names else {}
             figures |= {name: found[name] for name in names[1:]}
-            self.display.update(row["step"], **figures, best="*" if row["best"] else None)
+            self.display.update(row["step"], self.left, **figures, best="*" if row["best"] else None)
         elif time.monotonic() - self.last > (0.2 if self.display.live else 5):
             self.last = time.monotonic()
-            clock = row.get("time", {})
             rate = clock.get("tokens_per_second") or clock.get("rows_per_second")
             self.display.update(
-                row["step"], left=clock.get("left"), loss=row["loss"], lr=row["lr"], rate=rate,
+                row["step"], self.left, loss=row["loss"], lr=row["lr"], rate=rate,
                 peak=clock.get("peak_share"),
             )  # fmt: skip
 

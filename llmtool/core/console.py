@@ -277,8 +277,8 @@ def document(value: Any) -> None:
 class ProgressDisplay:
     """A context manager that shows how far the work is: a live bar on a terminal, else plain lines."""
 
-    def __init__(self, total: float | None, unit: str, start: float) -> None:
-        self.total, self.unit, self.start = total, unit, start
+    def __init__(self, total: float | None, unit: str) -> None:
+        self.total, self.unit = total, unit
         self._clock = time.monotonic()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -294,9 +294,7 @@ class ProgressDisplay:
                 auto_refresh=False,  # no thread beside the training loop
                 redirect_stdout=False,  # results do not go where progress goes
             )
-            self._task = self._bar.add_task(
-                self._done(self.start), total=self.total, completed=int(self.start), line=""
-            )
+            self._task = self._bar.add_task(self._done(0), total=self.total, line="")
             self._bar.start()
         return self
 
@@ -337,15 +335,14 @@ class ProgressDisplay:
         return f"{self.unit} {done:,.0f}" + (f"/{self.total:,.0f}" if self.total is not None else "")
 
     def _left(self, done: float) -> float | None:
-        made = done - self.start
-        if self.total is None or made <= 0 or done >= self.total:
+        if self.total is None or done <= 0 or done >= self.total:
             return None
-        return max(0.0, (time.monotonic() - self._clock) / made * (self.total - done))
+        return max(0.0, (time.monotonic() - self._clock) / done * (self.total - done))
 
 
-def progress(total: float | None, unit: str, start: float = 0) -> ProgressDisplay:
-    """A display of `total` units ("step"); `start`: how many a resumed run had done before."""
-    return ProgressDisplay(total, unit, start)
+def progress(total: float | None, unit: str) -> ProgressDisplay:
+    """A display of `total` units ("step")."""
+    return ProgressDisplay(total, unit)
 
 
 def _field(name: str, value: float | str) -> str:

@@ -131,8 +131,8 @@ def test_quiet_keeps_warnings_and_errors(capsys):
 
 
 def test_plain_progress_is_one_line_per_update(capsys):
-    with console.progress(2000, "step", start=100) as display:
-        display.update(100, loss=2.5)
+    with console.progress(2000, "step") as display:
+        display.update(0, loss=2.5)
         display.update(
             1100, left=62, loss=1.23456, lr=3e-4, rate=12345.0, peak=0.3456, note="warm", nothing=None
         )
@@ -140,20 +140,20 @@ def test_plain_progress_is_one_line_per_update(capsys):
         display.update(5_000_000)
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "step 100/2,000  loss 2.5000",
+        "step 0/2,000  loss 2.5000",
         "step 1,100/2,000  loss 1.2346  lr 3.0e-04  12.3k/s  34.6% of peak  note warm  1m02s left",
         "row 5,000,000",
     ]
 
 
-def test_time_left_counts_only_what_this_process_did(monkeypatch):
+def test_time_left_is_told_from_what_is_done(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    display = console.progress(200, "step", start=100)
-    assert display._left(100) is None
+    display = console.progress(100, "text")
+    assert display._left(0) is None
     now[0] += 10
-    assert display._left(110) == pytest.approx(90)
-    assert display._left(200) is None
+    assert display._left(10) == pytest.approx(90)
+    assert display._left(100) is None
 
 
 SCRIPT = """
