@@ -12,7 +12,7 @@ import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from llmtool.core import config
-from llmtool.core.config import Document, Key, Section
+from llmtool.core.config import Document, Section
 from llmtool.core.contracts import Images
 from llmtool.core.errors import ConfigError
 from llmtool.core.urls import without_secrets
@@ -202,9 +202,9 @@ class Loaded:
         if match is None:
             return message
         key, marks = match[1], self.document.marks
-        path: Key = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+        path = self.document.path(key)
         if (section, path[0]) in marks:
-            path = (section, *path)
+            path = self.document.path(f"{section}.{key}")
         elif path[:1] not in marks or not (match[2] or "." in key):
             return message
         return f"{self.document.place(path)}: {'.'.join(map(str, path))}{message[len(key) :]}"

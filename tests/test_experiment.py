@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from llmtool.experiment import Experiment
+from llmtool.core import config
+from llmtool.experiment import Experiment, Loaded
 from llmtool.models.tabm import TabMConfig
 
 FILE: dict[str, Any] = {
@@ -42,3 +43,14 @@ def test_others_have_the_section_as_it_is(model: Any) -> None:
 def test_a_family_without_its_section_is_refused_with_what_to_write(given: str) -> None:
     with pytest.raises(ValidationError, match=r"model: expected auto, or a section: .*tabm"):
         train(given)
+
+
+def test_a_message_is_told_with_the_place_of_its_key() -> None:
+    text = "data: {}\ntask:\n  class_weights: {'01': 3}\n  list: [{a: 1}]\n"
+    loaded = Loaded(None, config.parse(text, "c.yaml"))  # type: ignore[arg-type]
+    said = "task.class_weights.01: no such class"
+    assert loaded.locate(said, "task") == f"c.yaml:3:19: {said}"
+    assert loaded.locate("class_weights.01: no", "task") == "c.yaml:3:19: task.class_weights.01: no"
+    assert loaded.locate("list.0.a: no", "task") == "c.yaml:4:11: task.list.0.a: no"
+    assert loaded.locate("task.² is no key", "task") == "c.yaml:2:1: task.² is no key"
+    assert loaded.locate("the task: no", "task") == "the task: no"

@@ -30,8 +30,8 @@ def run(options: Options, command: str, what: str) -> dict[str, Any]:
     Returns what --json prints; LlmtoolError, with the same, when something differs.
     """
     kind, colon, number = what.partition(":")
-    steps = int(number) if number.isdigit() else STEPS
-    if kind not in ("resume", "invariance") or bool(colon) != number.isdigit() or steps < 3:
+    steps = int(number) if number.isdecimal() else STEPS
+    if kind not in ("resume", "invariance") or bool(colon) != number.isdecimal() or steps < 3:
         raise ConfigError(f"--verify {what}: expected resume, resume:N (steps, at least 3) or invariance")
     if options.force or options.resume:
         raise ConfigError("--verify works aside: --force and --resume mean nothing beside it")

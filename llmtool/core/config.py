@@ -64,6 +64,14 @@ class Document:
             path = path[:-1]
         return self.marks.get(path, self.name)
 
+    def path(self, key: str) -> Key:
+        """The path of a dotted key: words, and a number where it leads into a list."""
+        path: Key = ()
+        for word in key.split("."):
+            number = word.isdecimal() and isinstance(_at(self.data, path), list)
+            path = (*path, int(word) if number else word)
+        return path
+
 
 def load(path: str, overrides: Sequence[str], model: type[Model]) -> tuple[Model, Document]:
     """Read `path`, apply each `--set key=value`, validate. Raises ConfigErrors with every error found."""
@@ -235,18 +243,17 @@ def scalar(text: str) -> Any:
 def _override(document: Document, override: str) -> None:
     key, equals, value = override.partition("=")
     place = without_secrets(f"--set {override}")
-    path = [int(part) if part.isdigit() else part for part in key.strip().split(".")]
+    path = document.path(key.strip())
     if not equals or not all(part != "" for part in path):
         raise ConfigError(f"{place}: expected section.key=value")
     where: Any = document.data
     part: Any
     for depth, part in enumerate(path):
-        at = _dotted(tuple(path[:depth]))
+        at = _dotted(path[:depth])
         if isinstance(where, list) and not (isinstance(part, int) and part < len(where)):
             raise ConfigError(f"{place}: {at} is a list of {len(where)}; {part} is no place in it")
         if not isinstance(where, list | dict):
             raise ConfigError(f"{place}: {at} is {without_secrets(repr(where))}, not a section")
-        part = part if isinstance(where, list) else str(part)  # a key of digits is a key still
         if depth == len(path) - 1:
             where[part] = _override_value(value, place)
         elif isinstance(where, list) or isinstance(where.get(part), dict | list):
@@ -256,11 +263,9 @@ def _override(document: Document, override: str) -> None:
                 where[part] = {}
                 document.marks[(*path[:depth], part)] = place
             where = where[part]
-        path[depth] = part
-    full = tuple(path)
-    for known in [mark for mark in document.marks if mark[: len(full)] == full]:
+    for known in [mark for mark in document.marks if mark[: len(path)] == path]:
         del document.marks[known]
-    document.marks[full] = place
+    document.marks[path] = place
 
 
 def _override_value(value: str, place: str) -> Any:
@@ -307,9 +312,7 @@ def _explain(error: ValidationError, document: Document, model: type[BaseModel])
     lines = []
     for path, messages in found.items():
         wanted = [m.removeprefix("expected ") for m in messages if m.startswith("expected ")]
-        if (
-            len(wanted) == len(messages) and len(wanted) > 1
-        ):  # the branches of a union: one line for all of them
+        if len(wanted) == len(messages) > 1:  # the branches of a union: one line for all of them
             values = " (got " + wanted[0].split(" (got ")[-1]
             messages = [
                 "expected " + " or ".join(dict.fromkeys(w.split(" (got ")[0] for w in wanted)) + values

@@ -64,7 +64,7 @@ def test_finetune_is_proved_from_its_start(copy: Path, llmtool: Run) -> None:
     assert everything(copy) == before
 
 
-@pytest.mark.parametrize("what", ["resum", "resume:2", "resume:", "invariance:x", ""])
+@pytest.mark.parametrize("what", ["resum", "resume:2", "resume:", "resume:²", "invariance:x", ""])
 def test_what_is_no_proof(fresh: Path, llmtool: Run, what: str) -> None:
     ended = llmtool("train", "table.yaml", "--verify", what, cwd=fresh)
     assert ended.code == 2

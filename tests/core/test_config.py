@@ -184,6 +184,15 @@ def test_overrides_make_replace_and_index() -> None:
     assert top.path == ["a", "b"]
 
 
+def test_digits_in_a_key_are_a_number_in_a_list_alone(tmp_path) -> None:
+    (path := tmp_path / "c.yaml").write_text("weights: {'01': 1}\nsteps: [{low: 1}]\n")
+    document = config.read(str(path), ["weights.01=3", "weights.007=4", "weights.²=5", "steps.00.low=6"])
+    assert document.data == {"weights": {"01": 3, "007": 4, "²": 5}, "steps": [{"low": 6}]}
+    assert document.place("weights.01") == "--set weights.01=3"
+    assert document.marks["steps", 0, "low"] == "--set steps.00.low=6"
+    assert document.path("steps.0.low") == ("steps", 0, "low")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -192,6 +201,7 @@ def test_overrides_make_replace_and_index() -> None:
         ("a..b=3", "--set a..b=3: expected section.key=value"),
         ("run.x=3", "--set run.x=3: run is 'a', not a section"),
         ("steps.3.low=1", "--set steps.3.low=1: steps is a list of 0; 3 is no place in it"),
+        ("steps.²=1", "--set steps.²=1: steps is a list of 0; ² is no place in it"),
         ("inner.lw=3", '--set inner.lw=3: inner.lw: unknown key; did you mean "low"?'),
         ("inner.low=x", "--set inner.low=x: inner.low: expected a whole number (got 'x')"),
         ("path=[a", "--set path=[a:2:1: did not find"),
