@@ -15,7 +15,7 @@ from llmtool.core import checkpoint, console, files, lineage
 from llmtool.core.config import suggest
 from llmtool.core.environment import code_version
 from llmtool.core.errors import ConfigError, LlmtoolError
-from llmtool.core.freshness import compare
+from llmtool.core.freshness import Hashes, compare
 from llmtool.core.run import RESULT, document
 from llmtool.stages import checkpoints
 from llmtool.stages import export as stage
@@ -33,7 +33,8 @@ def run(options: ExportOptions) -> dict[str, Any]:
     stage.refuse_dtype(to, options.dtype)
     began, clock = datetime.now(UTC), time.monotonic()
     source, out = _places(options)
-    weights = checkpoints.verify(source)
+    hashes = Hashes()  # every file is read once to be checked
+    weights = checkpoints.verify(source, hashes.hash)
     config = {"export": {"to": to, "dtype": options.dtype}}
     key = {"config": config, "inputs": {"weights": weights}, "code": code_version()}
     there = _stands(out)
@@ -45,7 +46,7 @@ def run(options: ExportOptions) -> dict[str, Any]:
             console.note(f"export: {change}")
     aside = _refuse_other_content(out, ours=there is not None, force=options.force)
     console.note(f"export: {source} is read and written as {to}" + (", then run" if to == "onnx" else ""))
-    start = checkpoints.from_checkpoint(str(source))
+    start = checkpoints.from_checkpoint(str(source), hashes.hash)
     result: dict[str, Any] = {}
 
     def write(directory: Path) -> None:

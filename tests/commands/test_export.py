@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from llmtool.core import files
 from llmtool.core.contracts import NextToken, Tokens
 from llmtool.data import templates
 from llmtool.data.tokenizers import FILE, BytesTokenizer
@@ -211,6 +213,19 @@ def test_what_is_refused(copy: Path, others: Path, llmtool: Run) -> None:
     assert not list((copy / "runs/text/export").iterdir())
     (others / FILE).unlink()
     assert f"no {FILE}" in error(str(others), "--to", "gguf", "--out", "out")
+
+
+def test_the_weights_are_hashed_once(copy: Path, llmtool: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: Counter[Path] = Counter()
+    hash_file = files.hash_file
+
+    def counted(path: Path) -> str:
+        hashed[path.resolve()] += 1
+        return hash_file(path)
+
+    monkeypatch.setattr(files, "hash_file", counted)
+    assert llmtool("export", "runs/table/train", "--to", "safetensors", "--out", "out", cwd=copy).code == 0
+    assert hashed[(copy / "runs/table/train/best/model.safetensors").resolve()] == 1
 
 
 def test_other_content_is_not_overwritten(copy: Path, llmtool: Run) -> None:
