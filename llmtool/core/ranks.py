@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.core.errors import ConfigError, LlmtoolError, first_line
 
 Value = TypeVar("Value")
 
@@ -99,7 +99,7 @@ def join(device: str, deadline: float = DEADLINE) -> Ranks:
             )
     except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
         raise LlmtoolError(
-            f"{ranks} did not meet the others within {deadline:.0f} s: {_line(error)}"
+            f"{ranks} did not meet the others within {deadline:.0f} s: {first_line(error)}"
         ) from None
     _here = ranks
     return ranks
@@ -219,7 +219,3 @@ def through(group: Any) -> Iterator[None]:
         yield
     finally:
         _through.reset(token)
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -22,6 +22,7 @@ from llmtool.core import seeds
 from llmtool.core.config import Section
 from llmtool.core.contracts import Tally
 from llmtool.core.environment import code_version
+from llmtool.core.errors import first_line
 from llmtool.data.games.legality import Legality
 from llmtool.data.store import Dataset, Split
 from llmtool.evaluation import kept
@@ -127,7 +128,7 @@ def baselines(
             try:
                 evidence, made.note = plan.fit(splits)
             except (ValueError, ArithmeticError, np.linalg.LinAlgError, MemoryError) as error:
-                made.missing = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+                made.missing = first_line(error)
             made.seconds = time.monotonic() - started
             if place and evidence:
                 kept.write(place, key, evidence, {"note": made.note, "seconds": round(made.seconds, 3)})

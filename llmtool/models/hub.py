@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from llmtool.core.errors import ConfigError, LlmtoolError
+from llmtool.core.errors import ConfigError, LlmtoolError, first_line
 
 SCHEME = "hf://"
 NAME = re.compile(r"hf://(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[^@]*))?")
@@ -39,5 +39,4 @@ def snapshot(address: str) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
     except Exception as error:
         # its own errors derive from many libraries': of HTTP, of the file lock, of the cache
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise LlmtoolError(f"{address}: could not be fetched ({first[:200]})") from None
+        raise LlmtoolError(f"{address}: could not be fetched ({first_line(error)})") from None

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmtool.core.devices import release_memory
-from llmtool.core.errors import ConfigError
+from llmtool.core.errors import ConfigError, first_line
 from llmtool.models.layers import Conv1D
 
 BLOCK, SECOND_BLOCK = 64, 256  # numbers that share a scale, and scales that share one of their own
@@ -26,10 +26,8 @@ def load_bitsandbytes() -> ModuleType:
     try:
         from bitsandbytes import functional
     except (ImportError, OSError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(
-            f"finetune.method.quantise needs bitsandbytes: pip install 'llmtool[quant]' ({reason[:200]})"
-        ) from None
+        needed = "finetune.method.quantise needs bitsandbytes: pip install 'llmtool[quant]'"
+        raise ConfigError(f"{needed} ({first_line(error)})") from None
     finally:
         logger.setLevel(before)
     return functional

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from llmtool.core.contracts import Batch, Images, InputSpec
 from llmtool.core.devices import PRECISIONS, fastest, figures, products_in
+from llmtool.core.errors import first_line
 from llmtool.core.hardware import Device
 from llmtool.models import accounting, timing
 from llmtool.models.tracing import Trace
@@ -147,10 +148,8 @@ def predict(work: Work, device: Device, augmentation: float | None = None) -> di
     try:
         step, scored = _traces(work, device.kind)
     except Exception as error:  # whatever a model does that tensors without data cannot; training goes on
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return found | {
-            "missing": [f"memory and time: a step could not be followed without data ({said[:200]})"]
-        }
+        said = f"memory and time: a step could not be followed without data ({first_line(error)})"
+        return found | {"missing": [said]}
     found["memory"] = memory(work, step, scored, device.kind)
     found["peak_bytes"] = found["memory"]["total"]
     if device.memory is not None:
