@@ -22,13 +22,12 @@ def probe(assembled: Assembled, config: ProbeConfig | None) -> dict[str, Any]:
     """What report.json says of the probes: accuracy by layer, errors by square of the best one; nothing where
     none are asked for.
 
-    ConfigError where the model is none of games, or the data has no split to score on.
+    The model is one of games: `assemble.refuse_unknown_figures` comes first. ConfigError where the data has
+    no split to score on.
     """
     if config is None:
         return {}
     dataset, model = assembled.dataset, cast(Transformer, assembled.model)
-    if "game" not in dataset.targets:
-        raise ConfigError("evaluate.probe: is for models of games (data.encode.as: moves)")
     split = next((name for name in ("test", "validation") if name in dataset.splits), "")
     if not split:
         raise ConfigError("evaluate.probe: needs a split test or validation to be scored on")

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from llmtool.core import files
-from llmtool.core.contracts import NextToken
 from llmtool.core.environment import code_version
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.core.files import HashFile
@@ -59,13 +58,12 @@ def ask(
     """The answers to each suite, by its name; kept in `cache` for the same weights (their hash).
 
     start: the checkpoint that the model is, or began as: its tokenizer, and its chat template unless the
-    data has one. again: ask all the same. ConfigError for a model that writes no text, or without the
-    template that a suite asks for, DataError for a file that is no suite's: before any is asked.
+    data has one. again: ask all the same. The model writes text: `assemble.refuse_unknown_figures` comes
+    first. ConfigError for one without the template that a suite asks for, DataError for a file that is no
+    suite's: before any is asked.
     """
     if not suites:
         return {}
-    if not isinstance(assembled.task_config.outputs(assembled.targets), NextToken):
-        raise ConfigError("evaluate.suites: are for language models; this model writes no text")
     questions = {suite.name: suite.questions() for suite in suites}
     speakers = {chat: _speaker(assembled, start, chat) for chat in {suite.through for suite in suites}}
     found = {}
