@@ -106,10 +106,10 @@ class _Guarded:
 _settings = _Settings()
 
 
-def configure(json: bool = False, quiet: bool = False) -> None:
-    """Set what is shown. json: stdout carries one document alone. quiet: no notes, no progress."""
+def configure(json: bool = False) -> None:
+    """Set what is shown. json: stdout carries one document alone."""
     global _settings
-    _settings = _Settings(json, quiet)
+    _settings = _Settings(json)
 
 
 def is_json() -> bool:
@@ -119,7 +119,7 @@ def is_json() -> bool:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Inside, nothing is shown but warnings and errors."""
+    """Inside, nothing is shown but warnings."""
     global _settings
     before, _settings = _settings, _Settings(json=True, quiet=True)
     try:
@@ -186,12 +186,6 @@ def warn(text: str) -> None:
     """Something that the user should know but that stops nothing, on stderr."""
     for line in clean(text).splitlines():
         _line(Text.assemble(("warning: ", "bold yellow"), line))
-
-
-def error(text: str) -> None:
-    """Why the command ends, on stderr; each line is an error of its own."""
-    for line in clean(text).splitlines() or [""]:
-        _line(Text.assemble(("error: ", "bold red"), line))
 
 
 def _line(text: Text) -> None:

@@ -136,9 +136,9 @@ class Batch:
         """The same in page-locked memory, from which `to` copies without waiting."""
         return self.each(lambda tensor: tensor.pin_memory())
 
-    def to(self, device: torch.device, change: Callable[[Batch], Batch] | None = None) -> Batch:
-        """The same batch on `device`, ready for a model; change: as `ready` takes it."""
-        return self.on(device).ready(change)
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`, ready for a model."""
+        return self.on(device).ready()
 
     def on(self, device: torch.device) -> Batch:
         """The same on `device`, pictures as bytes still; pinned memory is copied without waiting."""

@@ -232,21 +232,15 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-def append_line(path: Path, value: Any, durable: bool = False) -> None:
+def append_line(path: Path, value: Any) -> None:
     """Add one line to a log: a string as it is, anything else as compact JSON.
 
-    durable: wait until the line survives a power cut. Without it, lines may be lost from the end, or the last
-    be torn.
+    Nobody waits for the disk: after a power cut lines may be lost from the end, or the last be torn.
     """
     line = value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
     data = line.encode("utf-8", "backslashreplace") + b"\n"
     with disk_errors(path, len(data)):
-        created = not path.exists()
         fs.append(path, data)
-        if durable:
-            fs.sync(path)
-            if created:
-                fs.sync(path.parent)
 
 
 def read_lines(path: Path) -> list[str]:

@@ -32,14 +32,14 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(capsys):
     console.say("a result")
     console.note("a note")
     console.warn("a warning")
-    console.error("one\ntwo")
+    console.warn("one\ntwo")
     out, err = capsys.readouterr()
     assert out == "a result\n"
-    assert err == "a note\nwarning: a warning\nerror: one\nerror: two\n"
+    assert err == "a note\nwarning: a warning\nwarning: one\nwarning: two\n"
 
 
 def test_text_from_outside_is_shown_as_it_is(capsys):
-    for speak in (console.say, console.note, console.warn, console.error):
+    for speak in (console.say, console.note, console.warn):
         speak(HOSTILE)
     console.table([HOSTILE], [[HOSTILE], ["a\nb\tc"]], title=HOSTILE)
     with console.progress(10, "step") as display:
@@ -47,13 +47,13 @@ def test_text_from_outside_is_shown_as_it_is(capsys):
     out, err = capsys.readouterr()
     assert "\x1b" not in out + err
     assert out.count(SHOWN) == 4
-    assert err.count(SHOWN) == 4
+    assert err.count(SHOWN) == 3
     assert "a\\nb\\tc" in out
 
 
 def test_long_lines_are_never_broken_where_there_is_no_terminal(capsys):
     console.say("word " * 200)
-    console.error("word " * 200)
+    console.warn("word " * 200)
     console.table(["name", "value"], [["x" * 200, 1]])
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1 + 3
@@ -120,14 +120,14 @@ def test_json_mode_puts_one_document_and_nothing_else_on_stdout(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_quiet_keeps_warnings_and_errors(capsys):
-    console.configure(quiet=True)
-    console.note("no")
-    with console.progress(2, "step") as display:
-        display.update(1)
-    console.warn("yes")
-    console.error("yes")
-    assert capsys.readouterr().err == "warning: yes\nerror: yes\n"
+def test_silent_keeps_warnings(capsys):
+    with console.silent():
+        console.say("no")
+        console.note("no")
+        with console.progress(2, "step") as display:
+            display.update(1)
+        console.warn("yes")
+    assert capsys.readouterr() == ("", "warning: yes\n")
 
 
 def test_plain_progress_is_one_line_per_update(capsys):
@@ -215,12 +215,12 @@ def test_in_a_ci_log_there_is_none_even_with_forced_colours():
 
 def test_any_encoding_of_the_terminal_will_do():
     script = "from llmtool.core import console\nconsole.say('Gr\\u00fc\\u00dfe \\ud800')\n"
-    script += "console.table(['\\u00fc'], [['\\u4e2d']])\nconsole.error('\\u4e2d')"
+    script += "console.table(['\\u00fc'], [['\\u4e2d']])\nconsole.warn('\\u4e2d')"
     done = run(script, env={**os.environ, "PYTHONIOENCODING": "ascii:strict"})
     assert done.returncode == 0, done.stderr
     assert b"Gr\\xfc\\xdfe \\ud800" in done.stdout
     assert b"\\u4e2d" in done.stdout
-    assert b"error: \\u4e2d" in done.stderr
+    assert b"warning: \\u4e2d" in done.stderr
 
 
 def test_a_reader_that_went_away_stops_nothing():

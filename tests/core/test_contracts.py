@@ -31,7 +31,7 @@ def test_a_change_sees_bytes_and_may_give_floats_of_the_same_unit(dtype: torch.d
         assert batch.scale is not None
         return Batch(batch.inputs.flip(-1).to(dtype), batch.targets + 1, scale=batch.scale)
 
-    moved = pictures().to(CPU, change)
+    moved = pictures().on(CPU).ready(change)
     torch.testing.assert_close(moved.inputs, pictures().to(CPU).inputs.flip(-1), rtol=0, atol=0)
     assert moved.targets.tolist() == [1, 2]
     assert torch.equal(PICTURES, pictures().inputs)  # what the store holds is as it was
@@ -55,7 +55,7 @@ def test_other_batches_do_not_go_through_a_change() -> None:
         raise AssertionError("of pictures only")
 
     rows = Batch(torch.ones(2, 3), torch.zeros(2), torch.ones(2, 3, dtype=torch.int32), torch.ones(2, 1))
-    moved = rows.to(CPU, change)
+    moved = rows.on(CPU).ready(change)
     assert moved.inputs is rows.inputs
     assert moved.segments is rows.segments
     assert moved.units is rows.units

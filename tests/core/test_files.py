@@ -116,7 +116,7 @@ def test_a_failing_disk_gives_one_clear_error_and_keeps_the_old_file(tmp_path, m
 
 def test_append_line_is_whole_or_not_there(tmp_path, monkeypatch):
     log = tmp_path / "metrics.jsonl"
-    files.append_line(log, {"step": 1, "loss": math.nan}, durable=True)
+    files.append_line(log, {"step": 1, "loss": math.nan})
     files.append_line(log, "plain \udcff text")
     assert log.read_text().splitlines() == ['{"step": 1, "loss": null}', "plain \\udcff text"]
 
