@@ -320,7 +320,8 @@ def make_directories(path: Path) -> None:
         if not place.is_dir():
             raise LlmtoolError(f"{place}: not a directory")
         for directory in reversed(missing):
-            fs.make_directory(directory)
+            with contextlib.suppress(FileExistsError):  # another process has just made it
+                fs.make_directory(directory)
             fs.sync(directory.parent)
 
 

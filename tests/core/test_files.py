@@ -237,6 +237,17 @@ def test_make_directories_refuses_a_file_on_the_way(tmp_path):
     files.make_directories(tmp_path / "a" / "b")
 
 
+def test_two_processes_make_the_same_directories(tmp_path, monkeypatch):
+    class Late(files.Fs):
+        def make_directory(self, path):
+            path.mkdir()  # the other one, a moment before
+            super().make_directory(path)
+
+    monkeypatch.setattr(files, "fs", Late())
+    files.make_directories(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+
+
 def test_a_failed_replacement_puts_the_old_directory_back(tmp_path, monkeypatch):
     for name in ("new", "final"):
         (tmp_path / name).mkdir()
