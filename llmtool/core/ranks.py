@@ -6,6 +6,7 @@ A process that nobody told of others is alone: rank 0 of 1, and everything here 
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from llmtool.core.errors import ConfigError, LlmtoolError, first_line
 Value = TypeVar("Value")
 
 DEADLINE = 600.0  # seconds that a rank waits for the others, where nobody says otherwise
+PORT = 29400  # at which they meet, where nobody says otherwise
+STEP_PORTS = (20000, 12000)  # the same for steps of Slurm: the first, and how many
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,12 @@ def here() -> Ranks:
 def told() -> Ranks | None:
     """What the environment says that a launcher made (torchrun, ours, srun); None: nothing, or one process.
 
-    Slurm's own names stand for torch's only where srun started the process: a batch script has them too.
+    Slurm's own names stand for torch's only where srun started the process: a batch script has them too. The
+    shell of salloc is a step of one task, in which SLURM_NTASKS is still that of the whole job.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    if "RANK" not in os.environ and "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ:
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
+    if _by_srun():
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
     found = []
     for name, usual in zip(names, ("0", "1", "0", "1"), strict=True):
         text = os.environ.get(name, usual).split("(")[0].split(",")[0]  # Slurm: "2(x3)", "2,1"
@@ -84,8 +88,7 @@ def join(device: str, deadline: float = DEADLINE) -> Ranks:
     ranks = told()
     if ranks is None or _here is not ALONE:
         return _here
-    os.environ.setdefault("MASTER_PORT", "29400")  # before the address, for which the watchdog waits
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1" if ranks.beside == ranks.size else "")
+    appoint(ranks)
     _deadline = timedelta(seconds=deadline)
     if device == "cuda":
         torch.cuda.set_device(ranks.local % torch.cuda.device_count())
@@ -103,6 +106,26 @@ def join(device: str, deadline: float = DEADLINE) -> Ranks:
         ) from None
     _here = ranks
     return ranks
+
+
+def _by_srun() -> bool:
+    """Whether srun, and no launcher below it, started this process."""
+    return "RANK" not in os.environ and "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ
+
+
+def appoint(ranks: Ranks) -> None:
+    """Put address and port of the first rank into the environment, unless a launcher has.
+
+    srun starts it on the first of its nodes, "n[01-02,7]", "n1,n2"; two steps on one machine must not meet.
+    """
+    address, port = "127.0.0.1" if ranks.beside == ranks.size else "", PORT
+    if _by_srun():
+        nodes = re.sub(r"\[(\d+)[^]]*\]", r"\1", os.environ.get("SLURM_STEP_NODELIST", ""))
+        address = address or nodes.split(",")[0]
+        number = 10 * int(os.environ.get("SLURM_JOB_ID", "0")) + int(os.environ["SLURM_STEP_ID"])
+        port = STEP_PORTS[0] + number % STEP_PORTS[1]
+    os.environ.setdefault("MASTER_PORT", str(port))  # before the address, for which the watchdog waits
+    os.environ.setdefault("MASTER_ADDR", address)
 
 
 def leave() -> None:

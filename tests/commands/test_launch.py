@@ -29,16 +29,14 @@ def played(text: str, cwd: Path) -> list[Any]:
     (tools / "srun").write_text(
         "#!/usr/bin/env python3\nimport json, os, sys\n"
         f"with open({str(heard)!r}, 'a') as file:\n"
-        "    place = os.environ['MASTER_ADDR'], os.environ['MASTER_PORT']\n"
-        "    print(json.dumps([sys.argv[1:], *place]), file=file)\n"
+        "    print(json.dumps([sys.argv[1:], os.environ['SRUN_CPUS_PER_TASK']]), file=file)\n"
     )
-    (tools / "scontrol").write_text("#!/bin/sh\nprintf 'node-7\\nnode-8\\n'\n")
-    for tool in tools.iterdir():
-        tool.chmod(0o755)
+    (tools / "srun").chmod(0o755)
     variables = {
         "PATH": f"{tools}:{os.environ['PATH']}",
         "SLURM_JOB_ID": "41",
         "SLURM_JOB_NODELIST": "node-[7-8]",
+        "SLURM_CPUS_PER_TASK": "3",
     }
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     subprocess.run(["bash", "-s"], input=text, text=True, check=True, cwd=cwd, env=variables)
@@ -64,10 +62,8 @@ def test_every_word_arrives_as_it_was_given(tmp_path: Path, llmtool: Run) -> Non
         "#SBATCH --gpus-per-node=4", "#SBATCH --time=1-12", "#SBATCH --signal=TERM@300",
     ]  # fmt: skip
     prepare, train = played(text, tmp_path)
-    assert prepare == [
-        ["--nodes=1", "--ntasks=1", "llmtool", "prepare", str(config), *sets], "node-7", "20041",
-    ]  # fmt: skip
-    assert train == [["--kill-on-bad-exit=1", "llmtool", "train", str(config), *sets], "node-7", "20041"]
+    assert prepare == [["--nodes=1", "--ntasks=1", "llmtool", "prepare", str(config), *sets], "3"]
+    assert train == [["--kill-on-bad-exit=1", "llmtool", "train", str(config), *sets], "3"]
 
 
 def test_the_file_says_the_processes_and_what_is_trained(tmp_path: Path, llmtool: Run) -> None:

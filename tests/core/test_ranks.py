@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
+import pytest
 import torch.distributed as dist
 
 from llmtool.core import ranks
+from llmtool.core.ranks import Ranks
 from tests.two import run_ranks
 
 ROUNDS = 30
+# What Slurm 22.05 puts into the environment of a job of two nodes with one task each: in the batch script; in
+# the shell of `salloc`, which is a step of one task; in a step of one, of two and (overcommitted) of three.
+JOB = {"JOB_ID": "7", "JOB_NODELIST": "n[1-2]", "NTASKS": "2", "TASKS_PER_NODE": "1(x2)"}
+BATCH = {**JOB, "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+STEP = {**BATCH, "STEP_ID": "1", "STEP_NODELIST": "n[1-2]", "STEP_NUM_TASKS": "2"}
+ONE = {**STEP, "STEP_NODELIST": "n1", "STEP_NUM_TASKS": "1", "STEP_TASKS_PER_NODE": "1"}
+SHELL = {**ONE, "STEP_ID": "4294967290"}
+TWO = {**STEP, "PROCID": "1", "STEP_TASKS_PER_NODE": "1(x2)"}
+THREE = {**STEP, "PROCID": "2", "STEP_NUM_TASKS": "3", "STEP_TASKS_PER_NODE": "2,1"}
 
 
 def by_threads() -> list[list[Any]]:
@@ -57,3 +69,51 @@ def already_met() -> tuple[int, bool]:
 def test_who_has_met_already_is_joined_and_left_alone() -> None:
     assert run_ranks(already_met, 2) == [(2, True), (2, True)]
     assert ranks.another() is None
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets what Slurm would; nothing else tells of ranks."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "MASTER_")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            monkeypatch.delenv(name)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):  # so that they are taken away again
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return lambda said: [monkeypatch.setenv(f"SLURM_{name}", value) for name, value in said.items()]
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        (JOB, None), (BATCH, None), (ONE, None), (SHELL, None),
+        (TWO, Ranks(1, 2, 0, 1)), (THREE, Ranks(2, 3, 0, 2)),
+    ],
+)  # fmt: skip
+def test_only_what_srun_has_started_is_ranks(slurm: Any, said: dict[str, str], found: Ranks | None) -> None:
+    slurm(said)
+    assert ranks.told() == found
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n[1-2]", "n1"), ("n1,n2", "n1"), ("gpu[08-11,20],big1", "gpu08"), ("r[2-3]n[04,06]-ib", "r2n04-ib"),
+        ("a-1.local,b[1-2]", "a-1.local"),
+    ],
+)  # fmt: skip
+def test_ranks_of_srun_meet_on_its_first_node(slurm: Any, nodes: str, first: str) -> None:
+    slurm({**TWO, "STEP_NODELIST": nodes})
+    told = ranks.told()
+    assert told is not None
+    ranks.appoint(told)
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == (first, "20071")
+    os.environ["MASTER_ADDR"] = "elsewhere"  # somebody has said it
+    ranks.appoint(told)
+    assert os.environ["MASTER_ADDR"] == "elsewhere"
+
+
+def test_two_steps_on_one_machine_do_not_meet(slurm: Any) -> None:
+    slurm({**TWO, "STEP_NODELIST": "n1", "STEP_TASKS_PER_NODE": "2", "STEP_ID": "2"})
+    ranks.appoint(Ranks(1, 2, 1, 2))
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("127.0.0.1", "20072")
