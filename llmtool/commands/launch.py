@@ -20,6 +20,9 @@ TIME = re.compile(
     r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}"
 )  # as `man sbatch` has it: minutes, h:m:s, days-hours
 CHECKPOINT = 300  # seconds before the end of the time at which Slurm asks for a checkpoint
+# Seconds that the others have to say why, after one has ended: by then it is known (watch.LOST). With srun's
+# --kill-on-bad-exit they are told to end at once, and call themselves interrupted.
+LAST_WORDS = 60
 
 
 def run(options: LaunchOptions) -> dict[str, Any]:
@@ -65,7 +68,7 @@ def _script(options: LaunchOptions, loaded: Loaded) -> str:
             "set -euo pipefail",
             'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"',
             f"srun --nodes=1 --ntasks=1 {shlex.join(['llmtool', 'prepare', *command])}",
-            f"srun --kill-on-bad-exit=1 {shlex.join(['llmtool', stage, *command])}",
+            f"srun --kill-on-bad-exit=0 --wait={LAST_WORDS} {shlex.join(['llmtool', stage, *command])}",
             "",
         ]
     )

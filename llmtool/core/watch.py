@@ -39,7 +39,7 @@ START = 60.0  # seconds that ranks are given to come, however short the deadline
 LOST = 20.0  # seconds without a word, after which a rank on another machine is taken to be gone
 STUCK = 5.0  # seconds that a main thread which waits for others is given to end, once there is a verdict
 ENDING = 20.0  # the same of one that still does something
-ECHO = 12.0  # seconds in which the reason of a broken connection becomes known
+ECHO = LOST + 5.0  # seconds in which the reason of a broken connection becomes known
 ALL_ALIKE = (Interrupted, Cancelled, DivergedError)  # the ranks agree on these, and come to them together
 
 _WAITS = tuple(

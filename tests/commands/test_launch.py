@@ -63,7 +63,8 @@ def test_every_word_arrives_as_it_was_given(tmp_path: Path, llmtool: Run) -> Non
     ]  # fmt: skip
     prepare, train = played(text, tmp_path)
     assert prepare == [["--nodes=1", "--ntasks=1", "llmtool", "prepare", str(config), *sets], "3"]
-    assert train == [["--kill-on-bad-exit=1", "llmtool", "train", str(config), *sets], "3"]
+    ended = ["--kill-on-bad-exit=0", "--wait=60"]  # the others say why
+    assert train == [[*ended, "llmtool", "train", str(config), *sets], "3"]
 
 
 def test_the_file_says_the_processes_and_what_is_trained(tmp_path: Path, llmtool: Run) -> None:

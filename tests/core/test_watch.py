@@ -155,6 +155,15 @@ def test_a_rank_that_was_killed(two: Two) -> None:
     assert two.watch.cause(ConfigError("a.yaml: x")).message == "a.yaml: x"
 
 
+def test_a_rank_that_was_killed_on_another_machine(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connections break long before it is known to be gone: that is waited for."""
+    assert watch.ECHO > watch.LOST
+    monkeypatch.setattr(watch, "LOST", 1.0)
+    two.says(host="n2")
+    found = two.watch.cause(RuntimeError("gloo: Connection reset by peer"))
+    assert (found.rank, found.host, found.why, found.step) == (1, "n2", "gone", 7)
+
+
 @pytest.mark.parametrize("two", [1], indirect=True)
 def test_a_first_rank_that_is_stopped_is_late_and_ended(two: Two) -> None:
     """Nobody else judges it, and it cannot end itself."""
