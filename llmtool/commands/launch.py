@@ -16,10 +16,11 @@ from llmtool.experiment import Loaded
 from llmtool.stages.settings import share_of
 from llmtool.training.parallel import asked
 
-TIME = re.compile(
-    r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}"
-)  # as `man sbatch` has it: minutes, h:m:s, days-hours
-CHECKPOINT = 300  # seconds before the end of the time at which Slurm asks for a checkpoint
+# As `man sbatch` has it: minutes, h:m:s, days-hours
+TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}")
+# Seconds before the end of the time at which Slurm asks for a checkpoint (or up to 60 sooner, it says); of a
+# short time a quarter, or it would be asked for before there is anything to save.
+CHECKPOINT = 300
 # Seconds that the others have to say why, after one has ended: by then it is known (watch.LOST). With srun's
 # --kill-on-bad-exit they are told to end at once, and call themselves interrupted.
 LAST_WORDS = 60
@@ -56,7 +57,7 @@ def _script(options: LaunchOptions, loaded: Loaded) -> str:
         "nodes": options.nodes,
         "ntasks-per-node": tasks,
         **({"gpus-per-node": tasks} if kind == "cuda" else {}),
-        **({"time": options.time, "signal": f"TERM@{CHECKPOINT}"} if options.time else {}),
+        **(_limit(options.time) if options.time else {}),
         **dict(map(_given, options.sbatch)),
     }
     command = [options.config, *(word for override in options.overrides for word in ("--set", override))]
@@ -87,6 +88,17 @@ def _tasks(options: LaunchOptions, loaded: Loaded) -> tuple[str, int]:
     if count is None:
         raise ConfigError("--gpus: how many has a node? (`devices: auto` does not say it)")
     return kind, count
+
+
+def _limit(time: str) -> dict[str, str]:
+    """The options of sbatch for a time as TIME has it; 0 is no limit."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if not dash and len(parts) < 3:
+        parts.insert(0, 0)  # minutes, minutes:seconds
+    hours, minutes, seconds = [*parts, 0, 0][:3]
+    seconds += 60 * (minutes + 60 * (hours + 24 * int(days or 0)))
+    return {"time": time} | ({"signal": f"TERM@{min(CHECKPOINT, seconds // 4)}"} if seconds else {})
 
 
 def _given(pair: str) -> tuple[str, str]:

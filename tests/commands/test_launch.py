@@ -82,6 +82,23 @@ def test_the_file_says_the_processes_and_what_is_trained(tmp_path: Path, llmtool
 
 
 @pytest.mark.parametrize(
+    ("time", "signal"),
+    [
+        ("3", 45), ("19:40", 295), ("20", 300), ("0:03:00", 45), ("12:00:00", 300), ("0-0:04", 60),
+        ("1-12", 300), ("1", 15), ("0", None),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_is_asked_for_before_the_end_but_not_at_the_beginning(
+    tmp_path: Path, llmtool: Run, time: str, signal: int | None
+) -> None:
+    (tmp_path / "a.yaml").write_text(TABLE)
+    text = script(llmtool, tmp_path, "a.yaml", "--gpus", 2, "--time", time)
+    lines = [line for line in text.splitlines() if "--signal" in line]
+    assert lines == ([f"#SBATCH --signal=TERM@{signal}"] if signal else [])
+    assert f"#SBATCH --time={time}\n" in text
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "launch: for what?"),
