@@ -3,7 +3,7 @@
 On one machine the command looks at the file, prepares the data, starts itself once for each device by
 PyTorch's elastic launcher and gives back what the first rank says. A rank joins the others, compares its
 file with theirs, does the work, and ends with them: core/watch.py finds out why. The first rank tells of it;
-where it cannot any more, the process that started it does.
+where it cannot any more, the process that started it does, or the second, where that was torchrun or srun.
 """
 
 from __future__ import annotations
@@ -245,8 +245,8 @@ class _Rank:
         self.met_before = ranks.here() is not ranks.ALONE
         self.handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         self.result: dict[str, Any] = {}
-        if not me.first and self.log is not None:
-            _redirect(self.log)
+        self.aloud = _redirect(self.log) if not me.first and self.log is not None else None
+        ranks.appoint(me)
         self.watch = Watch(me, self.log, self._cut_off)
 
     def run(self, work: Work) -> dict[str, Any]:
@@ -288,7 +288,7 @@ class _Rank:
         if not isinstance(error, LlmtoolError | KeyboardInterrupt):
             watch.trace(self.log, error)
         self.result = getattr(error, "result", {})
-        if self.me.first:
+        if self.me.first or self._stands_in(failure):
             self._record(failure)
             self.watch.told()
         elif isinstance(
@@ -306,15 +306,26 @@ class _Rank:
 
     def _cut_off(self, failure: Failure) -> None:
         """The end as the watchdog's thread makes it, while the main thread hangs."""
-        if self.me.first:
+        tells = self.me.first or self._stands_in(failure)
+        if tells:
             self._record(failure, beside=True)
             self.watch.told()
         if self.started_here:
             self._leave(self._words(failure))
-        elif self.me.first:
+        elif tells:
             print(f"llmtool: {console.clean(str(failure))}", file=sys.stderr, flush=True)
             if console.is_json():
                 print(json.dumps(self.result, default=str), flush=True)
+
+    def _stands_in(self, failure: Failure) -> bool:
+        """Whether this rank tells of the end: the first is lost, and nobody of ours started them. What
+        it prints is heard from now on."""
+        lost = failure.rank == 0 and failure.why in ("gone", "late")
+        if self.me.rank != 1 or not lost or self.started_here:
+            return False
+        if self.aloud is not None:
+            os.dup2(self.aloud, 2)
+        return True
 
     def _record(self, failure: Failure, beside: bool = False) -> None:
         """Write why all ended into result.json."""
@@ -376,15 +387,17 @@ def _same_file(loaded: Loaded) -> None:
     raise ConfigError(f"{where} has another configuration than rank 0: {changes}")
 
 
-def _redirect(log: Path) -> None:
-    """What this process prints goes to the file from now on, whoever in it prints."""
+def _redirect(log: Path) -> int:
+    """What this process prints goes to the file from now on, whoever in it prints. Returns its stderr."""
     sys.stdout.flush()
     sys.stderr.flush()
+    aloud = os.dup(2)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
     for number in (1, 2):
         os.dup2(descriptor, number)
     os.close(descriptor)
     console.configure(json=console.is_json())  # it is no terminal any more
+    return aloud
 
 
 def _host() -> str:

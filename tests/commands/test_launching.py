@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ import torch
 from llmtool.commands import Options, launching
 from llmtool.core.errors import ConfigError
 from llmtool.core.ranks import Ranks
+from llmtool.core.watch import Failure
 from tests.conftest import Run, _environment
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -243,6 +245,25 @@ def test_a_rank_with_other_data_is_refused(prepared: Path, tmp_path: Path, llmto
     assert "rank 1 of 2 on" in first[2]
     assert "has another version of the data than rank 0" in first[2]
     assert result(prepared)["exit_code"] == 4
+
+
+@pytest.mark.parametrize(("rank", "tells"), [(1, True), (2, False)])
+def test_where_the_first_is_lost_the_second_tells(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], rank: int, tells: bool
+) -> None:
+    """As ranks of srun: nobody of ours has started them, and its own output goes to a file."""
+    monkeypatch.chdir(fresh)
+    monkeypatch.setattr(launching, "Watch", mock.Mock())
+    before = os.dup(1), os.dup(2)
+    me = launching._Rank(Ranks(rank, 3, 0, 1), Options("table.yaml"), "train")
+    me._cut_off(Failure(0, 3, "n1", "fit", 7, "gone", "is gone without a word (killed?)"))
+    for number, descriptor in zip((1, 2), before, strict=True):
+        os.dup2(descriptor, number)
+    said = "rank 0 of 3 on n1 is gone without a word (killed?), last seen at step 7 (fit)"
+    assert capfd.readouterr() == ("", f"llmtool: {said}\n" if tells else "")
+    assert (fresh / "runs/table/train/result.json").is_file() == tells
+    if tells:
+        assert (result(fresh)["error"], result(fresh)["rank"]["host"]) == (said, "n1")
 
 
 def test_more_processes_than_the_machine_carries(prepared: Path, llmtool: Run) -> None:
