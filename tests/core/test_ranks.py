@@ -19,10 +19,18 @@ ROUNDS = 30
 JOB = {"JOB_ID": "7", "JOB_NODELIST": "n[1-2]", "NTASKS": "2", "TASKS_PER_NODE": "1(x2)"}
 BATCH = {**JOB, "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
 STEP = {**BATCH, "STEP_ID": "1", "STEP_NODELIST": "n[1-2]", "STEP_NUM_TASKS": "2"}
-ONE = {**STEP, "STEP_NODELIST": "n1", "STEP_NUM_TASKS": "1", "STEP_TASKS_PER_NODE": "1"}
-SHELL = {**ONE, "STEP_ID": "4294967290"}
-TWO = {**STEP, "PROCID": "1", "STEP_TASKS_PER_NODE": "1(x2)"}
-THREE = {**STEP, "PROCID": "2", "STEP_NUM_TASKS": "3", "STEP_TASKS_PER_NODE": "2,1"}
+ALONE = {"STEP_NODELIST": "n1", "STEP_NUM_TASKS": "1", "STEP_TASKS_PER_NODE": "1"}
+ONE = {**STEP, **ALONE, "NTASKS": "1", "TASKS_PER_NODE": "1"}
+SHELL = {**STEP, **ALONE, "STEP_ID": "4294967290"}
+TWO = {**STEP, "PROCID": "1", "NODEID": "1", "STEP_TASKS_PER_NODE": "1(x2)"}
+THREE = {
+    **STEP,
+    "PROCID": "2",
+    "NODEID": "1",
+    "NTASKS": "3",
+    "STEP_NUM_TASKS": "3",
+    "STEP_TASKS_PER_NODE": "2,1",
+}
 
 
 def by_threads() -> list[list[Any]]:
