@@ -19,9 +19,8 @@ class Scratch:
     fit: dict[str, dict[str, Any]] = field(default_factory=dict)
     chain: bool = True  # whether what the file says of its own run is meant of this one
     kill_at: int | None = None  # the step after which, before it is saved, the process kills itself
-    samples: list[Any] = field(
-        default_factory=list
-    )  # filled: the data.sampling.Sample of each command's source
+    # filled: the data.sampling.Sample of each command's source
+    samples: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

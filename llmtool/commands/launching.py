@@ -113,8 +113,8 @@ def _together(loaded: Loaded, options: Options, command: str, kind: str, count: 
             monitor_interval=0.1,
             logs_specs=DefaultLogsSpecs(log_dir=place),
             signals_to_handle="SIGTERM,SIGINT",
-            shutdown_timeout=int(loaded.experiment.parallel.seconds)
-            + 1,  # for the checkpoint, after a signal
+            # for the checkpoint, after a signal
+            shutdown_timeout=int(loaded.experiment.parallel.seconds) + 1,
         )
         try:
             elastic_launch(config, sys.executable)(*_arguments(options, command))
@@ -291,9 +291,8 @@ class _Rank:
         if self.me.first or self._stands_in(failure):
             self._record(failure)
             self.watch.told()
-        elif isinstance(
-            error, watch.ALL_ALIKE
-        ):  # the first may still be writing, and is ended with the others
+        elif isinstance(error, watch.ALL_ALIKE):
+            # the first may still be writing, and is ended with the others
             self.watch.wait_told(self.watch.deadline)
         if self.started_here:
             self._leave(self._words(failure))

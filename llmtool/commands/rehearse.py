@@ -34,11 +34,8 @@ from llmtool.stages.fitting import Proposal
 from llmtool.stages.forecast import Fitting
 
 CHARACTERS = 8_000_000  # of the source that are read; a source that is not larger is read whole
-QUICK, STEPS, SLOW_STEPS = (
-    0.3,
-    6,
-    3,
-)  # seconds of a step up to which six of them are made, to be timed; else three
+# seconds of a step up to which six of them are made, to be timed; else three
+QUICK, STEPS, SLOW_STEPS = 0.3, 6, 3
 TOKENS = 16  # of each text that a rehearsed evaluate has written
 PATIENCE = 40.0  # seconds that the steps until the kill may take
 COMMANDS = {"train": train, "finetune": finetune}

@@ -212,9 +212,8 @@ def stage(
                 else:
                     run.start_over()
             for change in run.changes[:10]:
-                if run.state == "changed" or not change.startswith(
-                    UNFINISHED
-                ):  # it says where it goes on from
+                # what is unfinished says where it goes on from
+                if run.state == "changed" or not change.startswith(UNFINISHED):
                     console.note(f"{name}: {change}")
             with located(loaded, name):
                 yield run

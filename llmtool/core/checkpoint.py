@@ -108,9 +108,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
         except (OSError, LlmtoolError):
             raise
         except Exception as error:
-            if code := re.search(
-                r"\(os error (\d+)\)", str(error)
-            ):  # how Rust's standard library prints errno
+            # how Rust's standard library prints errno
+            if code := re.search(r"\(os error (\d+)\)", str(error)):
                 raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
             raise
 
@@ -255,9 +254,8 @@ def _read_manifest(directory: Path) -> dict[str, dict[str, Any]]:
             or name in (".", MANIFEST)
         ):
             raise TornError(f"{path}: {name!r} is not the name of a file inside the checkpoint")
-    if (
-        _manifest_bytes(entries) != data
-    ):  # any other spelling is not ours: even a lost newline at the end counts
+    # any other spelling is not ours: even a lost newline at the end counts
+    if _manifest_bytes(entries) != data:
         raise TornError(f"{path}: not as it was written")
     return entries
 

@@ -162,9 +162,8 @@ def _compose(text: str, name: str) -> yaml.Node | None:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     depth = 0
     try:
-        for count, event in enumerate(
-            yaml.parse(text, Loader=loader)
-        ):  # an iterator: nesting cannot exhaust the stack
+        # an iterator: nesting cannot exhaust the stack
+        for count, event in enumerate(yaml.parse(text, Loader=loader)):
             place = _mark(name, event.start_mark)
             if count > MAX_EVENTS:
                 raise ConfigError(f"{place}: more than {MAX_EVENTS:,} elements; is this a configuration?")

@@ -42,9 +42,8 @@ def resolve_device(name: DeviceName) -> torch.device:
 
 def _without_cuda() -> str | None:
     """Why there is no CUDA device; None when there is one."""
-    with warnings.catch_warnings(
-        record=True
-    ) as said:  # torch warns when the driver is too old, and says so best
+    # torch warns when the driver is too old, and says so best
+    with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         if torch.cuda.is_available():
             return None
@@ -80,9 +79,8 @@ class Precision:
     def apply(self) -> None:
         """Set how this process multiplies float32 matrices (a global of torch): in full, or as TF32."""
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = (
-            self.tf32
-        )  # torch's default lets convolutions, and only them, use TF32
+        # torch's default lets convolutions, and only them, use TF32
+        torch.backends.cudnn.allow_tf32 = self.tf32
 
 
 PRECISIONS = {

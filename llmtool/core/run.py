@@ -467,9 +467,8 @@ def _acquire(root: Path) -> int:
         except OSError:
             os.close(descriptor)
             raise
-        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:3]])[
-            :200
-        ]  # not the options: they may be private
+        # not the options: they may be private
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:3]])[:200]
         holder_line = f"process {os.getpid()} on {socket.gethostname()} ({command!a})\n"
         with contextlib.suppress(OSError):  # a full disk: the lock holds, nameless
             os.ftruncate(descriptor, 0)

@@ -14,9 +14,8 @@ from torch import Tensor
 from llmtool.core.contracts import IGNORE
 
 MOST_PENDING = 2**27  # logits (512 MiB) left on the device before they move to the host
-LARGEST_MATRIX = (
-    100  # classes; beyond it the report carries the most frequent confusions in place of the matrix
-)
+# classes; beyond it the report carries the most frequent confusions in place of the matrix
+LARGEST_MATRIX = 100
 
 RATES, AVERAGES = ("precision", "recall", "f1"), ("macro", "micro", "weighted")
 FIGURES = (

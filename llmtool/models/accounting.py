@@ -26,9 +26,8 @@ from llmtool.models.tracing import Trace, Update, trace
 from llmtool.models.vit import Attention as PatchAttention
 
 OptimizerName = Literal["adamw", "sgd", "muon"]
-FLOAT = (
-    4  # bytes: weights, gradients and optimizer state are float32; autocast makes smaller copies as it goes
-)
+# bytes: weights, gradients and optimizer state are float32; autocast makes smaller copies as it goes
+FLOAT = 4
 
 # of each byte that lives at once: on a CPU freed pieces, into which nothing new fits, stay with the process
 HELD = {"cpu": 1.37}

@@ -31,9 +31,8 @@ class Transformer(nn.Module):
     score: nn.Linear
     labels: list[str] | None
     head_is_new: bool = False
-    shared: Shared | None = (
-        None  # what ranks that have parts of a row share, as models.context_parallel sets it
-    )
+    # what ranks that have parts of a row share, as models.context_parallel sets it
+    shared: Shared | None = None
 
     def __init__(self, config: TransformerConfig, inputs: Tokens) -> None:
         super().__init__()

@@ -200,9 +200,8 @@ class _Text(_Explainer):
         self.before, self.after = len(state["prefix"]), len(state["suffix"])
         self.tokenizer = FittedTokenizer.from_state(state["tokenizer"], assembled.dataset.directory)
         named = [self.tokenizer.tokenizer.token_to_id(name) for name in ("[PAD]", "<pad>", "<|padding|>")]
-        self.padding = next(
-            (number for number in named if number is not None), 0
-        )  # 0: what rows are padded with
+        # 0: what rows are padded with
+        self.padding = next((number for number in named if number is not None), 0)
         self.compared = f"padding ({self.tokenizer.tokenizer.id_to_token(self.padding)})"
         self.mean = None
         if _has_columns(assembled.dataset.inputs):

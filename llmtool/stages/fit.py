@@ -77,9 +77,8 @@ class FitResult:
     throughput: dict[str, float]
     resumed_from: int | None = None
     skipped: int = 0  # updates that the guard left out
-    lowered: list[dict[str, int]] = field(
-        default_factory=list
-    )  # micro-batches that did not fit (stages.lowering)
+    # micro-batches that did not fit (stages.lowering)
+    lowered: list[dict[str, int]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     profile: dict[str, Any] | None = None  # as training.profile says
     seen: dict[str, float] | None = None  # how often each part of a mixture was gone through

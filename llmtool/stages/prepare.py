@@ -160,13 +160,11 @@ class _Scan:
     named: str | None = None  # the column whose cell names a row better than file and line do
     mixed: mixture.Parts | None = None  # of a mixture
     read: int = 0
-    fates: list[np.ndarray] = field(
-        default_factory=list
-    )  # per chunk (rows,) int16: 0 is left, else reasons[fate - 1]
+    # per chunk (rows,) int16: 0 is left, else reasons[fate - 1]
+    fates: list[np.ndarray] = field(default_factory=list)
     reasons: list[tuple[str, str]] = field(default_factory=list)  # ("dropped" or "quarantined", why)
-    unread: Counter[str] = field(
-        default_factory=Counter
-    )  # rows that no reader could make sense of, by reason
+    # rows that no reader could make sense of, by reason
+    unread: Counter[str] = field(default_factory=Counter)
     places: list[BadRow] = field(default_factory=list)  # the first bad rows
     bad: int = 0
     parts: list[dict[str, np.ndarray]] = field(default_factory=list)  # per chunk, of the rows left

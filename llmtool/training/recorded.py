@@ -10,9 +10,8 @@ from torch import nn
 
 from llmtool.core.contracts import Batch, Loss
 
-WARM = (
-    3  # passes before a recording, as https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs asks
-)
+# passes before a recording, as https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs asks
+WARM = 3
 
 
 class Recorded:
