@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llmtool import experiment
 from llmtool.commands import ExportOptions, session
 from llmtool.core import checkpoint, console, files, lineage
 from llmtool.core.config import suggest
@@ -19,7 +18,6 @@ from llmtool.core.freshness import Hashes, compare
 from llmtool.core.run import RESULT, document
 from llmtool.stages import checkpoints
 from llmtool.stages import export as stage
-from llmtool.stages import lineage as made
 from llmtool.stages.export import FORMATS, Export
 
 
@@ -63,30 +61,14 @@ def run(options: ExportOptions) -> dict[str, Any]:
 
 def _places(options: ExportOptions) -> tuple[Path, Path]:
     """The checkpoint that is written, and the directory that it goes to."""
-    root: Path | None = None
-    path = options.config
-    if Path(path).is_dir() or path.startswith("hf://"):
-        if options.overrides:
-            raise ConfigError("--set changes a configuration file; a directory is exported as it is")
-        root, source = session.of_directory(path)
-    else:
-        loaded = experiment.load(path, options.overrides)
-        root = Path(loaded.experiment.run)
-        found = made.models(root)
-        source = str(found["finetune"] if "finetune" in found else found["train"]) if found else ""
-        if not source and not options.of:
-            verb = "finetune" if loaded.experiment.finetune and not loaded.experiment.train else "train"
-            raise ConfigError(
-                f"{root} has no trained model yet: run `llmtool {verb} {path}` first, "
-                "or name a model with --of"
-            )
-    source = str(checkpoints.find_checkpoint(options.of or source))
+    _, root, model = session.model_of(options.config, options.overrides, options.of)
+    source = checkpoints.find_checkpoint(model)
     if options.out is None and root is None:
-        raise ConfigError(f"{path} is no run's directory: say with --out where the export goes")
+        raise ConfigError(f"{options.config} is no run's directory: say with --out where the export goes")
     out = Path(options.out) if options.out is not None else Path(str(root)) / "export" / options.to
     if out.name in ("", ".."):
         raise ConfigError(f"--out {out}: give the export a directory of its own")
-    return Path(source), out
+    return source, out
 
 
 def _stands(out: Path) -> dict[str, Any] | None:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from llmtool import experiment
-from llmtool.commands import GenerateOptions
+from llmtool.commands import GenerateOptions, session
 from llmtool.core import console, files, seeds
 from llmtool.core.contracts import NextToken
 from llmtool.core.devices import resolve_device, resolve_precision
@@ -23,7 +22,6 @@ from llmtool.experiment import Loaded
 from llmtool.models.causal import Transformer
 from llmtool.models.generation import Sampling
 from llmtool.stages import checkpoints, speaking
-from llmtool.stages import lineage as made
 from llmtool.stages.speaking import Speaker
 
 
@@ -161,30 +159,10 @@ def _read(row: dict[str, Any]) -> Asked:
 
 def _model(options: GenerateOptions) -> tuple[Loaded | None, str]:
     """The file, where one is given, and the checkpoint that writes."""
-    path = options.config
-    if Path(path).is_dir() or path.startswith("hf://"):
-        if options.overrides:
-            raise ConfigError("--set changes a configuration file; a directory is taken as it is")
-        if options.of:
-            raise ConfigError("--of names another model than a file's run; a directory is the model itself")
-        if path.startswith("hf://") or checkpoints.is_checkpoint(Path(path)):
-            return None, path
-        root, stage = made.root_of(path)
-        models = made.models(root)
-        found = models.get(stage) if stage else next(iter(models.values()), None)
-        if found is None:
-            raise ConfigError(f"{path}: no trained model here")
-        return None, str(found)
-    loaded = experiment.load(path, options.overrides)
-    if options.of:
-        return loaded, options.of
-    root = Path(loaded.experiment.run)
-    if found := next(iter(made.models(root).values()), None):
-        return loaded, str(found)
-    verb = "finetune" if loaded.experiment.finetune and not loaded.experiment.train else "train"
-    raise ConfigError(
-        f"{root} has no trained model yet: run `llmtool {verb} {path}` first, or name a model with --of"
-    )
+    if session.without_file(options.config, options.overrides) and options.of:
+        raise ConfigError("--of names another model than a file's run; a directory is the model itself")
+    loaded, _, source = session.model_of(options.config, options.overrides, options.of)
+    return loaded, source
 
 
 def _ids(speaker: Speaker, asked: Asked, raw: bool) -> list[int]:

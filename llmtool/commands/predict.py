@@ -53,9 +53,7 @@ def run(options: PredictOptions) -> dict[str, Any]:
     """Run the command; returns its document: the model, the rows, how many have an error. Writes nothing into
     a run."""
     _check(options)
-    if os.path.isdir(options.config) or options.config.startswith("hf://"):
-        if options.overrides:
-            raise ConfigError("--set changes a configuration file; the model of a directory is used as it is")
+    if session.without_file(options.config, options.overrides):
         return _predict(options, None, options.of or session.of_directory(options.config)[1], own=True)
     loaded = experiment.load(options.config, options.overrides)
     with session.located(loaded, "evaluate"):

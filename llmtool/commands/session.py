@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,17 +26,17 @@ from llmtool.data.store import CARD, Dataset
 from llmtool.evaluation import compare
 from llmtool.experiment import Loaded, with_recipe
 from llmtool.experiment import resolved as experiment_yaml
-from llmtool.models import adapters
+from llmtool.models import adapters, hub
 from llmtool.models.accounting import account
 from llmtool.models.choice import Choice
 from llmtool.models.forms import huggingface
 from llmtool.stages import advise, assemble, checkpoints, spent, suites
-from llmtool.stages import lineage as made
 from llmtool.stages import prepare as stages
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import fingerprint
 from llmtool.stages.fit import FitResult
 from llmtool.stages.fit import fit as stage_fit
+from llmtool.stages.lineage import models, root_of
 from llmtool.stages.settings import section_of
 from llmtool.training import TrainConfig
 from llmtool.training.profile import NOTHING, Profile
@@ -135,25 +135,51 @@ def scored(loaded: Loaded) -> tuple[str | None, str]:
     tuned = experiment.finetune is not None and (root / "finetune" / "best").exists()
     stage = "finetune" if tuned else "train"
     if not (root / stage / "best").exists():
-        verb = "finetune" if experiment.finetune and not experiment.train else "train"
-        raise ConfigError(
-            f"{root} has no trained model yet: run `llmtool {verb} {loaded.document.name}` first, "
-            "or name a model in evaluate.of"
-        )
+        raise _untrained(loaded, "in evaluate.of")
     return stage, str(checkpoints.find_checkpoint(str(root / stage)))
+
+
+def _untrained(loaded: Loaded, how: str) -> ConfigError:
+    """The error of a file whose run has no model; how: another one is named."""
+    verb = "finetune" if loaded.experiment.finetune and not loaded.experiment.train else "train"
+    return ConfigError(
+        f"{Path(loaded.experiment.run)} has no trained model yet: "
+        f"run `llmtool {verb} {loaded.document.name}` first, or name a model {how}"
+    )
+
+
+def without_file(path: str, overrides: Sequence[str]) -> bool:
+    """Whether a command is given a directory or a name on the hub in place of a configuration file."""
+    if not (Path(path).is_dir() or path.startswith(hub.SCHEME)):
+        return False
+    if overrides:
+        raise ConfigError("--set changes a configuration file; a directory is taken as it is")
+    return True
 
 
 def of_directory(path: str) -> tuple[Path | None, str]:
     """The run that a directory (or hf:// name) belongs to, None where it is none, and the model meant."""
-    if path.startswith("hf://") or checkpoints.is_checkpoint(Path(path)):
+    if path.startswith(hub.SCHEME) or checkpoints.is_checkpoint(Path(path)):
         return None, path
-    root, of = made.root_of(path)
-    found = made.models(root)
-    if of is not None and of not in found:
-        raise ConfigError(f"{path}: no model here")
-    if not found:
-        raise ConfigError(f"{path}: no trained model here yet")
-    return root, str(found[of] if of else found["finetune"] if "finetune" in found else found["train"])
+    root, of = root_of(path)
+    found = models(root)
+    if not found or (of is not None and of not in found):
+        raise ConfigError(f"{path}: no trained model here")
+    return root, str(found[of] if of else next(iter(found.values())))
+
+
+def model_of(path: str, overrides: Sequence[str], of: str | None) -> tuple[Loaded | None, Path | None, str]:
+    """The file at `path`, None where that is no file; the run, None where there is none; and the model that
+    is meant: `of`, where --of names one, else the run's last."""
+    if without_file(path, overrides):
+        root, found = of_directory(path)
+        return None, root, of or found
+    loaded = experiment.load(path, overrides)
+    own = Path(loaded.experiment.run)
+    model = of or next((str(place) for place in models(own).values()), None)
+    if model is None:
+        raise _untrained(loaded, "with --of")
+    return loaded, own, model
 
 
 def compared(loaded: Loaded) -> Path | None:
