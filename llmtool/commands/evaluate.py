@@ -69,7 +69,8 @@ def _evaluate(
     said = _explained(run.directory, assembled, tallies, config)
     document = report.report(
         tallies,
-        **score.model_and_data(assembled, str(start.directory), start.hash),
+        model={"path": str(start.directory), "hash": start.hash},
+        dataset={"path": str(dataset.directory), "fingerprint": dataset.fingerprint},
         rows={split: dataset.split(split).rows for split in splits},
         outcomes=outcomes,
         samples=score.samples(assembled, config.samples) if config.samples else [],

@@ -32,7 +32,7 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def _run(options: Options) -> dict[str, Any]:
-    with session.command(options, "finetune", "finetune") as loaded:
+    with session.command(options, "finetune") as loaded:
         config = loaded.experiment.finetune
         assert config is not None
         directory = session.model_to_start(loaded)

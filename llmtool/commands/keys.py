@@ -75,9 +75,9 @@ def describe(
     """
     experiment = loaded.experiment
     said = {} if not asked else {"asked": asked}
+    machine = _machine(experiment.device, experiment.precision)
     if start is not None:
         reads = ["finetune.start", "finetune.through", *(f"finetune.{name}" for name in ("method", *COSTS))]
-        machine = _machine(experiment.device, experiment.precision)
         inputs = {"start": fingerprint(start)}
         if card is not None:
             inputs["dataset"] = card["fingerprint"]
@@ -88,7 +88,6 @@ def describe(
         reads += [f"{section}.{name}" for name in COSTS]
         if section == "finetune":
             reads.append("finetune.method")
-    inputs = {}
     if card is not None:
         notes = files.hash_bytes(files.json_bytes(card.get("notes")))
         inputs = {"dataset": card["fingerprint"], "notes of the dataset": notes}
@@ -97,7 +96,6 @@ def describe(
             f"data.encode.{name}" for name in ("as_", "like", "like_model", "tokenizer", "template", "game")
         ]
         inputs = {str(path): files.hash_file(path) for path in experiment.data.encode.files()}
-    machine = _machine(experiment.device, experiment.precision)
     return _without_sessions(_key(loaded.slice(*reads) | machine | said, inputs), section)
 
 

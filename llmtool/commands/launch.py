@@ -40,7 +40,7 @@ def run(options: LaunchOptions) -> dict[str, Any]:
 
 def _script(options: LaunchOptions, loaded: Loaded) -> str:
     stage = options.stage or ("train" if loaded.experiment.train else "finetune")
-    if stage not in session.NEEDS:
+    if stage not in session.TRAINING:
         raise ConfigError(f"--stage {stage}: expected train or finetune")
     loaded.need(stage, stage)
     kind, tasks = _tasks(options, loaded)

@@ -60,7 +60,7 @@ def run(work: Work, options: Options, command: str) -> dict[str, Any]:
         need_file(options.config)
         return _Rank(told, options, command).run(work)
     if "WORLD_SIZE" not in os.environ:  # a launcher of one process means one
-        with session.command(options, command, command) as loaded:
+        with session.command(options, command) as loaded:
             kind, count = found(loaded.experiment.devices, loaded.experiment.device)
             loaded.experiment.parallel.replicas(count)
             if count > 1:

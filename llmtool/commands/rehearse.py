@@ -49,7 +49,8 @@ def run(options: Options, command: str) -> dict[str, Any]:
         raise ConfigError("--rehearse begins anew and aside: --force and --resume mean nothing beside it")
     need_file(options.config)
     loaded = experiment.load(options.config, options.overrides)
-    session.need(loaded, command)
+    if command in COMMANDS:
+        loaded.need(command, command)
     with tempfile.TemporaryDirectory(prefix="llmtool-rehearsal-") as place:
         name = Path(loaded.experiment.run).name or "run"
         rehearsal = _Rehearsal(options, loaded, Path(place) / name, command)

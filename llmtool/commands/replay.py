@@ -20,7 +20,7 @@ def run(options: Options, command: str, bundle: str) -> dict[str, Any]:
     if options.force or options.resume:
         raise ConfigError("--replay writes nothing: --force and --resume mean nothing beside it")
     loaded = experiment.load(options.config, options.overrides)
-    session.need(loaded, command)
+    loaded.need(command, command)
     with session.located(loaded, command):
         dataset = session.prepared(loaded, options)
         assembled = session.assembled(loaded, command, dataset)

@@ -50,10 +50,8 @@ def _evaluate(old: Experiment, scratch: Scratch) -> dict[str, Any]:
     updates: dict[str, Any] = {}
     of, samples = old.evaluate.of, old.evaluate.samples
     if of is None and old.train is None and old.finetune is None:  # the model of an earlier file of this run
-        made = [
-            str(Path(old.run) / stage) for stage in ("train",) if (Path(old.run) / stage / "best").exists()
-        ]
-        of = made[0] if made else None
+        train = Path(old.run) / "train"
+        of = str(train) if (train / "best").exists() else None
     if of is not None:
         updates["of"] = moved(of, old, scratch.run)
     if samples is not None and scratch.sample_tokens is not None:

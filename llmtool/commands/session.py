@@ -41,10 +41,12 @@ from llmtool.stages.settings import section_of
 from llmtool.training import TrainConfig
 from llmtool.training.profile import NOTHING, Profile
 
+TRAINING = ("train", "finetune")  # the commands that train, each by the section of its name
+
 
 @contextmanager
-def command(options: Options, name: str, *needs: str) -> Iterator[Loaded]:
-    """Read and check the file, then do the work of the command.
+def command(options: Options, name: str) -> Iterator[Loaded]:
+    """Read and check the file, then do the work of the command; one that trains needs its section.
 
     Whatever ends it before its own stage is open (a wrong file, no data, no model to start from) is told of
     in the stage's result.json too, where the run is known.
@@ -56,8 +58,8 @@ def command(options: Options, name: str, *needs: str) -> Iterator[Loaded]:
         loaded = experiment.load(options.config, options.overrides)
         if options.scratch:
             loaded = scratch.derive(loaded, options.scratch)
-        for section in needs:
-            loaded.need(section, name)
+        if name in TRAINING:
+            loaded.need(name, name)
         with located(loaded, name):
             yield loaded
     except BaseException as error:
@@ -91,13 +93,6 @@ NO_BF16 = (
     "precision: bf16: this CPU has no units for it (AMX or AVX512-BF16) and takes many times as long as with "
     "--set precision=fp32"
 )
-NEEDS = {"train": ("train",), "finetune": ("finetune",)}  # sections of the commands that train
-
-
-def need(loaded: Loaded, command: str) -> None:
-    """ConfigError unless the sections that a command which trains reads are there."""
-    for section in NEEDS.get(command, ()):
-        loaded.need(section, command)
 
 
 def model_to_start(loaded: Loaded) -> str:

@@ -21,7 +21,7 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def _run(options: Options) -> dict[str, Any]:
-    with session.command(options, "train", "train") as loaded:
+    with session.command(options, "train") as loaded:
         dataset = session.prepared(loaded, options)
         launching.same_data(dataset)
         loaded, choice = session.with_model(loaded, dataset.card)

@@ -37,7 +37,7 @@ def run(options: Options, command: str, what: str) -> dict[str, Any]:
         raise ConfigError("--verify works aside: --force and --resume mean nothing beside it")
     need_file(options.config)
     loaded = experiment.load(options.config, options.overrides)
-    session.need(loaded, command)
+    loaded.need(command, command)
     with tempfile.TemporaryDirectory(prefix="llmtool-verify-") as place, session.located(loaded, command):
         dataset = _dataset(loaded, options, Path(place))
         if kind == "resume":

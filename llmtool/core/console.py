@@ -254,7 +254,7 @@ def _cell(value: Any) -> str:
         return ""
     if _is_number(value):
         return number(value)
-    return clean(value).replace("\n", "\\n").replace("\t", "\\t")
+    return clean(value, lines=False)
 
 
 def document(value: Any) -> None:

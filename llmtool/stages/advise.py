@@ -14,10 +14,9 @@ from llmtool.core.errors import ConfigError
 from llmtool.data.store import input_spec
 from llmtool.models.accounting import FLOAT
 from llmtool.models.choice import RULES, Choice, Problem, choices
-from llmtool.stages.settings import CPU_RATE, CPU_TOKENS, CUDA_TOKENS
+from llmtool.stages.settings import CPU_RATE, CPU_TOKENS, CUDA_TOKENS, REACHED
 from llmtool.tasks import TaskConfig, default_task
 
-REACHED = 0.5  # share of a GPU's peak that a training step reaches, about: models.timing has it by the step
 BYTES = 16  # an optimizer step moves so many for each weight: weight, gradient, two moments, to and fro
 BANDWIDTH = 5e9  # bytes a second that a CPU core moves, about
 STEP = {"cpu": 2e-3, "cuda": 1e-3}  # seconds that a training step takes, however small the model, about

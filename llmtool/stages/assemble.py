@@ -22,7 +22,7 @@ from llmtool.core.devices import (
 from llmtool.core.errors import ConfigError
 from llmtool.core.lineage import Chain, document
 from llmtool.core.shards import in_parts
-from llmtool.data import templates, tokenizers
+from llmtool.data import special_tokens, templates, tokenizers
 from llmtool.data.batches import Batches, open_batches
 from llmtool.data.decoding import decoded_batch
 from llmtool.data.store import Dataset, without_places
@@ -38,7 +38,7 @@ from llmtool.stages.parting import is_cut
 from llmtool.tasks import TaskConfig, default_task
 from llmtool.tasks.language import GamesTask
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER_FILES = (tokenizers.FILE, special_tokens.CONFIG, templates.FILE)
 
 
 @dataclass

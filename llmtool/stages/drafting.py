@@ -44,11 +44,7 @@ class Draft:
         if why and len(text) + 3 + len(why) <= WIDTH:
             text += f"  # {why}"
         elif why:
-            indent = "  " * depth + "# "
-            self.lines += textwrap.wrap(
-                why, WIDTH - 2, initial_indent=indent, subsequent_indent=indent, break_long_words=False,
-                break_on_hyphens=False,
-            )  # fmt: skip
+            self.lines += _comments(why, 2 * depth)
         self.lines.append(text)
 
     def item(self, depth: int, value: Any, why: str = "") -> None:
@@ -58,10 +54,7 @@ class Draft:
     def say(self, *lines: str) -> None:
         """Comments on lines of their own."""
         for line in lines:
-            self.lines += textwrap.wrap(
-                line, WIDTH - 2, initial_indent="# ", subsequent_indent="# ", break_long_words=False,
-                break_on_hyphens=False,
-            )  # fmt: skip
+            self.lines += _comments(line, 0)
 
     def text(self) -> str:
         """The file."""
@@ -124,9 +117,7 @@ def _head(lines: Draft, plan: Plan, path: str, output: str, command: str) -> Non
         f"Written by `{command}`. Beside each key stands what was seen in the data; change what is wrong.",
         plan.about,
         *plan.notes,
-        "",
     )
-    lines.lines = [line for line in lines.lines if line != "# "]
     writes = isinstance(plan.problem.outputs, NextToken) and not plan.problem.game
     last = f"generate {said} --prompt TEXT" if writes else f"predict {said} --input FILE"
     for step in (f"train {said}", f"evaluate {said}", last):

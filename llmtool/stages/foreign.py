@@ -22,7 +22,7 @@ from llmtool.models import peft_files, preprocessing, pretrained
 READ = (
     pretrained.CONFIG_FILE,
     peft_files.ADAPTER_CONFIG,
-    "generation_config.json",
+    pretrained.GENERATION_FILE,
     preprocessing.FILE,
     tokenizers.FILE,
     special_tokens.CONFIG,

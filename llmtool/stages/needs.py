@@ -18,10 +18,9 @@ from llmtool.models.layers import statistics
 from llmtool.models.recompute import learning_blocks
 from llmtool.stages.fitting import Choices, Proposal, Setup, Speed, propose
 from llmtool.stages.room import average_bytes, packed, tokens_of
-from llmtool.stages.settings import CPU_RATE
+from llmtool.stages.settings import CPU_RATE, REACHED
 from llmtool.training import TrainConfig
 
-REACHED = 0.5  # share of a published peak that a step reaches, about
 PART = 1e-3  # seconds that a part of a batch takes beside its FLOPs: some hundred calls of kernels, about
 LIKE = "NVIDIA H200"  # whose rates stand for a GPU's; what counts is how they stand to each other
 
@@ -66,14 +65,11 @@ class ModelNeeds:
         given: Any = self.model
         model = given
         with torch.device("meta"):
-            if self.config is not None and (setup.context, setup.depth) != self._sizes():
+            if self.config is not None and (setup.context, setup.depth) != sizes_of(self.config):
                 sizes = {"context": setup.context, "depth": setup.depth}
                 config: Any = self.config.model_copy(update={k: v for k, v in sizes.items() if v is not None})
                 model = config.build(given.inputs, given.outputs)
         return adapted(model, LoRAConfig(kind="lora")) if setup.method == "lora" else model
-
-    def _sizes(self) -> tuple[int | None, int | None]:
-        return sizes_of(self.config)
 
 
 def sizes_of(config: Section | None) -> tuple[int | None, int | None]:

@@ -15,7 +15,13 @@ import torch
 from llmtool.core import files
 from llmtool.core.config import suggest
 from llmtool.core.contracts import Tally
-from llmtool.core.devices import resolve_device, resolve_precision, set_determinism
+from llmtool.core.devices import (
+    DeviceName,
+    PrecisionName,
+    resolve_device,
+    resolve_precision,
+    set_determinism,
+)
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data.batches import unit_edges
 from llmtool.data.cleaning import clean, on_new_rows
@@ -44,8 +50,6 @@ PICTURES = 512  # of a stretch
 GAMES = 64  # that go through a model together
 NOT_FINITE = "the model's output is not a finite number"
 Batch = int | Literal["auto"]
-Device = Literal["auto", "cpu", "cuda"]
-PrecisionName = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Predictor:
 
     def __init__(
         self, start: Start, card: Mapping[str, Any], directory: Path, reading: Reading | None, *,
-        device: Device = "auto", precision: PrecisionName = "auto", deterministic: bool = False,
+        device: DeviceName = "auto", precision: PrecisionName = "auto", deterministic: bool = False,
         batch: Batch = "auto", flip: bool = False, root: str | None = None,
     ) -> None:  # fmt: skip
         if start.task is None:

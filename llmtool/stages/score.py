@@ -197,15 +197,6 @@ def origin(dataset: Dataset, splits: Sequence[str]) -> dict[str, dict[str, np.nd
     return result
 
 
-def model_and_data(assembled: Assembled, directory: str, weights: str) -> dict[str, dict[str, Any]]:
-    """What a report says of the model (where it lies, the hash of its files) and of the dataset."""
-    dataset = assembled.dataset
-    return {
-        "model": {"path": directory, "hash": weights},
-        "dataset": {"path": str(dataset.directory), "fingerprint": dataset.fingerprint},
-    }
-
-
 def samples(assembled: Assembled, config: SamplesConfig) -> list[dict[str, Any]]:
     """Continuations of the prompts, each a function of the run's seed and the numbers of prompt and text.
 

@@ -24,6 +24,7 @@ from llmtool.training.parts import divisor, most_that_fits
 
 CPU_TOKENS, CUDA_TOKENS = 1024, 32768  # tokens of one optimizer step when `batch` is auto
 CPU_RATE = 30e9  # FLOP/s that a core reaches in these models, measured
+REACHED = 0.5  # share of a GPU's peak that a training step reaches, about: models.timing has it by the step
 ONE_THREAD = 3e7  # FLOPs of a micro-batch that a second CPU core makes no faster, measured
 LAUNCHED = 4e12  # FLOPs of a micro-batch that a GPU computes in the time its kernels take to launch, at most
 MOST_FLOPS = 1e14  # of a micro-batch on CUDA: a tenth of a second at the least; a larger one gains nothing
