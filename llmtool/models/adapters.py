@@ -27,10 +27,7 @@ from llmtool.models.tabm import Heads, TabM
 from llmtool.models.transformer import Transformer
 from llmtool.models.vit import ViT
 
-Headed = (
-    MLP | TabM | Bag | Encoder | ViT | ConvNet | ConvNeXt
-)  # models with a head for classes or values, or room for one
-Family = Headed | Transformer
+Family = MLP | TabM | Bag | Encoder | ViT | ConvNet | ConvNeXt | Transformer
 MAX_RANK = 4096
 ONLY_LORA = {
     "quantise": "a weight of four bits is not trained",
@@ -251,7 +248,7 @@ def replace_head(model: nn.Module, outputs: OutputSpec, seed: int) -> None:
         )
     if isinstance(model, Through):
         raise ConfigError("a model that transformers runs gives no classes or values of texts")
-    assert isinstance(model, Headed | Transformer)
+    assert isinstance(model, Family)
     if not isinstance(outputs, Classes | Values):
         raise ConfigError(f"model.family {model.config.family} gives classes or values, not the next token")
     generator = torch.Generator().manual_seed(derive(seed, "head"))
@@ -270,19 +267,16 @@ def replace_head(model: nn.Module, outputs: OutputSpec, seed: int) -> None:
             device = next(model.parameters()).device
             model.head = Weights(model.rows, outputs.n).to(device)
             fill_uniform(model.head.weight, NEW * math.sqrt(3), generator)
-        model.labels = None
     elif isinstance(model, ViT | ConvNet | ConvNeXt):
         device = next(model.parameters()).device
         model.head = _new_linear(nn.Linear(model.features, 1, device=device), outputs.n, generator)
-        model.labels = None
     else:
         if model.outputs is None:  # else the hidden layer before the outputs stays
             model.head.dense = _new_linear(model.head.dense, model.config.width, generator)
             for weight in model.head.norm.parameters():
                 nn.init.ones_(weight)
         model.head.output = _new_linear(model.head.output, outputs.n, generator)
-        model.labels = None
-    model.outputs, model.head_is_new = outputs, True
+    model.outputs, model.labels, model.head_is_new = outputs, None, True
 
 
 def read_beside(model: nn.Module, features: int, seed: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from llmtool.core.config import Section
 from llmtool.core.contracts import Classes, Features, InputSpec, OutputSpec, Values
 from llmtool.core.errors import ConfigError
+from llmtool.models.headed import Headed
 from llmtool.models.plan import Plan
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
@@ -70,18 +71,14 @@ class Layer(nn.Module):
         return x if self.dropout is None else self.dropout(x)
 
 
-class MLP(nn.Module):
+class MLP(Headed):
     """A multilayer perceptron: each row on its own, from its numbers to its outputs."""
 
-    head_name: ClassVar[str] = "head"
+    config: MLPConfig
+    inputs: Features
 
     def __init__(self, config: MLPConfig, inputs: Features, outputs: Classes | Values) -> None:
-        super().__init__()
-        self.config, self.inputs = config, inputs
-        self.outputs: OutputSpec = outputs
-        self.head_is_new = (
-            False  # set by adapters.replace_head: such a head is trained and stored with an adapter
-        )
+        super().__init__(config, inputs, outputs)
         widths = [inputs.width, *config.hidden]
         self.body = nn.Sequential(*(Layer(a, b, config) for a, b in zip(widths, config.hidden, strict=False)))
         self.head = nn.Linear(widths[-1], outputs.n)

@@ -21,9 +21,10 @@ from llmtool.core.contracts import Classes
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.core.shards import put
 from llmtool.core.shards import whole as whole_of
-from llmtool.models.adapters import Headed, LoRAConfig, head_is_new, matching, replace_head, untie
+from llmtool.models.adapters import LoRAConfig, head_is_new, matching, replace_head, untie
 from llmtool.models.encoder import Encoder
 from llmtool.models.forms import form_of
+from llmtool.models.headed import Headed
 from llmtool.models.huggingface import Through
 from llmtool.models.layers import Conv1D
 from llmtool.models.lora import LoRALinear, updates
