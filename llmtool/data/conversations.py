@@ -75,8 +75,7 @@ def layout(form: str, named: Mapping[Any, str], available: Sequence[str]) -> Lay
             raise ConfigError(
                 f"data.encode.columns.{part}: the data has no column {column!r}{near} (columns: {known})"
             )
-    forms = [name for name in COLUMNS if name in (form, "messages", "sharegpt", "alpaca", "prompt")]
-    for name in forms if form == "auto" else [form]:
+    for name in COLUMNS if form == "auto" else [form]:
         columns = _columns(name, named, available)
         if columns is not None:
             return Layout(name, columns, found=form == "auto")

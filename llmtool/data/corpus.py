@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llmtool.data.cleaning import Applied, Masks, need, with_columns
-from llmtool.data.writing_systems import RANGES
+from llmtool.data.writing_systems import RANGES, UNSPACED
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_UNSPACED = re.compile(f"[{RANGES}]")
 _WORD = re.compile(rf"[{RANGES}]|[^\s{RANGES}]+")
 
 
@@ -69,7 +68,7 @@ def over_texts(
 
 def words_of(text: str) -> list[str]:
     """What blanks part; in scripts that put none between words (Chinese, Thai) each character is a word."""
-    return text.split() if text.isascii() or not _UNSPACED.search(text) else _WORD.findall(text)
+    return text.split() if text.isascii() or not UNSPACED.search(text) else _WORD.findall(text)
 
 
 def below(value: float, bound: float | None) -> bool:

@@ -19,7 +19,7 @@ from llmtool.core.files import HashFile
 from llmtool.data import readers
 from llmtool.data.pictures import ENDINGS, BadPicture, Stored
 from llmtool.data.sampling import PictureSample
-from llmtool.data.sources import SPLITS, Chunk, Layout, Record, Source, frame
+from llmtool.data.sources import SPLITS, Chunk, Layout, Record, Source, SplitName, frame
 
 # Begins the hash of a folder: of the names, sizes and times of its files, not their bytes.
 LISTING = "listing:"
@@ -39,7 +39,7 @@ class ImageFolderSource(Source):
 
     local = True
     format: Literal["image_folder"]
-    path: str | dict[Literal["train", "validation", "test"], str] = Field(  # type: ignore[assignment]
+    path: str | dict[SplitName, str] = Field(  # type: ignore[assignment]
         description="folder that holds a folder of pictures for each class, or one such folder for each of "
         "train, validation, test; relative to the working directory"
     )

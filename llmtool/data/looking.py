@@ -257,7 +257,7 @@ def _table(source: dict[str, Any], why: dict[str, str], text: str, size: int) ->
     why["header"] = seen
     if not named:
         source["header"] = [f"c{number}" for number in range(1, len(records[0]) + 1)]
-    form = CsvSource if source["format"] == "csv" else None
+    form = CsvSource if source["format"] == "csv" else TsvSource
     return _with_decimal(_read(source, why, size, form, named))
 
 
@@ -319,13 +319,13 @@ def _read(
     source: dict[str, Any],
     why: dict[str, str],
     size: int,
-    form: type[DecodedSource] | None,
+    form: type[DecodedSource],
     named: bool = True,
 ) -> Sight:
     """The sample of a file through its own source."""
     with tempfile.TemporaryDirectory(prefix="llmtool-init-") as into:
         path, share = _sample(source, Path(into))
-        reading = (form or TsvSource).model_validate({**source, "path": str(path)})
+        reading = form.model_validate({**source, "path": str(path)})
         rows, bad, cut = _gathered(reading)
     counted = len(rows) / share / cut
     exact, looked = share == 1 and cut == 1, len(rows) + bad

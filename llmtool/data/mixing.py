@@ -17,10 +17,9 @@ from llmtool.core.config import suggest
 from llmtool.core.contracts import IGNORE, Batch
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data.layout import Recent
-from llmtool.data.store import Split
+from llmtool.data.store import TOKENS, Split
 
 BLOCK = 1024  # rows that hold every part's share within one row; more where a share is less than one of them
-TOKENS = ("tokens", "trained")  # arrays with an entry for each token
 
 
 class MixedOrder:

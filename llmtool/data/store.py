@@ -29,6 +29,7 @@ MOST_SOURCES = 20  # files that are links of their own; more of them are one
 NAME_ENDS = "name_ends"  # array: where in the bytes of the array "names" the name of each row's picture ends
 # Arrays of where a row came from, which changes nothing that is learned.
 PLACES = ("origin", "names", NAME_ENDS)
+TOKENS = ("tokens", "trained")  # arrays with an entry for each token
 STREAMS = ("encoded", "names")  # arrays of bytes of rows, whose ends stand in another
 MOST_SIDE = 65_536  # of a picture
 _TYPES = ("<f4", "<f8", "<i8", "<u2", "<u4", "|u1")
@@ -350,8 +351,7 @@ def _first(arrays: dict[str, np.ndarray], limit: int, rows: int) -> tuple[dict[s
     if "trained" in arrays and count:
         count = max(1, int(np.searchsorted(arrays["documents"], limit, side="right")))
         limit = int(arrays["documents"][count - 1])
-    stream = ("tokens", "trained")
-    parts = {key: array[: limit if key in stream else count] for key, array in arrays.items()}
+    parts = {key: array[: limit if key in TOKENS else count] for key, array in arrays.items()}
     return parts | {"documents": np.minimum(parts["documents"], limit)}, rows
 
 

@@ -220,9 +220,7 @@ class BpeTokenizer(Section):
 
     def fit(self, texts: Texts) -> FittedTokenizer:
         """Reads all train texts once; learns from at most TRAINING_BYTES of them, evenly taken."""
-        sample = _Sample()
-        for text in texts():
-            sample.add(text)
+        sample = _Sample(texts())
         tokenizer = Tokenizer(models.BPE())
         split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
         join = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -237,7 +235,7 @@ class BpeTokenizer(Section):
         with readable_errors("training the tokenizer failed"):
             tokenizer.train_from_iterator(sample.groups(), trainer)
         size = tokenizer.get_vocab_size()
-        notes = [sample.note()] if sample.note() else []
+        notes = sample.notes()
         if size < self.vocabulary:
             notes.append(
                 f"tokenizer: the train text gives {size:,} tokens, fewer than the {self.vocabulary:,} asked"
@@ -262,9 +260,7 @@ class WordsTokenizer(Section):
 
     def fit(self, texts: Texts) -> FittedTokenizer:
         """Reads all train texts once; counts in at most TRAINING_BYTES of them, evenly taken."""
-        sample = _Sample()
-        for text in texts():
-            sample.add(text)
+        sample = _Sample(texts())
         tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
         steps = [normalizers.NFKC(), *([normalizers.Lowercase()] if self.lowercase else [])]
         tokenizer.normalizer = normalizers.Sequence(steps)
@@ -283,9 +279,8 @@ class WordsTokenizer(Section):
                 f"data.encode.tokenizer: no word stands {self.minimum} times in the train text; "
                 "set tokenizer.minimum: 1"
             )
-        notes = [sample.note()] if sample.note() else []
         unknown = tokenizer.token_to_id(UNKNOWN)
-        return FittedTokenizer(self.kind, tokenizer, size, end=None, unknown=unknown, notes=notes)
+        return FittedTokenizer(self.kind, tokenizer, size, end=None, unknown=unknown, notes=sample.notes())
 
 
 class FileTokenizer(Section):
@@ -425,16 +420,17 @@ def unknown_word(tokenizer: Tokenizer, texts: Iterable[str]) -> str:
 class _Sample:
     """Texts in groups of 64 Ki characters; over TRAINING_BYTES every other group goes, again and again."""
 
-    def __init__(self) -> None:
+    def __init__(self, texts: Iterable[str]) -> None:
         self._groups: list[list[str]] = []
         self._open: list[str] = []
         self._characters = self._index = self._bytes = self._total = 0
         self._stride = 1
-
-    def add(self, text: str) -> None:
-        self._open.append(text)
-        self._characters += len(text)
-        if self._characters >= GROUP_CHARACTERS:
+        for text in texts:
+            self._open.append(text)
+            self._characters += len(text)
+            if self._characters >= GROUP_CHARACTERS:
+                self._close()
+        if self._open:
             self._close()
 
     def _close(self) -> None:
@@ -451,16 +447,14 @@ class _Sample:
         self._open, self._characters = [], 0
 
     def groups(self) -> Iterator[list[str]]:
-        if self._open:
-            self._close()
         yield from self._groups
 
-    def note(self) -> str:
+    def notes(self) -> list[str]:
         if self._stride == 1:
-            return ""
-        return (
+            return []
+        return [
             f"tokenizer: trained on {self._bytes:,} of {self._total:,} bytes of the train text, evenly taken"
-        )
+        ]
 
 
 def utf8_length(text: str) -> int:

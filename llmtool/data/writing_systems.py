@@ -10,7 +10,7 @@ RANGES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u304
 RANGES += "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 WORD = re.compile(rf"[{RANGES}]|[^\W{RANGES}]+")  # each of their characters, or a word of another script
 _LETTER = re.compile(r"[^\W\d_]")
-_UNSPACED = re.compile(f"[{RANGES}]")
+UNSPACED = re.compile(f"[{RANGES}]")
 MOSTLY = 0.25  # share of the letters: a fourth of them are already most of the words
 
 
@@ -19,5 +19,5 @@ def is_unspaced(texts: Iterable[str]) -> bool:
     letters = unspaced = 0
     for text in texts:
         letters += len(_LETTER.findall(text))
-        unspaced += len(_UNSPACED.findall(text))
+        unspaced += len(UNSPACED.findall(text))
     return unspaced > MOSTLY * max(1, letters)

@@ -7,10 +7,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from llmtool.core.config import Section, suggest
+from llmtool.data.sources import SplitName
 from llmtool.evaluation.attribution import ExplainConfig
 from llmtool.evaluation.baselines import BaselinesConfig
 from llmtool.evaluation.probe import ProbeConfig
-from llmtool.evaluation.requirements import Requirements, SplitName, splits_of, suites_of
+from llmtool.evaluation.requirements import Requirements, splits_of, suites_of
 from llmtool.evaluation.suites import SuiteConfig
 
 
@@ -26,7 +27,6 @@ class SamplesConfig(Section):
     temperature: float = Field(
         default=0.8,
         ge=0,
-        allow_inf_nan=False,
         description="1: as the model learned; below: surer; 0: always the likeliest token",
     )
     top_k: int | None = Field(default=None, gt=0, description="choose among this many likeliest tokens only")

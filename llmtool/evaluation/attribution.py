@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from llmtool.core import seeds
 from llmtool.core.config import Section
 from llmtool.core.contracts import Tally
-from llmtool.evaluation.requirements import SplitName
+from llmtool.data.sources import SplitName
 from llmtool.metrics import direction
 
 FIRST, MOST = 32, 1024  # points of the path: at first, and where the error stays too large
@@ -58,7 +58,6 @@ class ExplainConfig(Section):
     tolerance: float = Field(
         default=0.01,
         gt=0,
-        allow_inf_nan=False,
         description="share of the difference by which the parts of an explanation may miss it",
     )
 

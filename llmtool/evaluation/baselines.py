@@ -55,9 +55,7 @@ class BaselinesConfig(Section):
         "beside them) and gradient boosting, or n-grams; simple: those that cost nothing (the majority, the "
         "mean, single tokens)",
     )
-    seconds: float = Field(
-        default=60.0, gt=0, allow_inf_nan=False, description="no further one is begun after this time"
-    )
+    seconds: float = Field(default=60.0, gt=0, description="no further one is begun after this time")
 
 
 @dataclass

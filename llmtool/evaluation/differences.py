@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llmtool.core.lineage import short
-from llmtool.evaluation.report import AVERAGES, interval, number
+from llmtool.evaluation.report import interval, is_average, number
 
 Run = Mapping[str, Any]  # what stages.report collects
 Different = dict[str, list[str]]  # what differs -> its value in each run
@@ -176,7 +176,7 @@ def figures(runs: Sequence[Run], intervals: bool = False) -> list[list[str]]:
     for split in dict.fromkeys(split for metrics, _ in found for split in metrics):
         names = dict.fromkeys(name for metrics, _ in found for name in metrics.get(split) or {})
         for name in names:
-            if name.endswith(tuple(f"_{average}" for average in AVERAGES)):
+            if is_average(name):
                 continue
             values = [(metrics.get(split) or {}).get(name) for metrics, _ in found]
             cells = [f"{split} {name}"]

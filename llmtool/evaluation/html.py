@@ -25,7 +25,7 @@ from llmtool.evaluation.html_results import (
 )
 from llmtool.evaluation.html_run import TIMES, Run, asked, cost, data, model, profile
 from llmtool.evaluation.markup import bullets, card, document, section, table, text
-from llmtool.evaluation.report import AVERAGES, interval, number, requirement_said
+from llmtool.evaluation.report import interval, is_average, number, requirement_said
 
 
 def page(run: Run) -> str:
@@ -160,7 +160,7 @@ def _config(run: Run) -> str:
 def _together(runs: Sequence[Run], split: str) -> str:
     found = [(run["report"] or {}) for run in runs]
     names = dict.fromkeys(name for one in found for name in one.get("metrics", {}).get(split, {}))
-    names = dict.fromkeys(name for name in names if not name.endswith(tuple(f"_{a}" for a in AVERAGES)))
+    names = dict.fromkeys(name for name in names if not is_average(name))
     rows = []
     for name in names:
         cells = [text(name)]

@@ -11,11 +11,11 @@ from llmtool.evaluation import answers, charts
 from llmtool.evaluation.charts import Bar
 from llmtool.evaluation.markup import bullets, section, table, text
 from llmtool.evaluation.report import (
-    AVERAGES,
     PROBED,
     calibration_line,
     interval,
     interval_line,
+    is_average,
     missing_lines,
     number,
     overlap_line,
@@ -44,7 +44,7 @@ def figures(run: Run) -> str:
     for name in report["metrics"]:
         head += [text(name), "95 %"]
     for key in dict.fromkeys(key for figures in report["metrics"].values() for key in figures):
-        if not key.endswith(tuple(f"_{average}" for average in AVERAGES)):
+        if not is_average(key):
             cells = [text(key)]
             for name, figures in report["metrics"].items():
                 cells += [number(figures.get(key)), interval(report["intervals"].get(name, {}).get(key))]

@@ -23,7 +23,7 @@ from llmtool.evaluation import answers
 from llmtool.evaluation.requirements import BASELINE, Outcome
 from llmtool.metrics import direction
 from llmtool.metrics.bootstrap import Difference
-from llmtool.metrics.classification import AVERAGES
+from llmtool.metrics.classification import AVERAGES, is_average
 
 MOST_CLASSES = 30  # rows of the per-class table; beyond it, those with the lowest F1
 BASELINE_FIGURES = (
@@ -224,7 +224,7 @@ def metrics_table(
         "", ["figure", *(head for split in metrics for head in [split, *["95 %"] * (split in intervals)])]
     )
     for name in dict.fromkeys(name for figures in metrics.values() for name in figures):
-        if name.endswith(tuple(f"_{average}" for average in AVERAGES)):
+        if is_average(name):
             continue
         cells: list[str | Text] = []
         for split, figures in metrics.items():
@@ -242,7 +242,7 @@ def metrics_table(
 def parts_table(split: str, found: Mapping[str, Mapping[str, Any]]) -> Table:
     """A line for each part of a mixture, with its figures on a split."""
     names = list(dict.fromkeys(name for one in found.values() for name in one["metrics"]))
-    names = [name for name in names if not name.endswith(tuple(f"_{average}" for average in AVERAGES))]
+    names = [name for name in names if not is_average(name)]
     table = _table(f"parts of {split}", ["part", *names, "units"])
     for name, one in found.items():
         table.add_row(name, *(number(one["metrics"].get(figure)) for figure in names), f"{one['units']:,}")
@@ -253,7 +253,7 @@ def baselines_table(found: Sequence[Mapping[str, Any]], against: Mapping[str, An
     """A line for each baseline, with its figures on the last split; what it is, or why it is missing."""
     split = next((list(one["metrics"])[-1] for one in found if one["metrics"]), "")
     names = list(dict.fromkeys(name for one in found for name in one["metrics"].get(split, {})))
-    names = [name for name in names if not name.endswith(tuple(f"_{average}" for average in AVERAGES))]
+    names = [name for name in names if not is_average(name)]
     first = [against["metric"]] if against else []
     shown = [name for name in dict.fromkeys([*first, *BASELINE_FIGURES, *OF_GAMES]) if name in names][:4]
     table = _table(f"baselines on {split}" if split else "baselines", ["", *shown, ABOUT])
@@ -324,7 +324,7 @@ def before_after(
     for title, (before, after) in pairs.items():
         table.add_section()
         for name in dict.fromkeys([*(before or {}), *after]):
-            if name.endswith(tuple(f"_{average}" for average in AVERAGES)):
+            if is_average(name):
                 continue
             old, new = (before or {}).get(name), after.get(name)
             change = f"{new - old:+.4f}" if old is not None and new is not None else "-"
@@ -349,7 +349,7 @@ def missing_lines(report: Mapping[str, Any]) -> list[str]:
     for what, key in (("", "undefined"), ("interval of ", "no_interval")):
         for split, reasons in report[key].items():
             for name, reason in reasons.items():
-                if not name.endswith(tuple(f"_{average}" for average in AVERAGES)):
+                if not is_average(name):
                     notes.setdefault(f"no {what}{{}} of {split}: {reason}", []).append(name)
     return [note.replace("{}", ", ".join(names), 1) for note, names in notes.items()]
 

@@ -11,15 +11,15 @@ import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BeforeValidator
 
 from llmtool.core.config import suggest
 from llmtool.core.errors import ConfigError
+from llmtool.data.sources import SplitName
 from llmtool.metrics import classification, games, labels, language, regression, suites
 
-SplitName = Literal["train", "validation", "test"]
 BASELINE = "beats_baseline"
 BOUNDS = (".low", ".high")
 SUITES = "suites."  # begins the figure of a suite: suites.lambada.accuracy

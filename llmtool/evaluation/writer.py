@@ -99,13 +99,13 @@ class Writer:
 
     def _batches(self, prompts: Sequence[Sequence[int]], tokens: int) -> Iterator[list[int]]:
         """Prompts of about one length together, the longest first."""
-        context, inputs = self.model.context, self.model.inputs.vocabulary
+        context, vocabulary = self.model.context, self.model.inputs.vocabulary
         slot = self.model.token_bytes
         kind = "cuda" if self.device.type == "cuda" else "cpu"
         batch: list[int] = []
         for at in sorted(range(len(prompts)), key=lambda at: -len(prompts[at])):
             longest = min(context, len(prompts[batch[0] if batch else at]) + tokens)
-            row = slot * longest + 24 * inputs
+            row = slot * longest + 24 * vocabulary
             if batch and (len(batch) == MOST or (len(batch) + 1) * row > BYTES[kind]):
                 yield batch
                 batch = []

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtool.metrics.classification import ClassificationTally
+from llmtool.metrics.classification import ClassificationTally, log_softmax
 
 Floats = NDArray[np.float64]
 
@@ -87,12 +87,6 @@ def temperature(tally: ClassificationTally) -> tuple[float | None, str]:
         middle = (low * high) ** 0.5
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
     return float((low * high) ** -0.5), ""
-
-
-def log_softmax(logits: Floats) -> Floats:
-    """(n, C) logarithms of the probabilities."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def _loss(log_probabilities: Floats, targets: NDArray[np.int64]) -> float:

@@ -16,6 +16,7 @@ from llmtool.core.contracts import IGNORE
 MOST_PENDING = 2**27  # logits (512 MiB) left on the device before they move to the host
 # classes; beyond it the report carries the most frequent confusions in place of the matrix
 LARGEST_MATRIX = 100
+CONFUSIONS = 20  # that it carries then, at most
 
 RATES, AVERAGES = ("precision", "recall", "f1"), ("macro", "micro", "weighted")
 FIGURES = (
@@ -23,11 +24,17 @@ FIGURES = (
     *(name for rate in RATES for name in (rate, *(f"{rate}_{average}" for average in AVERAGES))),
     "roc_auc", "pr_auc", "log_loss",
 )  # fmt: skip
+_AVERAGED = tuple(f"_{average}" for average in AVERAGES)
 
 FEW = 5  # guesses; with more classes than these it is a figure whether the true one is among the likeliest
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+
+
+def is_average(name: str) -> bool:
+    """Whether a figure is an average over the classes, as f1_macro is."""
+    return name.endswith(_AVERAGED)
 
 
 class ClassificationTally:
@@ -153,10 +160,7 @@ class Judgement:
     def log_probabilities(self) -> Floats:
         """(n, C) float64, from the logits: a probability too small for float32 still has its logarithm."""
         with np.errstate(invalid="ignore"):
-            shifted = self.logits.astype(np.float64)
-            shifted -= shifted.max(axis=1, keepdims=True, initial=-np.inf)
-            shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-        return shifted
+            return log_softmax(self.logits)
 
     @property
     def probabilities(self) -> Floats:
@@ -248,6 +252,13 @@ def _ranked(seen: Judgement, names: list[str]) -> dict[str, float | str]:
     of = slice(seen.positive, seen.positive + 1) if seen.classes == 2 else slice(None)
     roc, precision = seen.areas
     return {"roc_auc": float(roc[of].mean()), "pr_auc": float(precision[of].mean())}
+
+
+def log_softmax(logits: NDArray[np.floating[Any]]) -> Floats:
+    """(n, C) logarithms of the probabilities."""
+    shifted = np.subtract(logits, logits.max(axis=1, keepdims=True, initial=-np.inf), dtype=np.float64)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted
 
 
 def _log_loss(seen: Judgement) -> float | str:
@@ -357,10 +368,10 @@ def entries(
     ]
 
 
-def most_confused(confusion: Integers, names: list[str], count: int = 20) -> list[dict[str, Any]]:
-    """The most frequent mistakes, largest first."""
+def most_confused(confusion: Integers, names: list[str]) -> list[dict[str, Any]]:
+    """The CONFUSIONS most frequent mistakes, largest first."""
     mistakes = confusion - np.diag(np.diag(confusion))
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:count]
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:CONFUSIONS]
     places = [divmod(int(place), len(names)) for place in order]
     return [
         {"target": names[t], "prediction": names[p], "rows": int(mistakes[t, p])}

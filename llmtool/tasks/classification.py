@@ -21,7 +21,7 @@ UNFIT = {
     "values": "this data has numbers; set data.encode.target_kind: classes, or task.kind: regression",
     "next_token": "this data is text without labels; set task.kind: language",
 }
-Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(gt=0)]
 Weights = Annotated[
     Annotated[Literal["none", "balanced"], Tag("word")]
     | Annotated[list[Weight], Tag("list")]

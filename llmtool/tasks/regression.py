@@ -34,7 +34,6 @@ class RegressionConfig(Section):
     delta: float | None = Field(
         None,
         gt=0,
-        allow_inf_nan=False,
         description="huber: where it turns, in standard deviations (default 1)",
     )
 

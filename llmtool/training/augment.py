@@ -293,11 +293,9 @@ def _bent(matrix: Callable[[Numbers, int, int], Numbers]) -> Operation:
     return lambda x, strength, height, width: ops.mapped(x, _on(matrix(strength, height, width), x.device))
 
 
-def _affine(
-    a: Any = 1.0, b: Any = 0.0, c: Any = 0.0, d: Any = 1.0, right: Any = 0.0, down: Any = 0.0
-) -> Numbers:
-    """(n, 2, 3) of numbers and (n,) arrays."""
-    flat = np.stack(np.broadcast_arrays(a, b, right, c, d, down), axis=-1).astype(np.float64)
+def _affine(b: Any = 0.0, c: Any = 0.0, right: Any = 0.0, down: Any = 0.0) -> Numbers:
+    """(n, 2, 3) of numbers and (n,) arrays: rows (1, b, right) and (c, 1, down)."""
+    flat = np.stack(np.broadcast_arrays(1.0, b, right, c, 1.0, down), axis=-1).astype(np.float64)
     return flat.reshape(-1, 2, 3)
 
 

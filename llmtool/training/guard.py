@@ -32,7 +32,6 @@ class GuardConfig(Section):
     spread: float | None = Field(
         default=20.0,
         gt=0,
-        allow_inf_nan=False,
         description="a loss jumps when it is above all of the last 128 steps', so many of their standard "
         "deviations above their mean, and no less than a quarter of the loss that training began with; "
         "null: only what is not finite is refused",

@@ -95,24 +95,24 @@ class Together:
 
         batches(first, every): the batches first, first + every, first + 2 * every and so on, from 0.
         """
-        group, groups = self.ranks.rank // self.tensor, self.ranks.size // self.tensor
-        if groups == 1:
+        first, every = self.ranks.rank // self.tensor, self.ranks.size // self.tensor
+        if every == 1:
             return judge(watch.moving(batches(0, 1)))
         count = 0
 
         def mine() -> Iterator[Batch]:
             nonlocal count
-            for batch in watch.moving(batches(group, groups)):
+            for batch in watch.moving(batches(first, every)):
                 count += 1
                 yield batch
 
         given = mine()
-        first = list(islice(given, 1))  # there may be fewer than ranks
-        found = judge(chain(first, given)) if first else None
+        begin = list(islice(given, 1))  # there may be fewer than ranks
+        found = judge(chain(begin, given)) if begin else None
         if found is not None:
             found.to_host()
         # A model in parts is whole only where all ranks use it: has the first of them one more than this one?
-        if self.cut is not None and (spare := list(islice(batches(count * groups, groups), 1))):
+        if self.cut is not None and (spare := list(islice(batches(count * every, every), 1))):
             judge(spare)
         tallies = [tally for tally in ranks.gathered(found)[:: self.tensor] if tally is not None]
         if not tallies:

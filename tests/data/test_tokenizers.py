@@ -209,21 +209,20 @@ def test_more_text_than_the_cap_is_sampled_evenly(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(tokenizers, "TRAINING_BYTES", 10_000)
     monkeypatch.setattr(tokenizers, "GROUP_CHARACTERS", 100)
     seen: list[str] = []
-    sample = tokenizers._Sample()
 
     def texts() -> Iterator[str]:
         for i in range(2000):
             yield f"{i:050}"
 
-    for text in texts():
-        sample.add(text)
+    sample = tokenizers._Sample(texts())
     for group in sample.groups():
         seen += group
     assert 4_000 <= sum(map(len, seen)) <= 10_000
     numbers = np.array(sorted(map(int, seen)))
     assert np.diff(numbers).max() < 50
     assert numbers[-1] > 1900
-    assert sample.note().endswith("of 100,000 bytes of the train text, evenly taken")
+    (note,) = sample.notes()
+    assert note.endswith("of 100,000 bytes of the train text, evenly taken")
     fitted = BpeTokenizer(vocabulary=260).fit(texts)
     assert "evenly taken" in fitted.notes[0]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn.calibration import calibration_curve
 
-from llmtool.metrics.calibration import BINS, calibration, log_softmax, reliability, temperature
-from llmtool.metrics.classification import ClassificationTally
+from llmtool.metrics.calibration import BINS, calibration, reliability, temperature
+from llmtool.metrics.classification import ClassificationTally, log_softmax
 
 
 def tally(logits: np.ndarray, targets: np.ndarray) -> ClassificationTally:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtool.models.forms.form import number
-from llmtool.models.forms.rotary import OPTIONS, SILU, SIZES, RotaryForm
+from llmtool.models.forms.rotary import OPTIONS, SILU, SIZES, RotaryForm, rope_of
 from llmtool.models.transformer import TransformerConfig
 
 
@@ -24,8 +24,8 @@ class Phi3Form(RotaryForm):
     def rotary(self, data: dict[str, Any], path: Path) -> dict[str, Any]:
         """Keys of ours for rotary positions."""
         values = super().rotary(data, path)
-        rope = data.get("rope_scaling") or data.get("rope_parameters") or {}
-        return values | {"rotary_share": number({**data, **rope}, "partial_rotary_factor", path, default=1.0)}
+        share = number({**data, **rope_of(data, path)}, "partial_rotary_factor", path, default=1.0)
+        return values | {"rotary_share": share}
 
     def scaling(self, rope: dict[str, Any], data: dict[str, Any], path: Path) -> dict[str, Any] | None:
         """Our rope_scaling for theirs."""

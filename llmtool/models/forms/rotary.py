@@ -62,6 +62,14 @@ SCALINGS: dict[str, dict[str, str]] = {
 BESIDE = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
 
 
+def rope_of(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Their settings of rotary positions, by the old name or the new one."""
+    rope = data.get("rope_scaling") or data.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ConfigError(f"{path}: rope_parameters: expected a mapping")
+    return rope
+
+
 @dataclass
 class RotaryForm(DecoderForm):
     """Llama or a relative, whose positions are rotary."""
@@ -97,9 +105,7 @@ class RotaryForm(DecoderForm):
 
     def rotary(self, data: dict[str, Any], path: Path) -> dict[str, Any]:
         """Keys of ours for rotary positions."""
-        rope = data.get("rope_scaling") or data.get("rope_parameters") or {}
-        if not isinstance(rope, dict):
-            raise ConfigError(f"{path}: rope_parameters: expected a mapping")
+        rope = rope_of(data, path)
         theta = number({**data, **rope}, "rope_theta", path, default=RELATIVES[self.model_type].theta)
         return {"rope_theta": theta, "rope_scaling": self.scaling(rope, data, path)}
 
