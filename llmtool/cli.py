@@ -1,4 +1,4 @@
-"""The command line: five commands over one YAML file. Nothing heavy is imported until a command runs."""
+"""The command line, a function for each command. Nothing heavy is imported until a command runs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """What the work of each stage depends on: the slice of the file that it reads, its inputs, and our code.
 
-Three things are in no key. The place of a run: it may be renamed. Where the work of preparing is done: that
+Three things are in no key. The place of a run, but for `describe`, whose model card bears it: a run may be
+renamed. Where the work of preparing is done: that
 gives the same bytes. The machine, but for `describe`, which speaks of it: `device: auto` asks for whatever
 there is, and a training of days must not begin again because somebody looks at it on a laptop; the result
 says where it was made, and the command says where that differs.
@@ -67,11 +68,11 @@ def describe(
     start: Path | None,
     asked: dict[str, Any] | None = None,
 ) -> Key:
-    """The key of `describe`. card: of the prepared dataset; None: not there yet, and what will go in is
-    guessed from the encoding. start: the checkpoint that is described, in a file without `model:`.
+    """The key of `describe`; of the settings of a training it has those that decide its memory and time.
 
-    Of training it reads what its memory and time follow from. asked: for which
-    devices that is predicted, as plain data.
+    card: of the prepared dataset; None: there is none yet, and what will go in is guessed from the encoding.
+    start: the checkpoint that is described, in a file without `model:`. asked: the devices for which memory
+    and time are predicted, as plain data.
     """
     experiment = loaded.experiment
     said = {} if not asked else {"asked": asked}

@@ -72,8 +72,8 @@ def command(options: Options, name: str) -> Iterator[Loaded]:
 
 @contextmanager
 def located(loaded: Loaded, section: str) -> Iterator[None]:
-    """Gives a ConfigError that begins with a key the key's place in the file; says when memory ran out. A
-    start that is read meanwhile is run as `finetune.through` says."""
+    """Errors of the block in terms of the file: a ConfigError about a key says where the key stands, and what
+    ran out of memory is a MemoryLimitError. Models that are read inside run as `finetune.through` asks."""
     tuned = loaded.experiment.finetune if section in ("finetune", "describe") else None
     try:
         with huggingface.through(tuned.through if tuned else None):

@@ -50,8 +50,11 @@ def save(parent: Path, name: str, write: Callable[[Path], None]) -> Path:
 
 
 def begin(parent: Path, name: str, write: Callable[[Path], None], hold: bool = False) -> Callable[[], Path]:
-    """The first half of `save`: all is written, which nobody has waited for the disk to have; hold: or is in
-    memory. What is returned does the second half, in any thread."""
+    """The first half of `save`: `write` is done, but nothing is durable yet. Returns the second half, which
+    may run in any thread: it makes the checkpoint durable, gives it its name and returns that.
+
+    hold: keep what is written in memory until then.
+    """
     final, temporary = places(parent, name)
     held: files.Held = []
     with or_nothing(temporary), _disk_errors(final), files.synced_later(held if hold else None):

@@ -3,6 +3,7 @@
 Shape legend, used in comments everywhere:
     B rows of a batch   T tokens of a row   V vocabulary   C classes   F features (width of a table row)
     D width of the model   H heads   K key/value heads   E width of one head (D / H)
+    K also chunks of a text, members of an ensemble   S keys of a query, or as said   A tokens of moves
     c channels, h height, w width of a picture   P patches (and other tokens) of a picture
 """
 

@@ -2,8 +2,8 @@
 
 Every durable write of the project goes through `fs`, an object of nine primitive operations, so that the
 tests can crash, fill or tear the disk at each of them (after SQLite's method,
-https://www.sqlite.org/testing.html#crash_testing). Bulk data (memory-mapped arrays) are ordinary files,
-written where nobody looks yet and made durable by `sync_tree`.
+https://www.sqlite.org/testing.html#crash_testing). Bulk data (memory-mapped arrays, what `stream` writes bit
+by bit) go into ordinary files where nobody looks yet; `fs` makes these durable and gives them their names.
 """
 
 from __future__ import annotations

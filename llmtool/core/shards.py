@@ -86,7 +86,9 @@ class Stored(Mapping[str, Tensor]):
         raise NotImplementedError
 
 
-Order = tuple[int, Tensor]  # a dimension, and where in the whole each of its rows is that ranks hold in a row
+# A dimension, and (n,) an index of the whole for each place there: with the ranks' parts put one behind the
+# other, place i holds what stands at index[i] of the whole.
+Order = tuple[int, Tensor]
 
 
 def sorted_by(tensor: Tensor, order: Order) -> Tensor:

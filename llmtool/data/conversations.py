@@ -58,7 +58,7 @@ class Layout:
     found: bool
 
     def describe(self) -> str:
-        """For a person: `sharegpt (messages: conversations; tools: tools)`."""
+        """For a person, with the columns that are read: `sharegpt (conversations, tools)`."""
         return f"{self.form} ({', '.join(self.columns.values())})"
 
 

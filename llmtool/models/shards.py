@@ -37,14 +37,17 @@ class Root(nn.Module):
 
 @dataclass
 class Cut:
-    """How a model is cut.
+    """A model of which each rank holds a part.
 
-    root: what everything goes through. outline: the model as it was, without values. beside: parameters that
-    every rank has whole: vectors, which are few numbers, and which autocast computes with in float32.
-    unsummed: whether gradients wait for the last part of a step before they are summed over the ranks, which
-    takes as much memory as all that are trained. offload: whether what a rank holds lies in the host's
-    memory. among: ranks. whole: bytes of what is whole at once: all
-    that is not in blocks, and two blocks.
+    root: the module that every use of the model goes through.
+    outline: the model before it was cut, on the meta device.
+    beside: the trained ones of the parameters that are not cut: vectors, which are few numbers, and which
+        autocast computes with in float32.
+    unsummed: whether gradients are summed over the ranks once a step, with its last micro-batch; until then
+        each rank keeps them whole, in as much memory as the trained weights take.
+    offload: whether a rank's part lies in the host's memory.
+    among: how many ranks the model is cut among.
+    whole: bytes of what is whole on a rank at once: all that is not in blocks, and two blocks.
     """
 
     root: nn.Module

@@ -50,7 +50,9 @@ SAMPLED = 20_000  # rows from which the encoder's columns are counted
 class Plan:
     """What a kind of data wants: the encoding with its comments, the split, the problem it makes.
 
-    also: keys of `train:` and `evaluate:` that this data wants, with why. about: a sentence on the data.
+    encode: keys of `data.encode`, each with its value and why. problem: what the model is chosen by. about: a
+    sentence on the data. clean: steps of `data.clean`, each with why. select: `train.select`, with why.
+    samples: `evaluate.samples`. notes: more sentences for the head of the file.
     """
 
     encode: list[tuple[str, Any, str]]

@@ -126,14 +126,14 @@ def in_parts(scored: Callable[[int], T], rows: int, what: str, least: int = 1) -
 
 
 def auto_batch(assembled: Assembled, tokens_per_row: int) -> int:
-    """Rows scored at once: as many as keep a text's logits and layers or a picture's
-    layers small, a fixed number of a table's."""
+    """Rows scored at once where `batch` is auto: of texts and pictures as many as keep logits and layers
+    small, of a table a fixed number."""
     device = "cuda" if assembled.device.type == "cuda" else "cpu"
     return rows_at_once(assembled.dataset.inputs, device, tokens_per_row)
 
 
 def rows_at_once(inputs: InputSpec, device: str, tokens_per_row: int) -> int:
-    """The same for these inputs on a device of that kind."""
+    """The same for these inputs on a device of that kind, cpu or cuda."""
     if isinstance(inputs, Images):
         return max(1, min(FEATURE_ROWS, PIXELS[device] // (inputs.height * inputs.width)))
     if not isinstance(inputs, Tokens):
