@@ -72,7 +72,7 @@ def _check(options: PredictOptions) -> None:
             )
         return
     out = Path(options.output)
-    outgoing.form_of(out)
+    outgoing.output_form(out)
     if out.is_dir():
         raise ConfigError(f"--output {out}: a directory")
     if not out.parent.is_dir():
@@ -261,7 +261,7 @@ def _form(options: PredictOptions, source: Source | None) -> tuple[str, str, str
     delimiter = source.delimiter if isinstance(source, CsvSource) and given == "csv" else ","
     decimal = source.decimal if isinstance(source, CsvSource) else "."
     if options.output != STANDARD:
-        return outgoing.form_of(Path(options.output)), delimiter, decimal
+        return outgoing.output_form(Path(options.output)), delimiter, decimal
     form = {"tsv": "tsv", "jsonl": "jsonl", "json": "jsonl"}.get(given, "csv")
     return form, delimiter, decimal
 

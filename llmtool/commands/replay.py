@@ -26,8 +26,8 @@ def run(options: Options, command: str, bundle: str) -> dict[str, Any]:
         assembled = session.assembled(loaded, command, dataset)
         config = getattr(loaded.experiment, command)
         with console.progress(None, "step") as display:
-            watch, flops = shown.Watch(display, ""), session.flops_of(assembled)
-            found = replay.again(assembled, config, bundle, watch, flops)
+            progress, flops = shown.TrainingDisplay(display, ""), session.flops_of(assembled)
+            found = replay.again(assembled, config, bundle, progress, flops)
     _show(found)
     return {"replay": found}
 

@@ -31,12 +31,13 @@ from llmtool.models.accounting import account
 from llmtool.models.choice import Choice
 from llmtool.models.forms import huggingface
 from llmtool.stages import advise, assemble, checkpoints, spent, suites
-from llmtool.stages import prepare as stages
 from llmtool.stages.assemble import Assembled
 from llmtool.stages.checkpoints import fingerprint
 from llmtool.stages.fit import FitResult
 from llmtool.stages.fit import fit as stage_fit
 from llmtool.stages.lineage import models, root_of
+from llmtool.stages.prepare import PrepareResult
+from llmtool.stages.prepare import prepare as stage_prepare
 from llmtool.stages.settings import section_of
 from llmtool.training import TrainConfig
 from llmtool.training.profile import NOTHING, Profile
@@ -342,12 +343,12 @@ def _others(prepared: Run) -> list[str]:
     return [change for change in prepared.changes if not change.startswith(CODE_CHANGED)]
 
 
-def prepare_into(run: Run, loaded: Loaded, hashes: Hashes) -> stages.PrepareResult:
+def prepare_into(run: Run, loaded: Loaded, hashes: Hashes) -> PrepareResult:
     """Prepare the dataset into the stage's directory; `hashes` come to know its arrays."""
     experiment = loaded.experiment
     with console.progress(None, "row") as display:
         sources = dict(run.key["inputs"])
-        result = stages.prepare(experiment.data, experiment.seed, run.directory, shown.Pace(display), sources)
+        result = stage_prepare(experiment.data, experiment.seed, run.directory, shown.Pace(display), sources)
     for meta in result.card["splits"].values():
         for array in meta["arrays"].values():
             hashes.written(run.directory / array["file"], array["hash"])
@@ -403,6 +404,7 @@ def fit(run: Run, loaded: Loaded, assembled: Assembled, config: TrainConfig, opt
     profile = Profile(run.directory, assembled.device) if options.profile and first else None
     if assembled.precision.name == "bf16" and not multiplies_bf16(assembled.device.type):
         console.note(NO_BF16)
+    kill_at = options.scratch.kill_at if options.scratch else None
     bar = console.progress(total if config.batch != "auto" else None, "step")
     aside = spent.watched(assembled.model, assembled.device)
     with watch.phase("fit"), aside as most, bar as display, profile or NOTHING:
@@ -410,7 +412,7 @@ def fit(run: Run, loaded: Loaded, assembled: Assembled, config: TrainConfig, opt
             assembled,
             config,
             run.directory,
-            progress=shown.Watch(display, metric, options.scratch.kill_at if options.scratch else None),
+            progress=shown.TrainingDisplay(display, metric, kill_at),
             resume=run.state == "unfinished" or options.resume,
             as_yaml=lambda now: experiment_yaml(loaded.experiment.model_copy(update={section: now})),
             flops_per_row=flops,

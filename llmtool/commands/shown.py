@@ -22,7 +22,7 @@ class Pace:
             self.display.update(rows, step=step)
 
 
-class Watch:
+class TrainingDisplay:
     """Shows a person how training goes: the rows of metrics.jsonl, at most a few a second.
 
     metric: the figure that selects; of each validation it stands first. kill_at: of a rehearsal, the step

@@ -17,7 +17,7 @@ from llmtool.data.store import Dataset
 from llmtool.experiment import Loaded
 from llmtool.stages import verify
 from llmtool.stages.settings import resolve
-from llmtool.stages.verify import Compared, Split
+from llmtool.stages.verify import Compared, Way
 
 STEPS = 8  # of each training, unless another number is given
 ROWS = 1 << 14  # of validation scored on the way; of text: tokens
@@ -142,7 +142,7 @@ def _invariance(loaded: Loaded, command: str, dataset: str) -> dict[str, Any]:
     }
 
 
-def _line(part: Split) -> list[Any]:
+def _line(part: Way) -> list[Any]:
     verdict = "within" if part.equal else "TOO FAR"
     apart = [f"{part.loss_difference:.1e}", f"{part.gradient_difference:.1e}"]
     return [part.name, part.loss, *apart, part.worst, verdict]

@@ -99,7 +99,7 @@ class Piped:
             return True
 
 
-def form_of(path: str, given: RowSource | None) -> str:
+def input_form(path: str, given: RowSource | None) -> str:
     """The format of an input: what its name announces, else that of the data the model learned from."""
     if path != STANDARD:
         for form, source in SOURCES.items():
@@ -116,7 +116,7 @@ def source_of(path: str, form: str | None, given: RowSource | None) -> Source:
 
     given: the source of the data that the model learned from. ConfigError for a format that does not exist.
     """
-    form = form or form_of(path, given)
+    form = form or input_form(path, given)
     if form not in SOURCES:
         raise ConfigError(
             f"--format {form}: no such format{suggest(form, list(SOURCES))} (choices: {', '.join(SOURCES)})"

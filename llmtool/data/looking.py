@@ -79,7 +79,7 @@ class Sight:
         return f"{self.rows:,}" if self.exact else f"about {float(f'{self.rows:.2g}'):,.0f}"
 
 
-def form_of(name: str) -> str | None:
+def form_by_name(name: str) -> str | None:
     """The format that a file's name announces."""
     return "idx" if re.search(r"idx[13]-ubyte$", plain(name)) else _FORMATS.get(ending(name))
 

@@ -28,7 +28,7 @@ class RowWriter(Protocol):
         """Write what ends the file; the stream stays open."""
 
 
-def form_of(path: Path) -> str:
+def output_form(path: Path) -> str:
     """The format that an output's name asks for; ConfigError where it is none."""
     form = SUFFIXES.get(Path(path.name.lower().removesuffix(".gz")).suffix)
     if form is None or (form == "parquet" and path.suffix.lower() == ".gz"):

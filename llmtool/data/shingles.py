@@ -19,7 +19,7 @@ _hashes: dict[str, int] = {}
 _BLANKED = "".join(sign if sign.isalnum() or sign == "_" else " " for sign in map(chr, range(128)))
 
 
-def words_of(text: str) -> list[str]:
+def bare_words(text: str) -> list[str]:
     """Its words. Case and punctuation are not looked at; in scripts without blanks each character is one."""
     text = text.casefold()
     return text.translate(_BLANKED).split() if text.isascii() else WORD.findall(text)
@@ -50,7 +50,7 @@ def numbered(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
     (texts,) int64, how many each has."""
     found, counts = array("Q"), array("q")
     for text in texts:
-        words = words_of(text)
+        words = bare_words(text)
         try:
             hashes = list(map(_hashes.__getitem__, words))
         except KeyError:

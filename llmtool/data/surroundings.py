@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import pictures
 from llmtool.data.image_sources import class_folders, empty_class, pictures_in
-from llmtool.data.looking import Sight, form_by_content, form_of, look_at, packed_pictures, unpacked_size
+from llmtool.data.looking import (
+    Sight,
+    form_by_content,
+    form_by_name,
+    look_at,
+    packed_pictures,
+    unpacked_size,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +42,7 @@ def look(path: str) -> Sight:
         return _folder(path)
     if path.lower().endswith(ARCHIVES):
         raise ConfigError(f"{path}: an archive; unpack it and name the folder, or the file in it")
-    form = form_of(path)
+    form = form_by_name(path)
     if form is None:
         form = form_by_content(place)
     sight = look_at(path, form)
@@ -54,7 +61,7 @@ def _folder(path: str) -> Sight:
     files = list(itertools.islice(_files(place), 20_000))
     if not files:
         raise DataError(f"{path}: an empty folder")
-    forms = [form for file in files if (form := form_of(file.name))]
+    forms = [form for file in files if (form := form_by_name(file.name))]
     many = sum(file.suffix.lower() in pictures.ENDINGS for file in files)
     if many > len(files) / 2:
         return _picture_folder(path)
@@ -63,7 +70,7 @@ def _folder(path: str) -> Sight:
         shown = ", ".join(file.name for file in files[:3])
         raise ConfigError(f"{path}: no form of data that is known here ({shown} ...)")
     form = max(counts, key=lambda name: (name != "text" or len(counts) == 1, counts[name]))
-    mine = [file for file in files if form_of(file.name) == form]
+    mine = [file for file in files if form_by_name(file.name) == form]
     if form == "idx":
         images = sorted(file for file in mine if "images" in file.name)
         first = next((file for file in images if "train" in file.name), images[0] if images else mine[0])

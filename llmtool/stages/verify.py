@@ -122,7 +122,7 @@ def _compare_text(what: str, one: list[Any], other: list[Any]) -> Compared:
 
 
 @dataclass(frozen=True)
-class Split:
+class Way:
     """One way of passing the same rows through the model, beside the first way."""
 
     name: str
@@ -139,7 +139,7 @@ class Split:
         return self.loss_difference <= self.tolerance and self.gradient_difference <= self.tolerance
 
 
-def micro_batches(assembled: Assembled, batch: int, most: int) -> list[Split]:
+def micro_batches(assembled: Assembled, batch: int, most: int) -> list[Way]:
     """Loss and gradient of the first `batch` training rows, in one part, in halves, ... in single rows.
 
     most: rows that may go through the model at once; larger parts are left out. Dropout is off: its chances
@@ -161,7 +161,7 @@ def halves(batch: int, most: int) -> list[int]:
     return [size for size in dict.fromkeys([*sizes, 1]) if size <= most]
 
 
-def packing(assembled: Assembled, batch: int) -> list[Split]:
+def packing(assembled: Assembled, batch: int) -> list[Way]:
     """Loss and gradient of training rows in which documents follow each other, beside the same documents each
     in a row of its own. Empty where the rows hold one document each.
     """
@@ -232,7 +232,7 @@ def _gradient(assembled: Assembled, parts: Iterable[Batch]) -> Gradient:
     return total / count, gradients
 
 
-def _beside(name: str, rows: int, reference: Gradient, found: Gradient, tolerance: float) -> Split:
+def _beside(name: str, rows: int, reference: Gradient, found: Gradient, tolerance: float) -> Way:
     one, other = reference[1], found[1]
     apart = {key: (one[key] - other[key]).norm().item() for key in one}
     own = {key: one[key].norm().item() for key in one}
@@ -240,4 +240,4 @@ def _beside(name: str, rows: int, reference: Gradient, found: Gradient, toleranc
     difference = sum(value**2 for value in apart.values()) ** 0.5 / whole if whole else 0.0
     worst = max(apart, key=lambda key: apart[key] / own[key] if own[key] else 0.0, default="")
     loss = abs(found[0] - reference[0]) / abs(reference[0]) if reference[0] else abs(found[0])
-    return Split(name, rows, found[0], loss, difference, worst if apart.get(worst) else "", tolerance)
+    return Way(name, rows, found[0], loss, difference, worst if apart.get(worst) else "", tolerance)

@@ -18,7 +18,7 @@ from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import CleanStep
 from llmtool.data.cleaning import clean, on_new_rows
 from llmtool.data.near_duplicates import FOUND, HASHES, bands, jaccard, leaving, report
-from llmtool.data.shingles import numbered, padded, runs, spoken, words_of
+from llmtool.data.shingles import bare_words, numbered, padded, runs, spoken
 from llmtool.data.sources import Chunk, frame
 from tests.data import planted
 
@@ -138,13 +138,13 @@ def test_short_texts_scripts_without_blanks_and_cells_that_are_no_text(tmp_path:
 def test_runs_are_those_of_plain_python() -> None:
     texts = ["", "a b c d", "a b c", "x a b c", "a", "Grüße an ALLE", "grüsse an alle", "c d a b c"]
     words, counts = numbered(texts)
-    assert counts.tolist() == [len(words_of(text)) for text in texts]
+    assert counts.tolist() == [len(bare_words(text)) for text in texts]
     for length in (1, 2, 3, 4):
         values, many = runs(words, counts, length)
         expected = [
-            tuple(words_of(text)[at : at + length])
+            tuple(bare_words(text)[at : at + length])
             for text in texts
-            for at in range(max(0, len(words_of(text)) - length + 1))
+            for at in range(max(0, len(bare_words(text)) - length + 1))
         ]
         assert many.sum() == len(values) == len(expected)
         numbers = dict(zip(expected, values.tolist(), strict=True))

@@ -71,7 +71,7 @@ def test_parquet_holds_one_type_a_column() -> None:
 
 
 def test_the_name_says_the_format() -> None:
-    assert outgoing.form_of(Path("a/b.JSONL.gz")) == "jsonl"
+    assert outgoing.output_form(Path("a/b.JSONL.gz")) == "jsonl"
     for name in ("a.json", "a", "a.parquet.gz"):
         with pytest.raises(ConfigError, match="ends in none of"):
-            outgoing.form_of(Path(name))
+            outgoing.output_form(Path(name))
