@@ -87,7 +87,7 @@ def find_checkpoint(path: str) -> Path:
     checkpoint directory, a Hugging Face model directory or a name on the hub (hf://owner/name@revision)
     stands for."""
     if path.startswith(hub.SCHEME):
-        return hub.snapshot(path)
+        path = str(hub.snapshot(path))
     for candidate in (Path(path) / place for place in checkpoint.PLACES):
         if (candidate / CARD_FILE).is_file():
             found = candidate.resolve()
