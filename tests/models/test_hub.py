@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from llmtool.commands import Options, describe
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.models import hub
 from llmtool.stages import checkpoints
@@ -190,3 +191,13 @@ def test_a_hub_that_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch,
     hub._settle()
     with pytest.raises(Exception, match="timed out"):
         huggingface_hub.get_session().get(f"{here.url}/silent", timeout=None)
+
+
+def test_describe_takes_a_name_of_the_hub(here: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here.files = {path.name: path.read_bytes() for path in others_model(tmp_path / "made").iterdir()}
+    monkeypatch.setattr(describe, "_description", lambda found, strict: {"of": found.model})
+    described = describe.run(Options(f"hf://owner/name@{COMMIT}"))
+    assert described["description"]["of"] == hub.snapshot(f"hf://owner/name@{COMMIT}")
+    assert [link["now"] for link in described["lineage"]["links"]] == ["ok"]
+    with pytest.raises(ConfigError, match="--on and --devices are for a CONFIG"):
+        describe.run(Options("hf://owner/name", on=("h100",)))
