@@ -12,7 +12,7 @@ from llmtool.core.contracts import Tally
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.core.lineage import Chain, Link, document, extend, read, short
 from llmtool.core.run import RECORD, RESULT
-from llmtool.data import store
+from llmtool.data import remote, store
 from llmtool.data.image_sources import LISTING, listing_hash
 from llmtool.data.store import CARD, Dataset
 from llmtool.data.tokenizers import FILE as TOKENIZER
@@ -22,6 +22,7 @@ from llmtool.evaluation.report import figures_hash, predictions_hash
 from llmtool.stages import checkpoints, foreign
 
 OK, CHANGED, OTHER, GONE, UNKNOWN = "ok", "changed", "other", "gone", "not checked"
+ELSEWHERE = "lies elsewhere, where it is not looked at now; prepare asks whether it has changed"
 
 
 def of_evaluation(
@@ -223,6 +224,8 @@ def _now(link: Link, chain: Chain, root: Path | None, base: Path) -> Now:
     """As it is in the run that is looked at, which may be a copy; else, where it was made."""
     if link.what == "sources":
         return _sources(link, chain, root, base)
+    if remote.is_url(link.where):
+        return Now(UNKNOWN, link.where, ELSEWHERE)
     look = LOOKS.get(link.what, _source)
     first = None
     made = [Path(link.where), base / link.where]
@@ -277,9 +280,11 @@ def _sources(link: Link, chain: Chain, root: Path | None, base: Path) -> Now:
             continue
         if link not in store.lineage(card, place):
             continue
-        wrong = [name for name, content in card["files"].items() if not _same(name, base, content)]
-        says = f"{len(wrong):,} of them changed or gone: {wrong[0]}" if wrong else ""
-        return Now(CHANGED if wrong else OK, link.where, says)
+        here = {name: content for name, content in card["files"].items() if not remote.is_url(name)}
+        wrong = [name for name, content in here.items() if not _same(name, base, content)]
+        if wrong:
+            return Now(CHANGED, link.where, f"{len(wrong):,} of them changed or gone: {wrong[0]}")
+        return Now(UNKNOWN, link.where, ELSEWHERE) if len(here) < len(card["files"]) else Now(OK, link.where)
     return Now(UNKNOWN, link.where, "the dataset that names them is gone")
 
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from llmtool.core import files
@@ -25,7 +26,7 @@ def made(directory: Path, data: dict[str, Any], seed: int = 0) -> Chain:
     return Dataset.open(directory).lineage
 
 
-def table(path: Path | list[str] | dict[str, str], **keys: Any) -> dict[str, Any]:
+def table(path: Path | str | list[str] | dict[str, str], **keys: Any) -> dict[str, Any]:
     path = str(path) if isinstance(path, Path) else path
     return {
         "source": {"format": "csv", "path": path},
@@ -120,6 +121,17 @@ def test_many_files_are_one_link_that_is_still_looked_into(tmp_path: Path) -> No
     assert {found.state for found in rest} == {"ok"}
     shutil.rmtree(tmp_path / "prepare")
     assert set(states(chain).values()) == {"not checked", "gone"}
+
+
+@pytest.mark.parametrize("files", [1, 30])
+def test_what_lies_elsewhere_is_not_looked_at(tmp_path: Path, files: int) -> None:
+    system = fsspec.filesystem("memory")
+    for number in range(files):
+        system.pipe(f"/lineage{files}/{number:02}.csv", people().encode())
+    chain = made(tmp_path / "prepare", table(f"memory://lineage{files}"))
+    (now, *rest) = lineage.check(chain)
+    assert (now.state, now.says) == ("not checked", lineage.ELSEWHERE)
+    assert {found.state for found in rest} == {"ok"}
 
 
 def test_a_link_is_as_it_was_or_what_is_wrong_is_said(tmp_path: Path) -> None:
