@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmtool.core.errors import ConfigError, DataError
-from llmtool.data import pictures
+from llmtool.core.urls import shown
+from llmtool.data import pictures, remote
 from llmtool.data.image_sources import class_folders, empty_class, pictures_in
 from llmtool.data.looking import (
     Sight,
@@ -35,6 +36,8 @@ NAMES = {  # how others call the splits
 
 def look(path: str) -> Sight:
     """What lies at `path`. DataError for what cannot be read, ConfigError for what is no data of ours."""
+    if remote.is_url(path):
+        raise ConfigError(f"{shown(path)}: init looks at files of this machine; copy one of them here")
     place = Path(path)
     if not place.exists():
         raise DataError(f"{path}: no such file or folder")

@@ -69,6 +69,11 @@ def test_class_folders(tmp_path):
     }  # fmt: skip
 
 
+def test_what_lies_elsewhere_is_copied_here_first():
+    with pytest.raises(ConfigError, match=r"^https://h/a\.csv: init looks at files of this machine; copy"):
+        look("https://anna:geheim@h/a.csv?sig=verraten")
+
+
 def test_a_folder_that_holds_one_folder(tmp_path):
     pictures(tmp_path / "unpacked" / "animals" / "train", ["cat", "dog"])
     pictures(tmp_path / "unpacked" / "animals" / "test", ["cat", "dog"])
