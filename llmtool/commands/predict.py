@@ -16,7 +16,8 @@ from llmtool import experiment
 from llmtool.commands import PredictOptions, session, shown
 from llmtool.core import console, files, streams
 from llmtool.core.errors import ConfigError, DataError, LlmtoolError
-from llmtool.data import incoming, outgoing
+from llmtool.core.urls import shown as shown_url
+from llmtool.data import incoming, outgoing, remote
 from llmtool.data.csv_source import CsvSource
 from llmtool.data.incoming import STANDARD, Stretch
 from llmtool.data.reading import Reading
@@ -71,6 +72,10 @@ def _check(options: PredictOptions) -> None:
                 "--json prints a document on stdout, where the rows would go: give --output FILE"
             )
         return
+    if remote.is_url(options.output):
+        raise ConfigError(
+            f"--output {shown_url(options.output)}: answers are written to a file of this machine"
+        )
     out = Path(options.output)
     outgoing.output_form(out)
     if out.is_dir():

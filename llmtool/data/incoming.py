@@ -14,7 +14,7 @@ import numpy as np
 
 from llmtool.core.config import suggest
 from llmtool.core.errors import ConfigError, DataError
-from llmtool.data import SourceConfig, image_sources, readers
+from llmtool.data import SourceConfig, image_sources, readers, remote
 from llmtool.data.csv_source import CsvSource
 from llmtool.data.endings import plain
 from llmtool.data.pictures import ENDINGS
@@ -116,6 +116,11 @@ def source_of(path: str, form: str | None, given: RowSource | None) -> Source:
 
     given: the source of the data that the model learned from. ConfigError for a format that does not exist.
     """
+    if remote.is_url(path):
+        try:
+            remote.check(path)
+        except ValueError as error:
+            raise ConfigError(f"--input {error}") from None
     form = form or input_form(path, given)
     if form not in SOURCES:
         raise ConfigError(

@@ -21,7 +21,8 @@ from llmtool.core.contracts import NextToken, OutputSpec
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.core.files import HashFile
 from llmtool.core.lineage import Chain, extend, read
-from llmtool.data import tokenizers
+from llmtool.core.urls import shown
+from llmtool.data import remote, tokenizers
 from llmtool.data.store import without_places
 from llmtool.models import adapters, hub, lora, peft_files, pretrained, quantised
 from llmtool.models.forms import huggingface
@@ -88,6 +89,8 @@ def find_checkpoint(path: str) -> Path:
     stands for."""
     if path.startswith(hub.SCHEME):
         path = str(hub.snapshot(path))
+    elif remote.is_url(path):
+        raise ConfigError(f"{shown(path)}: models are read from this machine, or from the hub ({hub.FORM})")
     for candidate in (Path(path) / place for place in checkpoint.PLACES):
         if (candidate / CARD_FILE).is_file():
             found = candidate.resolve()

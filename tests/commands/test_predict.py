@@ -427,6 +427,12 @@ def test_the_document_says_what_was_done(copy: Path, llmtool: Run) -> None:
         (["--input", "people.csv", "--output", "o.xls"], 2, "ends in none of"),
         (["--input", "people.csv", "--output", "no/o.csv"], 2, "no directory no"),
         (["--input", "people.csv", "--output", "runs.csv"], 2, "a directory"),
+        (
+            ["--input", "people.csv", "--output", "s3://k:geheim@b/o.csv"],
+            2,
+            "--output s3://b/o.csv: answers are",
+        ),
+        (["--input", "file:///etc/passwd", "--format", "csv"], 2, "file:// is not read"),
         (["--input", "people.csv", "--output", "people.csv", "--force"], 2, "would be replaced"),
         (["--input", "-", "--format", "parquet"], 2, "cannot be read from standard input"),
         (["--input", "narrow.csv"], 4, "no column 'hours'"),

@@ -55,6 +55,13 @@ def test_neither_code_nor_pickles_are_fetched(monkeypatch: pytest.MonkeyPatch, t
     assert not any(pattern.endswith(("py", "bin", "pt", "*")) for pattern in asked["allow_patterns"])
 
 
+def test_another_address_is_none_of_a_model() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^s3://b/model: models are read from this machine, or from the hub"
+    ):
+        checkpoints.find_checkpoint("s3://anna:geheim@b/model?sig=verraten")
+
+
 # --- a hub on this machine ---
 
 
