@@ -11,8 +11,10 @@ import contextlib
 import errno
 import io
 import json
+import logging
 import queue
 import re
+import ssl
 import stat
 import threading
 import time
@@ -312,8 +314,16 @@ def reason(error: BaseException) -> str:
             "access is refused; which credentials are used, its own library says (environment, ~/.netrc, ...)"
         )
     if status is not None:
-        return f"the server answers {status} ({getattr(chain[-1], 'message', '')})"
+        named = getattr(chain[-1], "message", "")
+        return f"the server answers {status}" + (f" ({named})" if named else "")
+    if isinstance(chain[-1], ssl.SSLCertVerificationError):
+        why = getattr(chain[-1], "verify_message", "")
+        return f"its certificate is not trusted ({why}); SSL_CERT_FILE names a file of those that are"
     told = chain[1] if isinstance(error, FileNotFoundError) else error
+    if type(told).__name__ == "TooManyRedirects":
+        return "redirects without an end"
+    if type(told).__name__ == "ClientPayloadError":
+        return "the connection breaks off again and again"
     if isinstance(told, TimeoutError) and not str(told):
         return f"no answer within {DEADLINE:g} s"
     said = " ".join(without_secrets(str(told)).split()) or type(told).__name__
@@ -323,9 +333,12 @@ def reason(error: BaseException) -> str:
 
 
 def _status(errors: list[BaseException]) -> int | None:
-    """What a web server answered."""
-    found = (getattr(error, "status", None) for error in errors)
-    return next((status for status in found if isinstance(status, int)), None)
+    """What a web server answered: aiohttp's errors have its status, the hub's the whole answer."""
+    for error in errors:
+        for status in (getattr(error, "status", 0), getattr(getattr(error, "response", 0), "status_code", 0)):
+            if isinstance(status, int) and status:
+                return status
+    return None
 
 
 def _is_final(error: BaseException) -> bool:
@@ -340,12 +353,15 @@ def _system(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the path in it. ConfigError where a package is missing."""
     import fsspec
 
-    scheme = url.partition("://")[0].lower()
+    given = url.partition("://")[0]
+    scheme = given.lower()
+    url = scheme + url[len(given) :]  # fsspec knows a scheme in small letters alone
     options: dict[str, Any] = {}
     try:
         if scheme in WEB:
             import aiohttp
 
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tells of each connection that broke off
             waits = aiohttp.ClientTimeout(total=None, sock_connect=DEADLINE, sock_read=DEADLINE)
             options = {"client_kwargs": {"timeout": waits, "trust_env": True}}
         found: tuple[Any, str] = fsspec.core.url_to_fs(url, **options)

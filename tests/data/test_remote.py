@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import json
+import ssl
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -62,7 +65,7 @@ class Answers(BaseHTTPRequestHandler):
         if path == "/slow":
             time.sleep(30)
             return
-        if path.startswith("/to/"):
+        if path.startswith("/to/") or path == "/loop":
             self.send_response(302)
             self.send_header("Location", path.removeprefix("/to/"))
             self.send_header("Content-Length", "0")
@@ -237,11 +240,25 @@ def test_a_connection_that_breaks_is_taken_up_where_it_was(web: Web) -> None:
     assert not web.breaks
 
 
-def test_what_breaks_again_and_again_ends_in_one_sentence(web: Web) -> None:
+def test_what_breaks_again_and_again_ends_in_one_sentence(web: Web, caplog: pytest.LogCaptureFixture) -> None:
     web.files["/long.txt"], web.breaks = LONG.encode(), [2_500_000] + [0] * 20
     source = TextSource.model_validate({"format": "text", "path": f"{web.url}/long.txt"})
-    with pytest.raises(DataError, match=r"long\.txt: .* rows of it could be read"):
+    with pytest.raises(
+        DataError, match=r"long\.txt: the connection breaks off again and again \(.* rows of it"
+    ):
         cells(source)
+    asyncio.run(_unclosed())
+    assert not caplog.records
+
+
+async def _unclosed() -> None:
+    """What aiohttp says of a connection that broke off."""
+    asyncio.get_running_loop().call_exception_handler({"message": "Unclosed connection"})
+
+
+def test_a_scheme_in_capitals(web: Web) -> None:
+    web.files["/a.csv"] = TABLE.encode()
+    assert len(cells(csv(web.url.replace("http", "HTTP") + "/a.csv"))) == 120
 
 
 def test_parquet_is_read_in_ranges(web: Web, memory: str) -> None:
@@ -269,6 +286,7 @@ def test_parquet_is_read_in_ranges(web: Web, memory: str) -> None:
         ("/status/403", "access is refused"),
         ("/status/500", "the server answers 500"),
         ("/slow", "no answer within 1 s"),
+        ("/loop", "redirects without an end"),
         ("/to/file:///etc/passwd", "file:///etc/passwd"),
         ("/to//to//to/file:///etc/passwd", "file:///etc/passwd"),
     ],
@@ -281,6 +299,24 @@ def test_each_failure_in_a_sentence_that_names_the_file(web: Web, place: str, sa
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert time.monotonic() - began < 10
+
+
+def test_a_certificate_that_is_not_trusted() -> None:
+    cause = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] ...")
+    cause.verify_message = "self-signed certificate"
+    error = OSError("Cannot connect to host h:443 ssl:True [SSLCertVerificationError: (1, '[SSL: ...')]")
+    error.__cause__ = cause
+    assert remote.reason(error).startswith("its certificate is not trusted (self-signed certificate); ")
+
+
+def test_what_the_hub_answers() -> None:
+    """Its library's errors have the answer in them, and a sentence of several lines."""
+    for status, said in ((404, "no such file"), (403, "access is refused"), (500, "the server answers 500")):
+        cause = RuntimeError("Client Error.\n\nCannot access gated repo for url https://h/api")
+        cause.response = SimpleNamespace(status_code=status)  # type: ignore[attr-defined]
+        error = FileNotFoundError("datasets/owner/name/a.csv (repository not found)")
+        error.__cause__ = cause
+        assert remote.reason(error).startswith(said)
 
 
 def test_nobody_answers(web: Web) -> None:
