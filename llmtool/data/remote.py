@@ -43,6 +43,8 @@ REFUSED = {
 }  # fmt: skip
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs",
             "hf": "huggingface_hub"}  # fmt: skip
+# Who logs what comes back as an error too: each connection that broke off, and tracebacks.
+TALKERS = ("asyncio", "gcsfs")
 # What file systems call a file's version, surest first; where there is none, the time of its last change.
 VERSIONS = ("ETag", "etag", "blob_id", "oid", "sha256", "md5Hash", "Content-MD5", "content_md5", "checksum",
             "generation", "VersionId", "crc32c")  # fmt: skip
@@ -357,11 +359,12 @@ def _system(url: str) -> tuple[Any, str]:
     scheme = given.lower()
     url = scheme + url[len(given) :]  # fsspec knows a scheme in small letters alone
     options: dict[str, Any] = {}
+    for name in TALKERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         if scheme in WEB:
             import aiohttp
 
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tells of each connection that broke off
             waits = aiohttp.ClientTimeout(total=None, sock_connect=DEADLINE, sock_read=DEADLINE)
             options = {"client_kwargs": {"timeout": waits, "trust_env": True}}
         found: tuple[Any, str] = fsspec.core.url_to_fs(url, **options)

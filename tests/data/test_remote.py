@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import io
 import json
+import logging
 import ssl
 import threading
 import time
@@ -248,6 +249,7 @@ def test_what_breaks_again_and_again_ends_in_one_sentence(web: Web, caplog: pyte
     ):
         cells(source)
     asyncio.run(_unclosed())
+    logging.getLogger("gcsfs").error("gcsfs non-retriable exception")
     assert not caplog.records
 
 
