@@ -14,7 +14,7 @@ import torch
 
 from llmtool import experiment
 from llmtool.commands import Options, keys, scratch, shown
-from llmtool.core import console, files, lineage, ranks, watch
+from llmtool.core import console, files, hub, lineage, ranks, watch
 from llmtool.core.devices import is_out_of_memory, multiplies_bf16, peak_flops, resolve_device
 from llmtool.core.environment import other_packages
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
@@ -26,7 +26,7 @@ from llmtool.data.store import CARD, Dataset
 from llmtool.evaluation import compare
 from llmtool.experiment import Loaded, with_recipe
 from llmtool.experiment import resolved as experiment_yaml
-from llmtool.models import adapters, hub
+from llmtool.models import adapters
 from llmtool.models.accounting import account
 from llmtool.models.choice import Choice
 from llmtool.models.forms import huggingface

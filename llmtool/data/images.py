@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from llmtool.core import hub
 from llmtool.core.config import Section
 from llmtool.core.contracts import Images
 from llmtool.core.errors import ConfigError, DataError
@@ -99,8 +100,8 @@ class ImagesEncode(Section):
     )
     like_model: str | None = Field(
         default=None,
-        description="The directory of a model whose preprocessor_config.json says size, fit and "
-        "standardisation: what a start was trained with.",
+        description="The directory of a model, or its name on the hub, whose preprocessor_config.json says "
+        "size, fit and standardisation: what a start was trained with.",
     )
 
     @model_validator(mode="after")
@@ -129,7 +130,7 @@ class ImagesEncode(Section):
         `like_model`."""
         if self.like is not None:
             return [Path(self.like) / CARD]
-        return [] if self.like_model is None else [Path(self.like_model) / PREPROCESSOR]
+        return [] if self.like_model is None else [hub.local(self.like_model) / PREPROCESSOR]
 
     def folders(self) -> list[Path]:
         """Whose files are noticed when they change."""

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from llmtool.core import checkpoint, files
+from llmtool.core import checkpoint, files, hub
 from llmtool.core.config import Section
 from llmtool.core.errors import ConfigError, DataError, LlmtoolError
 from llmtool.data import special_tokens
@@ -288,7 +288,8 @@ class FileTokenizer(Section):
 
     kind: Literal["file"] = Field(default="file", description="An existing tokenizer.json.")
     path: str = Field(
-        description="The tokenizer.json, the directory it lies in, or the run whose model learned with it."
+        description="The tokenizer.json, the directory it lies in, the run whose model learned with it, or a "
+        "model on the hub: hf://owner/name@commit."
     )
     end: str | None = Field(
         default=None, description="The token that ends a document; default the file's own."
@@ -313,7 +314,7 @@ class FileTokenizer(Section):
 
     def file(self) -> Path:
         """The tokenizer.json; ConfigError when there is none."""
-        given = Path(self.path)
+        given = hub.local(self.path)
         # of a run or a stage of one, its best checkpoint's, as of what `finetune` starts from
         places = [given / place / FILE for place in checkpoint.PLACES] if given.is_dir() else [given]
         for path in places:

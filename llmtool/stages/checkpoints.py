@@ -16,7 +16,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from llmtool.core import checkpoint, files
+from llmtool.core import checkpoint, files, hub
 from llmtool.core.contracts import NextToken, OutputSpec
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.core.files import HashFile
@@ -24,7 +24,7 @@ from llmtool.core.lineage import Chain, extend, read
 from llmtool.core.urls import shown
 from llmtool.data import remote, tokenizers
 from llmtool.data.store import without_places
-from llmtool.models import adapters, hub, lora, peft_files, pretrained, quantised
+from llmtool.models import adapters, lora, peft_files, pretrained, quantised
 from llmtool.models.forms import huggingface
 from llmtool.stages import foreign
 from llmtool.tasks import TaskConfig
@@ -87,16 +87,15 @@ def find_checkpoint(path: str) -> Path:
     """The checkpoint directory that a run (what it fine-tuned, else what it trained), a stage of a run, a
     checkpoint directory, a Hugging Face model directory or a name on the hub (hf://owner/name@revision)
     stands for."""
-    if path.startswith(hub.SCHEME):
-        path = str(hub.snapshot(path))
-    elif remote.is_url(path):
+    if remote.is_url(path) and not path.startswith(hub.SCHEME):
         raise ConfigError(f"{shown(path)}: models are read from this machine, or from the hub ({hub.FORM})")
-    for candidate in (Path(path) / place for place in checkpoint.PLACES):
+    there = hub.local(path)
+    for candidate in (there / place for place in checkpoint.PLACES):
         if (candidate / CARD_FILE).is_file():
             found = candidate.resolve()
             return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
-    if foreign.is_foreign(Path(path)):
-        return Path(path)
+    if foreign.is_foreign(there):
+        return there
     raise ConfigError(
         f"{path}: no checkpoint here (no {CARD_FILE} in it, in best/, finetune/best/ or "
         f"train/best/, and no {pretrained.CONFIG_FILE} of a Hugging Face model)"

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from llmtool.core import hub
 from llmtool.core.errors import ConfigError
 from llmtool.data.images import ImagesEncoder, Scale
 from llmtool.data.pictures import Recipe
@@ -30,7 +31,7 @@ def like_model(encoder: ImagesEncoder) -> None:
     named = encoder.config.like_model
     if named is None:
         return
-    directory = Path(named)
+    directory = hub.local(named)
     path = directory / preprocessing.FILE
     if not foreign.is_foreign(directory):
         raise ConfigError(f"data.encode.like_model: {directory}: no model here (no config.json in it)")

@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 
 from llmtool.commands import Options, describe
+from llmtool.core import hub
 from llmtool.core.errors import ConfigError, LlmtoolError
-from llmtool.models import hub
+from llmtool.data.images import ImagesEncode
+from llmtool.data.tokenizers import FileTokenizer
 from llmtool.stages import checkpoints
 from tests.conftest import others_model
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
+pytest.importorskip("huggingface_hub.constants")
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 
@@ -176,6 +179,18 @@ def test_a_model_without_safetensors(here: Hub) -> None:
     here.files = {"config.json": b"{}", "pytorch_model.bin": b"a pickle"}
     with pytest.raises(ConfigError, match="has no safetensors file; other weights are not fetched"):
         hub.snapshot(f"hf://owner/name@{COMMIT}")
+
+
+def test_data_are_prepared_for_a_model_on_the_hub(here: Hub, tmp_path: Path) -> None:
+    address = f"hf://owner/name@{COMMIT}"
+    here.files = {path.name: path.read_bytes() for path in others_model(tmp_path / "made").iterdir()}
+    tokenizer, there = FileTokenizer(path=address), hub.snapshot(address)
+    assert tokenizer.files()[0] == there / "tokenizer.json"
+    assert tokenizer.fit(lambda: iter(())).vocabulary == FileTokenizer(
+        path=str(tmp_path / "made")
+    ).fit(lambda: iter(())).vocabulary  # fmt: skip
+    pictures = ImagesEncode.model_validate({"as": "images", "like_model": address})
+    assert pictures.files() == [there / "preprocessor_config.json"]
 
 
 def test_what_is_not_in_the_cache_of_one_who_is_offline(monkeypatch: pytest.MonkeyPatch, here: Hub) -> None:

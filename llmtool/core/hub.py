@@ -22,6 +22,11 @@ LOGIN = "`hf auth login`, or HF_TOKEN in the environment"
 FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "chat_template.jinja")
 
 
+def local(path: str) -> Path:
+    """Where the files lie of a model that a configuration names by directory, or by name on the hub."""
+    return snapshot(path) if path.startswith(SCHEME) else Path(path)
+
+
 def snapshot(address: str) -> Path:
     """The local directory of `hf://owner/name@revision`; fetched when it is not in the cache yet.
 
