@@ -311,9 +311,9 @@ class _Rank:
             self.watch.told()
         if self.started_here:
             self._leave(self._words(failure))
-        elif tells:
+        else:  # all but the first write it to their logs
             print(f"llmtool: {console.clean(str(failure))}", file=sys.stderr, flush=True)
-            if console.is_json():
+            if self.me.first and console.is_json():
                 print(json.dumps(self.result, default=str), flush=True)
 
     def _stands_in(self, failure: Failure) -> bool:

@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
@@ -34,18 +33,16 @@ from llmtool.core import ranks
 from llmtool.core.errors import Cancelled, ConfigError, DivergedError, Interrupted, LlmtoolError
 from llmtool.core.ranks import ALONE, DEADLINE, FirstFailedError, Ranks
 from llmtool.core.run import outcome
+from llmtool.core.standing import ended, machine, standing
 
 START = 60.0  # seconds that ranks are given to come, however short the deadline: disks that all read at once
 LOST = 20.0  # seconds without a word, after which a rank on another machine is taken to be gone
 STUCK = 5.0  # seconds that a main thread which waits for others is given to end, once there is a verdict
+BROKEN = 5.0  # the same as LOST, where a connection has broken too
 ENDING = 20.0  # the same of one that still does something
-ECHO = LOST + 5.0  # seconds in which the reason of a broken connection becomes known
+ECHO = 12.0  # seconds in which the reason of a broken connection becomes known
 ALL_ALIKE = (Interrupted, Cancelled, DivergedError)  # the ranks agree on these, and come to them together
 
-_WAITS = tuple(
-    os.path.join(*parts)
-    for parts in (("torch", "distributed", ""), ("core", "ranks.py"), ("training", "together.py"))
-)
 _BROKEN = ("gloo", "nccl", "peer", "socket", "store", "timed out", "broken pipe", "process group")
 _runs = itertools.count()  # of this process: all ranks count alike
 
@@ -197,8 +194,12 @@ class Watch:
         self._done = self._waits = False  # with its work; for the others to be done with theirs
         self._waiting: tuple[float, tuple[int | None, float]] = (0.0, (None, 0.0))  # since when, where
         self._interval = 1.0 + here.size / 1000  # the first reads what all say
+        self._answers = 0  # of the store
+        self._lost = LOST
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
+        if not here.first and here.beside < here.size:  # the store is on another machine
+            threading.Thread(target=self._listen, name="listen", daemon=True).start()
 
     def claim(self) -> bool:
         """Whether the caller is the one of the two threads that ends this process."""
@@ -239,7 +240,7 @@ class Watch:
         """End the process of a late rank on this machine: its own thread would have, so it is stopped."""
         if self.verdict is not None and self.verdict.why == "late":
             seen = self._seen.get(self.verdict.rank)
-            if seen is not None and seen.said["host"] == socket.gethostname() and not _is_gone(seen):
+            if seen is not None and seen.said["machine"] == machine() and not _is_gone(seen):
                 with contextlib.suppress(OSError):
                     os.kill(seen.said["pid"], signal.SIGKILL)
 
@@ -262,6 +263,8 @@ class Watch:
             return own
         self._reach()
         if _echo(error):  # who broke the connection may be known in a moment
+            if not isinstance(error, KeyboardInterrupt):
+                self._lost = BROKEN
             end = time.monotonic() + (3.0 if isinstance(error, KeyboardInterrupt) else ECHO)
             while self._thread.is_alive() and self._look_up() is None and time.monotonic() < end:
                 time.sleep(0.1)
@@ -294,6 +297,7 @@ class Watch:
                 said = json.dumps({**self._mine(), "clock": time.monotonic()})
                 self._store.set(f"{self._prefix}{self.ranks.rank}", said)
                 found = self._look_up() or self._judge()
+                self._answers += 1
             except RuntimeError:
                 found = self._without_a_store()
             if found is not None and not self._stop.is_set():
@@ -301,6 +305,24 @@ class Watch:
                 self._finish()
                 return
             self._stop.wait(self._interval)
+
+    def _listen(self) -> None:
+        """A thread of its own: a network that is cut blocks whoever asks the store, for as long as TCP tries.
+        Only the turns in which this thread sees no answer count: a process that was stopped sees none."""
+        turns, before = 0, -1
+        while turns * self._interval <= min(self.deadline, LOST):
+            if self._stop.wait(self._interval):
+                return
+            now = self._answers
+            turns, before = (turns + 1 if now == before and self._store is not None else 0), now
+        said = f"has not answered for {turns * self._interval:.0f} s: "
+        said += f"its machine ({os.environ['MASTER_ADDR']}) or the network is down"
+        there = self._seen[0].said if 0 in self._seen else {**self._mine(), "host": "", "phase": "start"}
+        self.verdict = self.verdict or replace(self._found(0, there, "gone", said), line=None, log=None)
+        self._store = None  # so that nobody else is blocked by it
+        self._finish()
+        if not self._stop.is_set():
+            os._exit(self.verdict.code)  # the main thread, which would have, is blocked already
 
     def _connect(self) -> Failure | None:
         """Reach the store by a line of our own, which no exchange of the main thread blocks."""
@@ -316,7 +338,7 @@ class Watch:
     def _mine(self) -> dict[str, Any]:
         """What this rank says of itself."""
         now, here = time.monotonic(), (_place.step, _place.since)
-        waits, line = (True, None) if self._waits else _standing(self._main)
+        waits, line = (True, None) if self._waits else standing(self._main)
         if not waits or self._waiting[1] != here:
             self._waiting = (now, here)
         # the first works for itself, on what the others have no part in
@@ -324,7 +346,7 @@ class Watch:
         return {
             "phase": _place.phase, "step": _place.step, "steps": _place.steps, "still": now - _place.since,
             "waited": now - self._waiting[0], "patient": _place.patient or apart, "line": line,
-            "done": self._done, "host": socket.gethostname(), "pid": os.getpid(),
+            "done": self._done, "host": socket.gethostname(), "machine": machine(), "pid": os.getpid(),
             "log": str(self.log) if self.log else None,
         }  # fmt: skip
 
@@ -361,8 +383,8 @@ class Watch:
             said = f"has not come within {limit:g} s"
             return Failure(absent[0], self.ranks.size, "", "start", None, "absent", said)
         for rank, seen in self._seen.items():
-            if not seen.said["done"] and seen.silent > 3 * self._interval and _is_gone(seen):
-                said = "is gone without a word (killed, or its machine went down)"
+            if not seen.said["done"] and seen.silent > 3 * self._interval and _is_gone(seen, self._lost):
+                said = "is gone without a word (killed, or its machine or the network went down)"
                 return self._found(rank, seen.said, "gone", said)
         return self._late() if self.ranks.first else self._silent()
 
@@ -372,8 +394,7 @@ class Watch:
         seen = self._seen.get(0)
         if seen is None or seen.said["done"] or seen.silent <= self.deadline:
             return None
-        said = f"has said nothing for {seen.silent:.0f} s (parallel.deadline: {self.deadline:g} s), last seen"
-        return replace(self._found(0, seen.said, "late", said), log=None)
+        return self._unheard(self._found(0, seen.said, "late", ""), seen.silent)
 
     def _late(self) -> Failure | None:
         """The rank for which others wait longer than the deadline; where nobody is seen to wait (a GPU's
@@ -396,7 +417,14 @@ class Watch:
         said = f"has not moved for {busy[first].age('still'):.0f} s (parallel.deadline: {self.deadline:g} s)"
         if also:
             said += f", nor has {' nor '.join(also[:3])}{' nor others' if len(also) > 3 else ''},"
-        return self._found(first, busy[first].said, "late", said)
+        found = self._found(first, busy[first].said, "late", said)
+        if (silent := busy[first].silent) <= 3 * self._interval:
+            return found
+        return self._unheard(found, silent)  # stopped, or cut off: it can write no stacks either
+
+    def _unheard(self, found: Failure, silent: float) -> Failure:
+        said = f"has said nothing for {silent:.0f} s (parallel.deadline: {self.deadline:g} s), last seen"
+        return replace(found, message=said, log=None)
 
     def _found(
         self, rank: int, said: dict[str, Any], why: Literal["gone", "late", "absent"], message: str
@@ -408,12 +436,14 @@ class Watch:
 
     def _without_a_store(self) -> Failure | None:
         """The verdict when nobody answers any more: the launcher or the first rank, which have the store."""
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or 0 not in self._seen:
+        first = self._seen.get(0)
+        ours = first is not None and first.said["machine"] == machine()
+        if first is None or (ours and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"):
             said = f"the launcher of {self.ranks} is gone (killed?)"
             return replace(self._found(self.ranks.rank, self._mine(), "gone", said), plain=True)
-        if self._seen[0].said["done"]:
+        if first.said["done"]:
             return None
-        return self._found(0, self._seen[0].said, "gone", "is gone without a word (killed?)")
+        return self._found(0, first.said, "gone", "is gone without a word (killed?)")
 
     def _finish(self) -> None:
         """There is a verdict: see to it that this process ends, by its main thread if that can."""
@@ -427,7 +457,7 @@ class Watch:
         while not late and stuck < STUCK and spent < ENDING and not self._stop.is_set():
             time.sleep(0.25)
             spent += 0.25
-            stuck = stuck + 0.25 if _standing(self._main)[0] else 0.0
+            stuck = stuck + 0.25 if standing(self._main)[0] else 0.0
         if not self._stop.is_set() and self.claim():
             with contextlib.suppress(Exception):
                 self.end(self.verdict)
@@ -464,35 +494,6 @@ def _echo(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in said for word in _BROKEN)
 
 
-def _standing(thread: int | None) -> tuple[bool, str | None]:
-    """Whether a thread waits for other ranks, and the line of our code in which it stands."""
-    frame: FrameType | None = sys._current_frames().get(thread or 0)
-    waits = False
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if any(part in name for part in _WAITS):
-            waits = True
-        elif waits or f"{os.sep}llmtool{os.sep}" in name:
-            return waits, _line(frame)
-        frame = frame.f_back
-    return waits, None
-
-
-def _line(frame: FrameType) -> str:
-    path = Path(frame.f_code.co_filename)
-    return f"in {path.parent.name}/{path.name}:{frame.f_lineno} ({frame.f_code.co_name})"
-
-
-def _is_gone(seen: _Seen) -> bool:
+def _is_gone(seen: _Seen, lost: float = LOST) -> bool:
     """Whether a silent rank has ended: known of this machine's own processes, taken to be of others'."""
-    if seen.said["host"] != socket.gethostname():
-        return seen.silent > LOST
-    try:
-        os.kill(seen.said["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    with contextlib.suppress(OSError, IndexError):  # ended, and nobody has asked how yet
-        return Path(f"/proc/{seen.said['pid']}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    return False
+    return ended(seen.said["pid"]) if seen.said["machine"] == machine() else seen.silent > lost

@@ -266,6 +266,14 @@ def test_where_the_first_is_lost_the_second_tells(
         assert (result(fresh)["error"], result(fresh)["rank"]["host"]) == (said, "n1")
 
 
+def test_a_rank_whose_main_thread_hangs_writes_why_it_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its machine may be cut off from the first one's, which tells of it."""
+    rank: Any = SimpleNamespace(me=Ranks(2, 3, 0, 1), started_here=None, _stands_in=lambda failure: False)
+    launching._Rank._cut_off(rank, Failure(0, 3, "a", "fit", 7, "gone", "has not answered for 20 s"))
+    said = "llmtool: rank 0 of 3 on a has not answered for 20 s, last seen at step 7 (fit)\n"
+    assert capsys.readouterr() == ("", said)
+
+
 def test_more_processes_than_the_machine_carries(prepared: Path, llmtool: Run) -> None:
     ended = llmtool("train", "table.yaml", "--set", "devices=cpu:1000", cwd=prepared)
     assert ended.code == 2

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from llmtool.core import watch
 from llmtool.core.errors import Cancelled, ConfigError, DataError, Interrupted, LlmtoolError, Terminated
 from llmtool.core.ranks import FirstFailedError, Ranks
+from llmtool.core.standing import machine
 from llmtool.core.watch import Failure, Watch
 
 
@@ -27,8 +28,8 @@ def beat(**said: Any) -> str:
     """What a rank says of itself, all well but for `said`."""
     well = {
         "phase": "fit", "step": 7, "steps": 7, "still": 0.0, "waited": 0.0, "patient": False, "line": None,
-        "done": False, "host": socket.gethostname(), "pid": os.getpid(), "log": "ranks/rank-1.log",
-        "clock": 0.0,
+        "done": False, "host": socket.gethostname(), "machine": machine(), "pid": os.getpid(),
+        "log": "ranks/rank-1.log", "clock": 0.0,
     }  # fmt: skip
     return json.dumps({**well, **said})
 
@@ -36,9 +37,9 @@ def beat(**said: Any) -> str:
 class Two:
     """One of two ranks with its watchdog, the first by default; the other is what the test says of it."""
 
-    def __init__(self, store: Any, rank: int = 0) -> None:
+    def __init__(self, store: Any, rank: int = 0, beside: int = 2) -> None:
         self.store, self.ended, self.other = store, threading.Event(), 1 - rank
-        self.watch = Watch(Ranks(rank, 2, rank, 2), None, lambda _: self.ended.set())
+        self.watch = Watch(Ranks(rank, 2, rank, beside), None, lambda _: self.ended.set())
         self.watch.deadline = 5.0
 
     def says(self, **said: Any) -> None:
@@ -58,7 +59,7 @@ def two(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iter
     monkeypatch.setenv("MASTER_PORT", str(store.port))
     monkeypatch.setattr(watch, "START", 1.0)
     monkeypatch.setattr(watch, "_place", watch._Place())  # other tests of this process have left it somewhere
-    made = Two(store, getattr(request, "param", 0))
+    made = Two(store, *getattr(request, "param", (0,)))
     made.watch.claim()  # this process goes on in any case
     yield made
     made.watch.close()
@@ -155,16 +156,7 @@ def test_a_rank_that_was_killed(two: Two) -> None:
     assert two.watch.cause(ConfigError("a.yaml: x")).message == "a.yaml: x"
 
 
-def test_a_rank_that_was_killed_on_another_machine(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its connections break long before it is known to be gone: that is waited for."""
-    assert watch.ECHO > watch.LOST
-    monkeypatch.setattr(watch, "LOST", 1.0)
-    two.says(host="n2")
-    found = two.watch.cause(RuntimeError("gloo: Connection reset by peer"))
-    assert (found.rank, found.host, found.why, found.step) == (1, "n2", "gone", 7)
-
-
-@pytest.mark.parametrize("two", [1], indirect=True)
+@pytest.mark.parametrize("two", [(1,)], indirect=True)
 def test_a_first_rank_that_is_stopped_is_late_and_ended(two: Two) -> None:
     """Nobody else judges it, and it cannot end itself."""
     two.watch.deadline = 2.0
@@ -179,6 +171,83 @@ def test_a_first_rank_that_is_stopped_is_late_and_ended(two: Two) -> None:
         assert (found.rank, found.why) == (0, "late")
         assert "has said nothing for 2 s (parallel.deadline: 2 s), last seen at step 7 (fit)" in str(found)
         assert stopped.wait(timeout=20) == -signal.SIGKILL
+
+
+def test_machines_may_share_a_name(two: Two) -> None:
+    """Their processes have numbers of their own: none here is looked for, none is ended."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    elsewhere = watch._Seen(json.loads(beat(machine="another", pid=gone.pid)))
+    assert watch._is_gone(watch._Seen(json.loads(beat(pid=gone.pid))))
+    assert not watch._is_gone(elsewhere)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as other:
+        two.watch._seen[1] = watch._Seen(json.loads(beat(machine="another", pid=other.pid)))
+        two.watch.verdict = Failure(1, 2, "b", "fit", 3, "late", "has not moved")
+        two.watch._end_stopped()
+        assert other.poll() is None
+        other.kill()
+
+
+def test_of_a_rank_that_says_nothing_no_line_and_no_stacks_are_told(two: Two) -> None:
+    two.watch._interval, two.watch.deadline, two.watch._waits = 0.1, 1.0, True
+    two.says(machine="another", host="b", still=0.1, line="in training/loop.py:308 (accumulate)")
+    assert str(two.verdict()) == (
+        "rank 1 of 2 on b has said nothing for 1 s (parallel.deadline: 1 s), last seen at step 7 (fit), "
+        "in training/loop.py:308 (accumulate)"
+    )
+
+
+def test_whose_connection_breaks_names_the_rank_on_another_machine_that_is_silent(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "BROKEN", 0.3)
+    two.watch._interval = 0.05
+    two.says(machine="another", host="b")
+    assert str(two.watch.cause(RuntimeError("gloo: Connection closed by peer"))) == (
+        "rank 1 of 2 on b is gone without a word (killed, or its machine or the network went down), "
+        "last seen at step 7 (fit)"
+    )
+
+
+class Mute:
+    """A store behind a network that is cut: who asks it waits until the test is over."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *asked: self.over.wait()
+
+
+@pytest.mark.parametrize("two", [(1, 1)], indirect=True)
+def test_a_store_that_does_not_answer(two: Two) -> None:
+    two.says(machine="another", host="a")
+    two.watch._interval, two.watch.deadline = 0.05, 0.5
+    for _ in range(200):
+        if 0 in two.watch._seen:
+            break
+        time.sleep(0.02)
+    two.watch._store = mute = Mute()
+    found = two.verdict()
+    two.watch.close()
+    mute.over.set()
+    assert str(found) == (
+        "rank 0 of 2 on a has not answered for 1 s: its machine (127.0.0.1) or the network is down, "
+        "last seen at step 7 (fit)"
+    )
+
+
+@pytest.mark.parametrize("two", [(1, 1)], indirect=True)
+def test_a_store_that_is_gone(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    two.watch.close()
+    two.watch._thread.join()
+    for machine_, said in (
+        ("another", "rank 0 of 2 on a is gone without a word (killed?), last seen at step 7 (fit)"),
+        (machine(), f"the launcher of rank 1 of 2 on {socket.gethostname()} is gone (killed?)"),
+    ):
+        two.watch._seen[0] = watch._Seen(json.loads(beat(machine=machine_, host="a")))
+        assert str(two.watch._without_a_store()) == said
 
 
 def test_the_first_verdict_stands(two: Two) -> None:
