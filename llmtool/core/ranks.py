@@ -5,6 +5,8 @@ A process that nobody told of others is alone: rank 0 of 1, and everything here 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import socket
@@ -22,6 +24,7 @@ from llmtool.core.errors import ConfigError, LlmtoolError, first_line
 
 Value = TypeVar("Value")
 
+SIOCGIFADDR = 0x8915  # asks Linux for an interface's address
 DEADLINE = 600.0  # seconds that a rank waits for the others, where nobody says otherwise
 PORT = 29400  # at which they meet, where nobody says otherwise
 STEP_PORTS = (20000, 12000)  # the same for steps of Slurm: the first, and how many
@@ -90,6 +93,7 @@ def join(device: str, deadline: float = DEADLINE) -> Ranks:
         return _here
     appoint(ranks)
     _deadline = timedelta(seconds=deadline)
+    _choose_interface(ranks)
     if device == "cuda":
         torch.cuda.set_device(ranks.local % torch.cuda.device_count())
     try:
@@ -102,7 +106,8 @@ def join(device: str, deadline: float = DEADLINE) -> Ranks:
             )
     except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
         raise LlmtoolError(
-            f"{ranks} did not meet the others within {deadline:.0f} s: {first_line(error)}"
+            f"{ranks} did not meet the others at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: "
+            f"{first_line(error)}"
         ) from None
     _here = ranks
     return ranks
@@ -126,6 +131,33 @@ def appoint(ranks: Ranks) -> None:
         port = STEP_PORTS[0] + number % STEP_PORTS[1]
     os.environ.setdefault("MASTER_PORT", str(port))  # before the address, for which the watchdog waits
     os.environ.setdefault("MASTER_ADDR", address)
+
+
+def _choose_interface(ranks: Ranks) -> None:
+    """Have gloo listen where other machines can reach it. It takes the address that this machine's name has,
+    which may be a loopback one (127.0.1.1, as Debian writes it into /etc/hosts), or none."""
+    if ranks.beside == ranks.size or "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    with contextlib.suppress(OSError):
+        if not socket.gethostbyname(socket.gethostname()).startswith("127."):
+            return
+    for address in (os.environ["MASTER_ADDR"], "192.0.2.1"):  # by the default route, where that is ourselves
+        if (name := _interface(address)) not in (None, "lo"):
+            os.environ["GLOO_SOCKET_IFNAME"] = str(name)
+            return
+
+
+def _interface(address: str) -> str | None:
+    """The network interface by which packets to the address leave (Linux); nothing is sent."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 9))
+        own = socket.inet_aton(probe.getsockname()[0])
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # it has no address
+                asked = fcntl.ioctl(probe, SIOCGIFADDR, name.encode().ljust(40, b"\0"))
+                if asked[20:24] == own:
+                    return name
+    return None
 
 
 def leave() -> None:

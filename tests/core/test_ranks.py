@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from typing import Any
 
@@ -125,3 +126,23 @@ def test_two_steps_on_one_machine_do_not_meet(slurm: Any) -> None:
     slurm({**TWO, "STEP_NODELIST": "n1", "STEP_TASKS_PER_NODE": "2", "STEP_ID": "2"})
     ranks.appoint(Ranks(1, 2, 1, 2))
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("127.0.0.1", "20072")
+
+
+def test_gloo_listens_where_other_machines_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ranks._interface("127.0.0.1") == "lo"
+    monkeypatch.setattr(ranks, "_interface", {"a": "lo", "192.0.2.1": "eth1", "10.0.0.1": "eth0"}.get)
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    two = ranks.Ranks(1, 2, 0, 1)
+
+    def chosen(name: str, address: str, these: ranks.Ranks = two) -> str | None:
+        monkeypatch.setattr(socket, "gethostbyname", lambda host: name)
+        monkeypatch.setenv("MASTER_ADDR", address)
+        ranks._choose_interface(these)
+        return os.environ.pop("GLOO_SOCKET_IFNAME", None)
+
+    assert chosen("127.0.1.1", "10.0.0.1") == "eth0"
+    assert chosen("127.0.1.1", "a") == "eth1"  # the first rank's machine, by its own name
+    assert chosen("10.0.0.2", "10.0.0.1") is None  # gloo finds it
+    assert chosen("127.0.1.1", "10.0.0.1", ranks.Ranks(1, 2, 1, 2)) is None  # all are on one machine
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    assert chosen("127.0.1.1", "10.0.0.1") == "ib0"  # the user knows better
