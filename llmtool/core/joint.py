@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from llmtool.core import checkpoint, files, ranks
+from llmtool.core.errors import LlmtoolError
 
 
 def begin(
@@ -40,6 +42,21 @@ def begin(
         return final
 
     return finished
+
+
+def refuse_others(found: Path) -> None:
+    """LlmtoolError at all ranks unless all see one checkpoint there: machines may have disks of their own."""
+    manifest = found / checkpoint.MANIFEST
+    with files.disk_errors(manifest):
+        mine = files.hash_bytes(manifest.read_bytes()) if manifest.is_file() else None
+    all_ = ranks.gathered((socket.gethostname(), mine))
+    for rank, (host, seen) in enumerate(all_):
+        if seen != all_[0][1]:
+            has = "does not have" if seen is None else "has another version of"
+            raise LlmtoolError(
+                f"rank {rank} of {len(all_)} on {host} {has} rank 0's {found}: "
+                "let all machines share the run's directory, or copy the checkpoint to each"
+            )
 
 
 def _described(temporary: Path, written: list[Path], held: files.Held) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from llmtool.core import checkpoint, files, ranks
+from llmtool.core import checkpoint, files, joint, ranks
 from llmtool.core.contracts import Batch, Images, Loss
 from llmtool.core.devices import is_out_of_memory, products_in, recover_memory
 from llmtool.core.environment import environment
@@ -212,6 +212,7 @@ class _Session:
         return checkpoint.newest_valid(self.saver.checkpoints, self.note) if there else None
 
     def _go_on_from(self, found: Path) -> None:
+        joint.refuse_others(found)
         self.take_over(found)
         ranks.by_first(self._forget_later)
         self.note(f"goes on from step {self.state.step}")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from llmtool.core import checkpoint, files
+from llmtool.core import checkpoint, files, joint, ranks
 from llmtool.core.checkpoint import TornError
 from llmtool.core.errors import LlmtoolError
 from tests.core.crashfs import Crash, CrashFs
@@ -412,3 +412,16 @@ def test_a_saver_killed_at_random_moments_always_goes_on_by_itself(tmp_path):
         reached.append(checkpoint.step_of(newest))
     assert reached == sorted(reached)
     assert reached[-1] > 3
+
+
+def test_a_rank_that_sees_another_checkpoint_is_refused(tmp_path, monkeypatch):
+    """As where machines have disks of their own: what one reads is not what the first has written."""
+    for name in ("here", "there"):
+        checkpoint.save(tmp_path / name, "step-00000007", writer(len(name)))
+    found, other = (tmp_path / name / "step-00000007" for name in ("here", "there"))
+    seen = files.hash_bytes((found / checkpoint.MANIFEST).read_bytes())
+    monkeypatch.setattr(ranks, "gathered", lambda mine: [("a", seen), ("b", mine[1])])
+    joint.refuse_others(found)
+    for path, said in ((other, "has another version of"), (tmp_path / "nowhere", "does not have")):
+        with pytest.raises(LlmtoolError, match=f"^rank 1 of 2 on b {said} rank 0's .*share the run's"):
+            joint.refuse_others(path)
