@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import importlib.util
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,13 +14,16 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from llmtool.core import console
 from llmtool.core.config import Section
 from llmtool.core.engine import THREADS, Engine, Failed, Packed, Work, attempt
+from llmtool.core.environment import code_version
 from llmtool.core.errors import ConfigError, LlmtoolError, MemoryLimitError
 
 REACH = 5.0  # seconds in which an address has to answer
 ANSWER = 60.0  # seconds in which a process has to have joined what answers there
 JOIN = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')"
+NONE = "could not find any running ray instance"  # Ray's words for it
 RETRIES = 2  # of work whose process or machine is lost
 
 
@@ -94,7 +100,7 @@ class RayCluster(Engine):
         if put is None:
             put = self._ray.put(work)
             self._works.append((work, put))
-        return _Remote(self, self._run.remote(put, thing), name)
+        return _Remote(self, self._run.remote(put, thing, versions()), name)
 
     def get(self, reference: Any, name: str) -> Packed:
         """The result; a worker or machine that is lost for good is named."""
@@ -103,6 +109,8 @@ class RayCluster(Engine):
             found: Packed | Failed = self._ray.get(reference)
         except errors.OutOfMemoryError as error:
             raise MemoryLimitError(f"Ray: memory ran out at work on {name}: {_line(error)}") from None
+        except errors.RayTaskError as error:  # it did not come to the work: what that raises is Failed
+            raise LlmtoolError(_not_begun(str(error), name)) from None
         except errors.RayError as error:
             raise LlmtoolError(f"Ray: a worker was lost at work on {name}: {_line(error)}") from None
         if isinstance(found, Failed):
@@ -126,6 +134,9 @@ def _connect(ray: Any, address: str) -> None:
     if not problem:
         ray.init(address=address, **said)
     elif address == "auto":
+        if NONE not in problem.lower():
+            why = f"the Ray cluster that runs here could not be joined ({problem})"
+            console.note(f"data.engine: {why}; one is started on this machine alone")
         ray.init(address="local", include_dashboard=False, **said)
     else:
         raise ConfigError(f"data.engine.address: no Ray cluster answers at {address} ({problem})")
@@ -142,9 +153,33 @@ def _problem(address: str) -> str:
     return " ".join(lines[-1].split())[:300] if done.returncode else ""
 
 
-def _run(work: Work, thing: Any) -> Packed | Failed:
+@functools.cache
+def versions() -> str:
+    """Of what makes the bytes of a dataset."""
+    packages = ("numpy", "pandas", "tokenizers")
+    return ", ".join(
+        [f"llmtool {code_version()}", *(f"{name} {importlib.metadata.version(name)}" for name in packages)]
+    )
+
+
+def _run(work: Work, thing: Any, asked: str) -> Packed | Failed:
+    if (here := versions()) != asked:
+        said = (
+            f"data.engine: {socket.gethostname()} of the Ray cluster has {here}; this machine has {asked}: "
+        )
+        return Failed(ConfigError(f"{said}install the same on all of them"))
     os.environ[THREADS] = "false"
     return attempt(work, thing)
+
+
+def _not_begun(said: str, name: str) -> str:
+    """What is told of work that a machine could not begin, of Ray's account: its processes, a traceback."""
+    where = re.search(r"\bip=([^,)\s]+)", said)
+    lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()]
+    return (
+        f"Ray: {where[1] if where else 'a machine'} could not begin the work on {name} ({lines[-1][:300]}): "
+        f"install {versions()} on every machine of the cluster"
+    )
 
 
 def _line(error: BaseException) -> str:

@@ -2,18 +2,21 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from llmtool.core import cluster
 from llmtool.core.cluster import RayEngine
-from llmtool.core.engine import Engine, Packed
+from llmtool.core.engine import Engine, Failed, Packed
 from llmtool.core.errors import ConfigError, DataError, LlmtoolError, MemoryLimitError
 from llmtool.core.kept import Kept
 from llmtool.core.pool import LocalEngine, Pool
@@ -172,3 +175,43 @@ def test_an_address_where_something_else_answers() -> None:
     command = [sys.executable, "-c", MUTE]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=True)
     assert "something else does: it could not be joined in 2 s" in ended.stdout
+
+
+def test_a_machine_of_the_cluster_with_another_llmtool_is_refused() -> None:
+    here = cluster.versions()
+    assert cluster._run(more, 1, here) == ({"of": 2}, {})
+    refused = cluster._run(more, 1, here.replace("llmtool ", "llmtool 0."))
+    assert isinstance(refused, Failed)
+    assert isinstance(refused.error, ConfigError)
+    assert str(refused.error).startswith(
+        f"data.engine: {socket.gethostname()} of the Ray cluster has {here}; "
+    )
+
+
+def test_a_machine_of_the_cluster_that_cannot_begin_is_named() -> None:
+    said = """\x1b[36mray::_run()\x1b[39m (pid=102, ip=10.0.0.2)
+  At least one of the input arguments for this task could not be computed:
+ModuleNotFoundError: No module named 'llmtool'"""
+    assert cluster._not_begun(said, "clean-1").startswith(
+        "Ray: 10.0.0.2 could not begin the work on clean-1 (ModuleNotFoundError: No module named 'llmtool'): "
+        f"install {cluster.versions()} on every machine"
+    )
+
+
+@pytest.mark.parametrize(
+    ("problem", "noted"),
+    [
+        ("RuntimeError: Version mismatch: The cluster was started with: Ray: 2.40.0", True),
+        ("ConnectionError: Could not find any running Ray instance.", False),
+    ],
+)
+def test_a_cluster_that_runs_here_and_cannot_be_joined_is_noted(
+    problem: str, noted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    began: list[dict[str, Any]] = []
+    monkeypatch.setattr(cluster, "_problem", lambda address: problem)
+    monkeypatch.setattr(cluster.console, "note", notes.append)
+    cluster._connect(SimpleNamespace(init=lambda **given: began.append(given)), "auto")
+    assert began[0]["address"] == "local"
+    assert [problem in note for note in notes] == [True] * noted
