@@ -263,8 +263,7 @@ class Watch:
             return own
         self._reach()
         if _echo(error):  # who broke the connection may be known in a moment
-            if not isinstance(error, KeyboardInterrupt):
-                self._lost = BROKEN
+            self._lost = LOST if isinstance(error, KeyboardInterrupt) else BROKEN
             end = time.monotonic() + (3.0 if isinstance(error, KeyboardInterrupt) else ECHO)
             while self._thread.is_alive() and self._look_up() is None and time.monotonic() < end:
                 time.sleep(0.1)
@@ -307,16 +306,16 @@ class Watch:
             self._stop.wait(self._interval)
 
     def _listen(self) -> None:
-        """A thread of its own: a network that is cut blocks whoever asks the store, for as long as TCP tries.
-        Only the turns in which this thread sees no answer count: a process that was stopped sees none."""
+        """A thread of its own: a network that is cut blocks whoever asks the store, as long as TCP tries.
+        Turns count, not the clock, which goes on while this process is stopped."""
         turns, before = 0, -1
         while turns * self._interval <= min(self.deadline, LOST):
             if self._stop.wait(self._interval):
                 return
             now = self._answers
             turns, before = (turns + 1 if now == before and self._store is not None else 0), now
-        said = f"has not answered for {turns * self._interval:.0f} s: "
-        said += f"its machine ({os.environ['MASTER_ADDR']}) or the network is down"
+        its = f"its machine ({os.environ['MASTER_ADDR']}) or the network is down"
+        said = f"has not answered for {turns * self._interval:.0f} s: {its}"
         there = self._seen[0].said if 0 in self._seen else {**self._mine(), "host": "", "phase": "start"}
         self.verdict = self.verdict or replace(self._found(0, there, "gone", said), line=None, log=None)
         self._store = None  # so that nobody else is blocked by it
@@ -327,13 +326,15 @@ class Watch:
     def _connect(self) -> Failure | None:
         """Reach the store by a line of our own, which no exchange of the main thread blocks."""
         where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        limit = max(START, self.deadline)
-        try:
-            self._store = dist.TCPStore(*where, is_master=False, timeout=timedelta(seconds=limit))
-        except RuntimeError:
-            said = f"reaches nobody at {where[0]}:{where[1]} within {limit:g} s"
-            return self._found(self.ranks.rank, self._mine(), "absent", said)
-        return None
+        while True:
+            try:
+                self._store = dist.TCPStore(*where, is_master=False, timeout=timedelta(seconds=START))
+                return None
+            except RuntimeError:
+                limit = max(START, self.deadline)  # which this rank may have read only now
+                if time.monotonic() - self._began >= limit:
+                    said = f"reaches nobody at {where[0]}:{where[1]} within {limit:g} s"
+                    return self._found(self.ranks.rank, self._mine(), "absent", said)
 
     def _mine(self) -> dict[str, Any]:
         """What this rank says of itself."""

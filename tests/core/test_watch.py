@@ -237,6 +237,23 @@ def test_a_store_that_does_not_answer(two: Two) -> None:
     )
 
 
+def test_a_rank_that_reaches_nobody_ends_by_the_deadline_that_it_reads_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "START", 0.5)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "9")
+    alone = Watch(Ranks(1, 2, 0, 1), None, lambda _: None)
+    alone.claim()
+    alone.deadline = 0.5  # it began with that of a file which says none
+    for _ in range(500):
+        if alone.verdict is not None:
+            break
+        time.sleep(0.01)
+    alone.close()
+    assert "reaches nobody at 127.0.0.1:9 within 0.5 s" in str(alone.verdict)
+
+
 @pytest.mark.parametrize("two", [(1, 1)], indirect=True)
 def test_a_store_that_is_gone(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
