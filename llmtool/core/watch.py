@@ -314,9 +314,10 @@ class Watch:
                 return
             now = self._answers
             turns, before = (turns + 1 if now == before and self._store is not None else 0), now
-        its = f"its machine ({os.environ['MASTER_ADDR']}) or the network is down"
-        said = f"has not answered for {turns * self._interval:.0f} s: {its}"
-        there = self._seen[0].said if 0 in self._seen else {**self._mine(), "host": "", "phase": "start"}
+        said = f"has not answered for {turns * self._interval:.0f} s: its machine "
+        said += f"({os.environ['MASTER_ADDR']}) or the network is down"
+        unseen = {**self._mine(), "host": "", "phase": "start", "step": None}
+        there = self._seen[0].said if 0 in self._seen else unseen
         self.verdict = self.verdict or replace(self._found(0, there, "gone", said), line=None, log=None)
         self._store = None  # so that nobody else is blocked by it
         self._finish()
@@ -419,9 +420,8 @@ class Watch:
         if also:
             said += f", nor has {' nor '.join(also[:3])}{' nor others' if len(also) > 3 else ''},"
         found = self._found(first, busy[first].said, "late", said)
-        if (silent := busy[first].silent) <= 3 * self._interval:
-            return found
-        return self._unheard(found, silent)  # stopped, or cut off: it can write no stacks either
+        silent = busy[first].silent  # stopped, or cut off: it can write no stacks either
+        return self._unheard(found, silent) if silent > 3 * self._interval else found
 
     def _unheard(self, found: Failure, silent: float) -> Failure:
         said = f"has said nothing for {silent:.0f} s (parallel.deadline: {self.deadline:g} s), last seen"
