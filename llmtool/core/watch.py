@@ -312,8 +312,8 @@ class Watch:
         while turns * self._interval <= min(self.deadline, LOST):
             if self._stop.wait(self._interval):
                 return
-            now = self._answers
-            turns, before = (turns + 1 if now == before and self._store is not None else 0), now
+            mute = self._answers == before and self._store is not None and self.verdict is None
+            turns, before = turns + 1 if mute else 0, self._answers
         said = f"has not answered for {turns * self._interval:.0f} s: its machine "
         said += f"({os.environ['MASTER_ADDR']}) or the network is down"
         unseen = {**self._mine(), "host": "", "phase": "start", "step": None}
