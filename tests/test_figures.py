@@ -33,7 +33,7 @@ def test_every_file_of_results_of_a_peer_stands_in_it(figures: ModuleType) -> No
     results = figures.Results()
     assert figures.table(results).count("\n") > 20
     quoted = {path.stem for path in figures.RESULTS.glob("*.json")} - set(results.read)
-    text = {"gguf_check", "images", "onnx_check"}  # told of in the README's text
+    text = {"gguf_check", "images", "onnx_check", "two_hosts"}  # told of in the README's text
     assert quoted - {"rank_costs", "simulate_ranks"} <= text  # those are in scripts/benchmarks/scaling.md
 
 
