@@ -67,6 +67,7 @@ def _script(options: LaunchOptions, loaded: Loaded) -> str:
             *(f"#SBATCH --{name}={value}" for name, value in words.items()),
             "# Submitted again, it goes on from the last checkpoint; exit code 75 says that it has to be.",
             "set -euo pipefail",
+            "unset MASTER_ADDR MASTER_PORT  # whoever submits may have them; ranks meet on their first node",
             'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"',
             f"srun --nodes=1 --ntasks=1 {shlex.join(['llmtool', 'prepare', *command])}",
             f"srun --kill-on-bad-exit=0 --wait={LAST_WORDS} {shlex.join(['llmtool', stage, *command])}",

@@ -38,6 +38,7 @@ from llmtool.core.errors import Cancelled, ConfigError, DataError, Interrupted, 
 from llmtool.core.freshness import compare
 from llmtool.core.ranks import Ranks
 from llmtool.core.run import RESULT, Run, failed_result
+from llmtool.core.standing import trace
 from llmtool.core.watch import Failure, Watch
 from llmtool.data.store import Dataset
 from llmtool.experiment import Loaded
@@ -245,6 +246,7 @@ class _Rank:
         self.met_before = ranks.here() is not ranks.ALONE
         self.handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         self.result: dict[str, Any] = {}
+        self.former = _written(self.root, command)  # result.json as it was
         self.aloud = _redirect(self.log) if not me.first and self.log is not None else None
         ranks.appoint(me)
         self.watch = Watch(me, self.log, self._cut_off)
@@ -286,7 +288,7 @@ class _Rank:
         """End with the others; the first rank says why."""
         failure = self.watch.cause(error)
         if not isinstance(error, LlmtoolError | KeyboardInterrupt):
-            watch.trace(self.log, error)
+            trace(self.log, error)
         self.result = getattr(error, "result", {})
         if self.me.first or self._stands_in(failure):
             self._record(failure)
@@ -311,23 +313,30 @@ class _Rank:
             self.watch.told()
         if self.started_here:
             self._leave(self._words(failure))
-        else:  # all but the first write it to their logs
+        else:  # those that do not tell write it to their logs
             print(f"llmtool: {console.clean(str(failure))}", file=sys.stderr, flush=True)
             if self.me.first and console.is_json():
                 print(json.dumps(self.result, default=str), flush=True)
 
     def _stands_in(self, failure: Failure) -> bool:
-        """Whether this rank tells of the end: the first is lost, and nobody of ours started them. What
-        it prints is heard from now on."""
-        lost = failure.rank == 0 and failure.why in ("gone", "late")
-        if self.me.rank != 1 or not lost or self.started_here:
+        """Whether this rank tells of the end: the first is lost (one that is late and speaks tells itself),
+        and nobody of ours started them. It is the second, or where the first's machine is lost the first of
+        the next machine. What it prints is heard from now on."""
+        unheard = failure.why == "gone" or (failure.why == "late" and failure.log is None)
+        who = self.me.beside if self.watch.apart else 1
+        if failure.rank != 0 or not unheard or self.me.rank != who or self.started_here:
             return False
         if self.aloud is not None:
             os.dup2(self.aloud, 2)
         return True
 
     def _record(self, failure: Failure, beside: bool = False) -> None:
-        """Write why all ended into result.json."""
+        """Write why all ended into result.json. What the first rank said there stands: it sees more than one
+        that has lost it."""
+        there = _written(self.root, self.command)
+        if not self.me.first and there != self.former and "rank" in (there or {}):
+            self.result = there or {}
+            return
         error = of_code(failure.code, str(failure))
         about = {"status": failure.status, "exit_code": failure.code, "error": str(error)}
         said = {**self.result, **about, "rank": asdict(failure)}

@@ -129,7 +129,7 @@ def appoint(ranks: Ranks) -> None:
         address = address or nodes.split(",")[0]
         number = 10 * int(os.environ.get("SLURM_JOB_ID", "0")) + int(os.environ["SLURM_STEP_ID"])
         port = STEP_PORTS[0] + number % STEP_PORTS[1]
-    os.environ.setdefault("MASTER_PORT", str(port))  # before the address, for which the watchdog waits
+    os.environ.setdefault("MASTER_PORT", str(port))
     os.environ.setdefault("MASTER_ADDR", address)
 
 

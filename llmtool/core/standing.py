@@ -1,11 +1,13 @@
-"""Where a thread stands, whether a process has ended, and which machine's processes these are."""
+"""Where threads stand, whether a process has ended, and which machine's processes these are."""
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import socket
 import sys
+import traceback
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -33,6 +35,25 @@ def standing(thread: int | None) -> tuple[bool, str | None]:
 def _line(frame: FrameType) -> str:
     path = Path(frame.f_code.co_filename)
     return f"in {path.parent.name}/{path.name}:{frame.f_lineno} ({frame.f_code.co_name})"
+
+
+def dump(log: Path | None, where: str) -> None:
+    """Write the stacks of all threads of this process to its log (stderr where there is none)."""
+    with contextlib.suppress(OSError, ValueError):  # its disk may be what is full
+        if log is None:
+            faulthandler.dump_traceback(sys.stderr)
+            return
+        with log.open("a", encoding="utf-8") as file:
+            print(f"--- stacks of all threads: {where} ---", file=file, flush=True)
+            faulthandler.dump_traceback(file)
+
+
+def trace(log: Path | None, error: BaseException) -> None:
+    """Write an exception's traceback to this rank's log."""
+    with contextlib.suppress(OSError, ValueError):
+        if log is not None:
+            with log.open("a", encoding="utf-8") as file:
+                traceback.print_exception(error, file=file)
 
 
 @cache

@@ -10,16 +10,13 @@ Of a process that is alone nothing here does anything: `phase` and `step` keep a
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import itertools
 import json
 import os
 import signal
 import socket
-import sys
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -33,7 +30,7 @@ from llmtool.core import ranks
 from llmtool.core.errors import Cancelled, ConfigError, DivergedError, Interrupted, LlmtoolError
 from llmtool.core.ranks import ALONE, DEADLINE, FirstFailedError, Ranks
 from llmtool.core.run import outcome
-from llmtool.core.standing import ended, machine, standing
+from llmtool.core.standing import dump, ended, machine, standing
 
 START = 60.0  # seconds that ranks are given to come, however short the deadline: disks that all read at once
 LOST = 20.0  # seconds without a word, after which a rank on another machine is taken to be gone
@@ -195,14 +192,16 @@ class Watch:
         self._waiting: tuple[float, tuple[int | None, float]] = (0.0, (None, 0.0))  # since when, where
         self._interval = 1.0 + here.size / 1000  # the first reads what all say
         self._answers = 0  # of the store
+        self.apart = False  # cut off from the first rank's machine, and so are those beside this one
         self._lost = LOST
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
-        if not here.first and here.beside < here.size:  # the store is on another machine
+        # the store may be in another machine's hands, or in those of the first rank, which may be stopped
+        if not here.first and (here.beside < here.size or not _has_agent()):
             threading.Thread(target=self._listen, name="listen", daemon=True).start()
 
     def claim(self) -> bool:
-        """Whether the caller is the one of the two threads that ends this process."""
+        """Whether the caller is the one of the threads that ends this process."""
         return self._claim.acquire(blocking=False)
 
     def close(self) -> None:
@@ -220,14 +219,24 @@ class Watch:
                 while self._thread.is_alive() and self._look_up() is None:
                     if self._store is None or self._store.add(self._prefix + "done", 0) >= self.ranks.size:
                         self.told()
+                        self._see_off()
                         break
                     time.sleep(0.02)
             else:
                 self._done = True
                 self.wait_told()
+                if self._store is not None:
+                    self._store.add(self._prefix + "off", 1)
         if self.verdict is None:
             self._stop.set()
         return self.verdict
+
+    def _see_off(self) -> None:
+        """The first rank: go last, for the store may go with it, and who has not read yet that all is said
+        would take it to be gone."""
+        end = time.monotonic() + STUCK
+        while self._store.add(self._prefix + "off", 0) < self.ranks.size - 1 and time.monotonic() < end:
+            time.sleep(0.02)
 
     def told(self) -> None:
         """The first rank: all is said, the others may go. A rank beside it that cannot end is ended."""
@@ -286,8 +295,6 @@ class Watch:
             time.sleep(0.02)
 
     def _run(self) -> None:
-        while "MASTER_ADDR" not in os.environ:  # joining sets it, where the launcher has not
-            time.sleep(0.1)
         if (unreached := self._connect()) is not None:
             self._publish(unreached)
             self._finish()
@@ -308,16 +315,19 @@ class Watch:
     def _listen(self) -> None:
         """A thread of its own: a network that is cut blocks whoever asks the store, as long as TCP tries.
         Turns count, not the clock, which goes on while this process is stopped."""
-        turns, before = 0, -1
-        while turns * self._interval <= min(self.deadline, LOST):
+        turns, before, limit = 0, -1, self.deadline
+        while turns * self._interval <= limit:
             if self._stop.wait(self._interval):
                 return
+            limit = self.deadline if self._is_near() else min(self.deadline, LOST)
             mute = self._answers == before and self._store is not None and self.verdict is None
             turns, before = turns + 1 if mute else 0, self._answers
-        said = f"has not answered for {turns * self._interval:.0f} s: its machine "
-        said += f"({os.environ['MASTER_ADDR']}) or the network is down"
+        said = f"has not answered for {turns * self._interval:.0f} s: its process is stopped"
+        if not self._is_near():
+            said += f", or its machine ({os.environ['MASTER_ADDR']}) or the network is down"
         unseen = {**self._mine(), "host": "", "phase": "start", "step": None}
         there = self._seen[0].said if 0 in self._seen else unseen
+        self.apart = not self._is_near()
         self.verdict = self.verdict or replace(self._found(0, there, "gone", said), line=None, log=None)
         self._store = None  # so that nobody else is blocked by it
         self._finish()
@@ -328,12 +338,14 @@ class Watch:
         """Reach the store by a line of our own, which no exchange of the main thread blocks."""
         where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         while True:
+            limit = max(START, self.deadline)  # which this rank may have read only now
+            left = self._began + limit - time.monotonic()
+            wait = timedelta(seconds=min(START, max(left, 1.0)))
             try:
-                self._store = dist.TCPStore(*where, is_master=False, timeout=timedelta(seconds=START))
+                self._store = dist.TCPStore(*where, is_master=False, timeout=wait)
                 return None
             except RuntimeError:
-                limit = max(START, self.deadline)  # which this rank may have read only now
-                if time.monotonic() - self._began >= limit:
+                if left <= wait.total_seconds():
                     said = f"reaches nobody at {where[0]}:{where[1]} within {limit:g} s"
                     return self._found(self.ranks.rank, self._mine(), "absent", said)
 
@@ -359,6 +371,11 @@ class Watch:
                 if self._store.check([self._prefix + "verdict"]):
                     self.verdict = Failure(**json.loads(self._store.get(self._prefix + "verdict")))
         return self.verdict
+
+    def _is_near(self) -> bool:
+        """Whether the first rank is on this machine."""
+        first = self._seen.get(0)
+        return self.ranks.beside == self.ranks.size if first is None else first.said["machine"] == machine()
 
     def _publish(self, found: Failure) -> None:
         """Make it the verdict, unless there is one already."""
@@ -394,7 +411,7 @@ class Watch:
         """The first rank, of which the others hear nothing for longer than the deadline: it judges them, they
         judge it. Its thread speaks whatever its main thread does, so that its process must be stopped."""
         seen = self._seen.get(0)
-        if seen is None or seen.said["done"] or seen.silent <= self.deadline:
+        if seen is None or seen.silent <= self.deadline:
             return None
         return self._unheard(self._found(0, seen.said, "late", ""), seen.silent)
 
@@ -438,12 +455,9 @@ class Watch:
     def _without_a_store(self) -> Failure | None:
         """The verdict when nobody answers any more: the launcher or the first rank, which have the store."""
         first = self._seen.get(0)
-        ours = first is not None and first.said["machine"] == machine()
-        if first is None or (ours and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"):
+        if first is None or (self._is_near() and _has_agent()):
             said = f"the launcher of {self.ranks} is gone (killed?)"
             return replace(self._found(self.ranks.rank, self._mine(), "gone", said), plain=True)
-        if first.said["done"]:
-            return None
         return self._found(0, first.said, "gone", "is gone without a word (killed?)")
 
     def _finish(self) -> None:
@@ -451,7 +465,7 @@ class Watch:
         assert self.verdict is not None
         late, stuck, spent = False, 0.0, 0.0
         if self.verdict.why == "late":
-            dump(self.log)
+            dump(self.log, f"{_place.phase}, step {_place.step}")
             late = self.verdict.rank == self.ranks.rank
             if not self.ranks.first and self._silent() is not None:  # which cannot end it itself
                 self._end_stopped()
@@ -465,25 +479,6 @@ class Watch:
             os._exit(self.verdict.code)
 
 
-def dump(log: Path | None) -> None:
-    """Write the stacks of all threads of this process to its log (stderr where there is none)."""
-    with contextlib.suppress(OSError, ValueError):  # its disk may be what is full
-        if log is None:
-            faulthandler.dump_traceback(sys.stderr)
-            return
-        with log.open("a", encoding="utf-8") as file:
-            print(f"--- stacks of all threads: {_place.phase}, step {_place.step} ---", file=file, flush=True)
-            faulthandler.dump_traceback(file)
-
-
-def trace(log: Path | None, error: BaseException) -> None:
-    """Write an exception's traceback to this rank's log."""
-    with contextlib.suppress(OSError, ValueError):
-        if log is not None:
-            with log.open("a", encoding="utf-8") as file:
-                traceback.print_exception(error, file=file)
-
-
 def _echo(error: BaseException) -> bool:
     """Whether an exception may well come of what befell another rank: a broken connection, our launcher's
     signal."""
@@ -493,6 +488,11 @@ def _echo(error: BaseException) -> bool:
     if isinstance(error, LlmtoolError):
         return "did not meet" in said
     return isinstance(error, RuntimeError) and any(word in said for word in _BROKEN)
+
+
+def _has_agent() -> bool:
+    """Whether torch's launcher, on each machine one, has the store rather than the first rank."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _is_gone(seen: _Seen, lost: float = LOST) -> bool:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -247,23 +248,48 @@ def test_a_rank_with_other_data_is_refused(prepared: Path, tmp_path: Path, llmto
     assert result(prepared)["exit_code"] == 4
 
 
-@pytest.mark.parametrize(("rank", "tells"), [(1, True), (2, False)])
-def test_where_the_first_is_lost_the_second_tells(
-    fresh: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], rank: int, tells: bool
-) -> None:
-    """As ranks of srun: nobody of ours has started them, and its own output goes to a file."""
+GONE = Failure(0, 4, "n1", "fit", 7, "gone", "is gone without a word (killed?)")
+SPEAKS = Failure(0, 4, "n1", "fit", 7, "late", "has not moved for 9 s", log="ranks/rank-0.log")
+
+
+@pytest.mark.parametrize(
+    ("rank", "apart", "failure", "tells"),
+    [
+        (1, False, GONE, True), (2, False, GONE, False), (1, True, GONE, False), (2, True, GONE, True),
+        (1, False, SPEAKS, False), (1, False, replace(SPEAKS, log=None), True),
+    ],
+)  # fmt: skip
+def test_where_the_first_is_lost_another_tells(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], rank: int, apart: bool,
+    failure: Failure, tells: bool,
+) -> None:  # fmt: skip
+    """As ranks of srun, two on each machine: nobody of ours has started them, their output goes to files."""
     monkeypatch.chdir(fresh)
     monkeypatch.setattr(launching, "Watch", mock.Mock())
     before = os.dup(1), os.dup(2)
-    me = launching._Rank(Ranks(rank, 3, 0, 1), Options("table.yaml"), "train")
-    me._cut_off(Failure(0, 3, "n1", "fit", 7, "gone", "is gone without a word (killed?)"))
+    me = launching._Rank(Ranks(rank, 4, 0, 2), Options("table.yaml"), "train")
+    me.watch.apart = apart
+    me._cut_off(failure)
     for number, descriptor in zip((1, 2), before, strict=True):
         os.dup2(descriptor, number)
-    said = "rank 0 of 3 on n1 is gone without a word (killed?), last seen at step 7 (fit)"
-    assert capfd.readouterr() == ("", f"llmtool: {said}\n")  # of those that do not tell it goes to their logs
+    assert capfd.readouterr() == ("", f"llmtool: {failure}\n")  # of others it goes to their logs
     assert (fresh / "runs/table/train/result.json").is_file() == tells
     if tells:
-        assert (result(fresh)["error"], result(fresh)["rank"]["host"]) == (said, "n1")
+        assert (result(fresh)["error"], result(fresh)["rank"]["host"]) == (str(failure), "n1")
+
+
+def test_what_the_first_has_told_stands(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(fresh)
+    monkeypatch.setattr(launching, "Watch", mock.Mock())
+    before = os.dup(1), os.dup(2)
+    ranks_ = [Ranks(rank, 2, 0, 1) for rank in (0, 1)]
+    first, second = (launching._Rank(rank, Options("table.yaml"), "train") for rank in ranks_)
+    for number, descriptor in zip((1, 2), before, strict=True):
+        os.dup2(descriptor, number)
+    first._record(Failure(1, 2, "n2", "fit", 7, "gone", "is gone without a word"))
+    second._record(GONE)
+    assert result(fresh)["rank"]["host"] == "n2"
+    assert second.result["rank"]["host"] == "n2"
 
 
 def test_a_rank_whose_main_thread_hangs_writes_why_it_ends(capsys: pytest.CaptureFixture[str]) -> None:

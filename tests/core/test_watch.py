@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from llmtool.core import watch
+from llmtool.core import standing, watch
 from llmtool.core.errors import Cancelled, ConfigError, DataError, Interrupted, LlmtoolError, Terminated
 from llmtool.core.ranks import FirstFailedError, Ranks
 from llmtool.core.standing import machine
@@ -219,9 +219,16 @@ class Mute:
         return lambda *asked: self.over.wait()
 
 
-@pytest.mark.parametrize("two", [(1, 1)], indirect=True)
-def test_a_store_that_does_not_answer(two: Two) -> None:
-    two.says(machine="another", host="a")
+@pytest.mark.parametrize(
+    ("two", "where", "why"),
+    [
+        ((1, 1), "another", "its process is stopped, or its machine (127.0.0.1) or the network is down"),
+        ((1, 2), machine(), "its process is stopped"),  # which has the store
+    ],
+    indirect=["two"],
+)
+def test_a_store_that_does_not_answer(two: Two, where: str, why: str) -> None:
+    two.says(machine=where, host="a")
     two.watch._interval, two.watch.deadline = 0.05, 0.5
     for _ in range(200):
         if 0 in two.watch._seen:
@@ -231,10 +238,8 @@ def test_a_store_that_does_not_answer(two: Two) -> None:
     found = two.verdict()
     two.watch.close()
     mute.over.set()
-    assert str(found) == (
-        "rank 0 of 2 on a has not answered for 1 s: its machine (127.0.0.1) or the network is down, "
-        "last seen at step 7 (fit)"
-    )
+    assert str(found) == f"rank 0 of 2 on a has not answered for 1 s: {why}, last seen at step 7 (fit)"
+    assert two.watch.apart == (where == "another")
 
 
 def test_a_rank_that_reaches_nobody_ends_by_the_deadline_that_it_reads_meanwhile(
@@ -275,17 +280,22 @@ def test_the_first_verdict_stands(two: Two) -> None:
 
 def test_all_have_done_their_work(two: Two) -> None:
     two.says()
-    later = threading.Timer(1.5, lambda: two.store.add(f"{two.watch._prefix}done", 1))
-    later.start()
-    began = time.monotonic()
+    told: list[bool] = []
+
+    def other() -> None:
+        two.store.add(f"{two.watch._prefix}done", 1)
+        time.sleep(0.7)  # it reads slowly that all is said, from a store that goes with the first rank
+        told.append(two.store.check([f"{two.watch._prefix}told"]))
+        two.store.add(f"{two.watch._prefix}off", 1)
+
+    threading.Timer(1.0, other).start()
     assert two.watch.finish() is None
-    assert time.monotonic() - began > 1
-    assert two.store.check([f"{two.watch._prefix}told"])
+    assert told == [True]
 
 
 def test_stacks_go_to_the_log(tmp_path: Path) -> None:
     log = tmp_path / "rank-1.log"
-    watch.dump(log)
+    standing.dump(log, "fit, step 7")
     assert "test_stacks_go_to_the_log" in log.read_text()
-    watch.dump(tmp_path / "nowhere" / "rank-1.log")  # a disk that is full ends nothing
-    watch.trace(tmp_path / "nowhere" / "rank-1.log", ValueError("x"))
+    standing.dump(tmp_path / "nowhere" / "rank-1.log", "fit")  # a disk that is full ends nothing
+    standing.trace(tmp_path / "nowhere" / "rank-1.log", ValueError("x"))
