@@ -19,16 +19,27 @@ DEADLINE = 60.0  # seconds for the answer to a request; the library tries some o
 WAITS = ("connect", "read", "write", "pool")
 LOGIN = "`hf auth login`, or HF_TOKEN in the environment"
 # What is fetched: weights and words, never code or pickles.
-FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "chat_template.jinja")
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+WORDS = ("*.json", "chat_template.jinja")
+_CACHED = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})/(.+)$")
 
 
-def local(path: str) -> Path:
-    """Where the files lie of a model that a configuration names by directory, or by name on the hub."""
-    return snapshot(path) if path.startswith(SCHEME) else Path(path)
+def local(path: str, weights: bool = True) -> Path:
+    """Where the files lie of a model that a configuration names by directory, or by name on the hub; without
+    its weights what is said of texts and pictures."""
+    return snapshot(path, weights) if path.startswith(SCHEME) else Path(path)
 
 
-def snapshot(address: str) -> Path:
-    """The local directory of `hf://owner/name@revision`; fetched when it is not in the cache yet.
+def named(path: Path) -> str:
+    """A file as a configuration would name it: one in the cache of the hub's library by its address, for
+    another machine has it elsewhere."""
+    found = _CACHED.search(path.as_posix())
+    return f"{SCHEME}{found[1]}/{found[2]}@{found[3]}/{found[4]}" if found else str(path)
+
+
+def snapshot(address: str, weights: bool = True) -> Path:
+    """The local directory of `hf://owner/name@revision`; fetched when it is not in the cache yet. weights:
+    with them; they may be many gigabytes.
 
     The revision is a commit of 40 hexadecimal digits: what it names can never change, so a file that names it
     gives the same model for ever. Raises ConfigError for another form and without the extra `hub`,
@@ -38,6 +49,8 @@ def snapshot(address: str) -> Path:
     if match is None:
         raise ConfigError(f"{address}: a model on the hub is named {FORM}")
     name, revision = match["name"], match["revision"] or ""
+    if "/" in revision:
+        raise ConfigError(f"{address}: a model is named, not one of its files: {FORM}")
     if not COMMIT.fullmatch(revision):
         said = f"{revision!r} may mean another model tomorrow" if revision else "it has none"
         raise ConfigError(
@@ -49,14 +62,15 @@ def snapshot(address: str) -> Path:
     except ImportError:
         raise ConfigError(f"{address}: needs the extra `hub`: pip install 'llmtool[hub]'") from None
     _settle()
+    patterns = [*WORDS, *(WEIGHTS if weights else ())]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a disk that is nearly full: that it is full, the error says
-            found = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+            found = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:
         # its own errors derive from many libraries': of HTTP, of the file lock, of the cache
         raise _refusal(address, error) from None
-    if not any(found.glob("*.safetensors")):
+    if weights and not any(found.glob("*.safetensors")):
         raise ConfigError(
             f"{address}: has no safetensors file; other weights are not fetched (a pickle can run code)"
         )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from llmtool.core import files
+from llmtool.core import files, hub
 from llmtool.core.cluster import RayEngine
 from llmtool.core.config import Section
 from llmtool.core.files import HashFile
@@ -184,7 +184,7 @@ def data_hashes(config: DataConfig, hash_file: HashFile | None = None) -> dict[s
     rehearsal with size and time of change."""
     if config.source._sample is None:
         hash_file = hash_file or files.hash_file
-        further = {str(path): hash_file(path) for path in _further(config)}
+        further = {hub.named(path): hash_file(path) for path in _further(config)}
         hashes = config.source.hashes(hash_file) | further
         return hashes | {str(folder): listing_hash(folder) for folder in _folders(config)}
     stats = {path: path.stat() for path in data_files(config)}

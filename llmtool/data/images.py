@@ -130,7 +130,7 @@ class ImagesEncode(Section):
         `like_model`."""
         if self.like is not None:
             return [Path(self.like) / CARD]
-        return [] if self.like_model is None else [hub.local(self.like_model) / PREPROCESSOR]
+        return [] if self.like_model is None else [hub.local(self.like_model, weights=False) / PREPROCESSOR]
 
     def folders(self) -> list[Path]:
         """Whose files are noticed when they change."""

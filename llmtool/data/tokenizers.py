@@ -35,9 +35,9 @@ PATTERN = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 # Scripts that put no blank between words: each of their characters is a word of its own.
-UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_SIGNS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 # Words with what an apostrophe ties to them, numbers, single marks; blanks go.
-WORD = rf"[{UNSPACED}]|[[\p{{L}}\p{{M}}\p{{N}}]&&[^{UNSPACED}]]+(?:['’]\p{{L}}+)*|[^\s\p{{L}}\p{{M}}\p{{N}}]"
+WORD = rf"[{_SIGNS}]|[[\p{{L}}\p{{M}}\p{{N}}]&&[^{_SIGNS}]]+(?:['’]\p{{L}}+)*|[^\s\p{{L}}\p{{M}}\p{{N}}]"
 ROLES = ("cls_token", "sep_token", "pad_token", "mask_token")
 
 Texts = Callable[[], Iterator[str]]  # each call reads the train texts again
@@ -314,13 +314,16 @@ class FileTokenizer(Section):
 
     def file(self) -> Path:
         """The tokenizer.json; ConfigError when there is none."""
-        given = hub.local(self.path)
+        try:
+            given = hub.local(self.path, weights=False)
+        except ConfigError as error:
+            raise ConfigError(f"data.encode.tokenizer.path: {error}") from None
         # of a run or a stage of one, its best checkpoint's, as of what `finetune` starts from
         places = [given / place / FILE for place in checkpoint.PLACES] if given.is_dir() else [given]
         for path in places:
             if path.is_file():
                 return path
-        raise ConfigError(f"data.encode.tokenizer.path: {places[0]}: no such file")
+        raise ConfigError(f"data.encode.tokenizer.path: {hub.named(places[0])}: no such file")
 
     def files(self) -> list[Path]:
         """What `fit` reads: the tokenizer.json, and the files beside it that say which tokens have a role."""

@@ -31,10 +31,10 @@ def like_model(encoder: ImagesEncoder) -> None:
     named = encoder.config.like_model
     if named is None:
         return
-    directory = hub.local(named)
+    directory = hub.local(named, weights=False)
     path = directory / preprocessing.FILE
     if not foreign.is_foreign(directory):
-        raise ConfigError(f"data.encode.like_model: {directory}: no model here (no config.json in it)")
+        raise ConfigError(f"data.encode.like_model: {named}: no model here (no config.json in it)")
     with foreign.unusable():
         card: dict[str, Any] = foreign.task_and_card(directory)[1]
         if card["inputs"]["kind"] != "images":

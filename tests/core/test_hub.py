@@ -34,6 +34,7 @@ COMMIT = "0123456789abcdef" * 2 + "01234567"
         ("hf://owner/name@main", "'main' may mean another model tomorrow"),
         (f"hf://owner/name@{COMMIT[:-1]}", "40 hexadecimal digits"),
         (f"hf://name@{COMMIT}", "hf://owner/name@revision"),
+        (f"hf://owner/name@{COMMIT}/tokenizer.json", "a model is named, not one of its files"),
         (f"hf://../../etc@{COMMIT}", "hf://owner/name@revision"),
     ],
 )
@@ -181,16 +182,23 @@ def test_a_model_without_safetensors(here: Hub) -> None:
         hub.snapshot(f"hf://owner/name@{COMMIT}")
 
 
-def test_data_are_prepared_for_a_model_on_the_hub(here: Hub, tmp_path: Path) -> None:
+def test_data_are_prepared_for_a_model_on_the_hub_without_its_weights(here: Hub, tmp_path: Path) -> None:
     address = f"hf://owner/name@{COMMIT}"
     here.files = {path.name: path.read_bytes() for path in others_model(tmp_path / "made").iterdir()}
-    tokenizer, there = FileTokenizer(path=address), hub.snapshot(address)
-    assert tokenizer.files()[0] == there / "tokenizer.json"
-    assert tokenizer.fit(lambda: iter(())).vocabulary == FileTokenizer(
-        path=str(tmp_path / "made")
-    ).fit(lambda: iter(())).vocabulary  # fmt: skip
+    tokenizer = FileTokenizer(path=address)
+    there = tokenizer.file().parent
+    assert [path.name for path in there.glob("*.safetensors")] == []
+    assert hub.named(tokenizer.file()) == f"{address}/tokenizer.json"
+    assert hub.named(tmp_path / "tokenizer.json") == str(tmp_path / "tokenizer.json")
+    same = FileTokenizer(path=str(tmp_path / "made"))
+    assert tokenizer.fit(lambda: iter(())).vocabulary == same.fit(lambda: iter(())).vocabulary
     pictures = ImagesEncode.model_validate({"as": "images", "like_model": address})
     assert pictures.files() == [there / "preprocessor_config.json"]
+    assert hub.snapshot(address) == there  # with its weights now
+    assert [path.name for path in there.glob("*.safetensors")] == ["model.safetensors"]
+    here.refusal = 404, "RepoNotFound"
+    with pytest.raises(ConfigError, match=r"^data\.encode\.tokenizer\.path: hf://owner/other@\w*: there is"):
+        FileTokenizer(path=f"hf://owner/other@{COMMIT}").file()
 
 
 def test_what_is_not_in_the_cache_of_one_who_is_offline(monkeypatch: pytest.MonkeyPatch, here: Hub) -> None:
