@@ -426,7 +426,7 @@ def _run(
         ended = Interrupted if isinstance(error, Terminated) else Cancelled
         status = _told(status, error, ended.status, ended.exit_code)
         _complain(status["error"], debug)
-    except BrokenPipeError:  # the reader of our stdout has gone (`llmtool ... | head`): it has had enough
+    except streams.ReaderGoneError:  # of our stdout (`llmtool predict ... | head`): it has had enough
         streams.mute(sys.stdout)
     except Exception as error:
         status = _told(status, error, LlmtoolError.status, LlmtoolError.exit_code)

@@ -10,7 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from llmtool.commands import Options, keys, session
-from llmtool.core import console, files, hardware, lineage
+from llmtool.core import console, files, hardware, hub, lineage
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.core.hardware import Device
 from llmtool.core.lineage import Chain
@@ -28,7 +28,7 @@ from llmtool.stages.model_card import model_card
 
 def run(options: Options) -> dict[str, Any]:
     """Run the command; returns the content of result.json, or what was found of one or two directories."""
-    if options.others or Path(options.config).is_dir() or options.config.startswith("hf://"):
+    if options.others or Path(options.config).is_dir() or options.config.startswith(hub.SCHEME):
         return _directories(options)
     with session.command(options, "describe") as loaded:
         devices, asked = _asked(options)
@@ -116,7 +116,7 @@ def _directories(options: Options) -> dict[str, Any]:
     if len(paths) > 2:
         raise ConfigError(f"describe takes one CONFIG.YAML, or one or two runs; these are {len(paths)}")
     for path in paths:
-        if not Path(path).is_dir() and not path.startswith("hf://"):
+        if not Path(path).is_dir() and not path.startswith(hub.SCHEME):
             what = "is a file" if Path(path).is_file() else "no such directory"
             raise ConfigError(f"{path}: {what}; describe takes one CONFIG.YAML, or one or two runs")
     if options.on or options.devices:
@@ -131,7 +131,7 @@ def _directories(options: Options) -> dict[str, Any]:
 def _directory(path: str) -> dict[str, Any]:
     """What lies in a directory, what it was made from, and whether all of that is still as it was."""
     root = None
-    if path.startswith("hf://"):
+    if path.startswith(hub.SCHEME):
         path = str(checkpoints.find_checkpoint(path))
     try:
         if checkpoints.is_checkpoint(Path(path)):

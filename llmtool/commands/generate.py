@@ -159,8 +159,6 @@ def _read(row: dict[str, Any]) -> Asked:
 
 def _model(options: GenerateOptions) -> tuple[Loaded | None, str]:
     """The file, where one is given, and the checkpoint that writes."""
-    if session.without_file(options.config, options.overrides) and options.of:
-        raise ConfigError("--of names another model than a file's run; a directory is the model itself")
     loaded, _, source = session.model_of(options.config, options.overrides, options.of)
     return loaded, source
 

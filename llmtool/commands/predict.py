@@ -54,8 +54,8 @@ def run(options: PredictOptions) -> dict[str, Any]:
     """Run the command; returns its document: the model, the rows, how many have an error. Writes nothing into
     a run."""
     _check(options)
-    if session.without_file(options.config, options.overrides):
-        return _predict(options, None, options.of or session.of_directory(options.config)[1], own=True)
+    if session.without_file(options.config, options.overrides, options.of):
+        return _predict(options, None, session.of_directory(options.config)[1], own=True)
     loaded = experiment.load(options.config, options.overrides)
     with session.located(loaded, "evaluate"):
         stage, found = (None, options.of) if options.of else session.scored(loaded)
@@ -282,7 +282,7 @@ def _stream(options: PredictOptions) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
     except BrokenPipeError:
-        raise
+        raise streams.ReaderGoneError from None
     except OSError as error:
         streams.mute(sys.stdout)
         raise LlmtoolError(streams.unwritable(error)) from None

@@ -144,12 +144,15 @@ def _untrained(loaded: Loaded, how: str) -> ConfigError:
     )
 
 
-def without_file(path: str, overrides: Sequence[str]) -> bool:
-    """Whether a command is given a directory or a name on the hub in place of a configuration file."""
+def without_file(path: str, overrides: Sequence[str], of: str | None) -> bool:
+    """Whether a command is given a directory or a name on the hub in place of a configuration file. of: what
+    --of names."""
     if not (Path(path).is_dir() or path.startswith(hub.SCHEME)):
         return False
     if overrides:
         raise ConfigError("--set changes a configuration file; a directory is taken as it is")
+    if of is not None:
+        raise ConfigError("--of names another model than a file's run; a directory is the model itself")
     return True
 
 
@@ -167,9 +170,8 @@ def of_directory(path: str) -> tuple[Path | None, str]:
 def model_of(path: str, overrides: Sequence[str], of: str | None) -> tuple[Loaded | None, Path | None, str]:
     """The file at `path`, None where that is no file; the run, None where there is none; and the model that
     is meant: `of`, where --of names one, else the run's last."""
-    if without_file(path, overrides):
-        root, found = of_directory(path)
-        return None, root, of or found
+    if without_file(path, overrides, of):
+        return None, *of_directory(path)
     loaded = experiment.load(path, overrides)
     own = Path(loaded.experiment.run)
     model = of or next((str(place) for place in models(own).values()), None)

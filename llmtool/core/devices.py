@@ -317,7 +317,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
-def fitting(work: Callable[..., T], *given: Any) -> T | None:
+def within_memory(work: Callable[..., T], *given: Any) -> T | None:
     """What the work gives, or None where memory ran out. What did not fit is let go by then: inside an
     `except` its traceback would hold it."""
     try:

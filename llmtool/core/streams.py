@@ -14,6 +14,10 @@ from typing import TextIO
 _lost: str | None = None
 
 
+class ReaderGoneError(Exception):
+    """Whoever read our stdout has gone, and there is nothing else to do."""
+
+
 def open_closed() -> None:
     """Let the null device stand for a standard stream that is closed (`>&-`, a daemon), which Python has None
     for: a file of ours would get its number, and what libraries print."""

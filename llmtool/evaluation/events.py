@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmtool.core import files
+from llmtool.core import console, files
 from llmtool.core.errors import ConfigError
 
 OURS = ".llmtool"  # how the names of our files end
@@ -28,7 +28,10 @@ def write(directory: Path, metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -
         ) from None
     for stage, rows in metrics.items():
         files.make_directories(directory / stage)
-        former = list((directory / stage).glob(f"events.out.tfevents.*{OURS}"))
+        there = set((directory / stage).glob("events.out.tfevents.*"))
+        former = {path for path in there if path.name.endswith(OURS)}
+        if there - former:
+            console.note(f"{directory / stage}: has events of others too, which a board shows beside these")
         writer = EventFileWriter(str(directory / stage), filename_suffix=OURS)
         for row in rows:
             values = [Summary.Value(tag=name, simple_value=value) for name, value in _scalars(row)]

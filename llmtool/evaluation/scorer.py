@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmtool.core.devices import fitting
+from llmtool.core.devices import within_memory
 from llmtool.core.errors import ConfigError, MemoryLimitError
 from llmtool.data.prompts import PromptTokenizer
 from llmtool.evaluation.loop import eval_mode
@@ -102,7 +102,7 @@ class Scorer:
         with eval_mode(self.model), torch.no_grad(), self.autocast():
             for groups in self._together(shared, pairs):
                 batch = [at for group in groups for at in group]
-                found = fitting(self._scored_after, groups, pairs)
+                found = within_memory(self._scored_after, groups, pairs)
                 if found is None:
                     found = self._scored([rows[at] for at in batch])  # in ever smaller parts
                 nats[batch], greedy[batch] = found
@@ -237,7 +237,7 @@ class Scorer:
     def _scored(self, rows: Sequence[Row]) -> Found:
         """Of rows (tokens, how many of the last are scored): (n,) nats, and (n,) whether all are the first
         choice; in as many parts as memory asks for."""
-        found = fitting(self._at_once, rows)
+        found = within_memory(self._at_once, rows)
         if found is not None:
             return found
         if len(rows) == 1:

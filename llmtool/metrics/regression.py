@@ -169,7 +169,7 @@ class RegressionTally:
         if self.log_scale is not None:
             logarithmic = float(np.sqrt(self._log_squares(self.log_scale).mean(axis=0)).mean())
             if np.isnan(logarithmic):
-                undefined[RMSE_LOG] = "a target has no logarithm"
+                undefined[RMSE_LOG] = "a target or a prediction has no logarithm"
             else:
                 result[RMSE_LOG] = logarithmic
         if np.isnan(r2).any():

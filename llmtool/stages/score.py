@@ -11,7 +11,7 @@ import torch
 
 from llmtool.core import seeds
 from llmtool.core.contracts import Images, InputSpec, NextToken, Tally, Tokens
-from llmtool.core.devices import fitting
+from llmtool.core.devices import within_memory
 from llmtool.core.environment import code_version
 from llmtool.core.errors import ConfigError, DataError, MemoryLimitError
 from llmtool.data.batches import unit_edges
@@ -118,7 +118,7 @@ def in_parts(scored: Callable[[int], T], rows: int, what: str, least: int = 1) -
     MemoryLimitError, which begins with `what`, where `least` rows do not fit.
     """
     while True:
-        if (found := fitting(scored, rows)) is not None:
+        if (found := within_memory(scored, rows)) is not None:
             return found, rows
         if rows <= least:
             raise MemoryLimitError(f"{what}: {rows} rows at once do not fit; lower `batch`")
