@@ -70,6 +70,7 @@ def main() -> None:
         content["train"] |= {"budget": {"steps": setting["steps"]}, "validate_every": setting["validate"]}
         content["model"] |= setting["model"]
         content["train"] |= setting["train"]
+        content["precision"] = setting["precision"]
     else:
         content = experiment(job)
     content |= {"run": str(job.out / "run"), "device": job.device, "data": source(job)}

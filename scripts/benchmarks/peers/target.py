@@ -5,15 +5,17 @@
 
 nanoGPT and litgpt train 2000 steps of nanoGPT's published CPU setting (4 layers, width 128, context 64, batch
 12, rate 1e-3); so does llmtool. Then our recipe, configs/language/shakespeare.yaml, as it stands and at the
-size of that setting, with each of `--budgets` steps: of the runs whose end is at or below litgpt's, the
-shortest counts. Seconds are from the start of the process: of peers to the end of their last step, without
-any validation; of ours with preparing the data, the validation at the end and its checkpoint. Memory is the
-highest resident set until the last step. Losses are over the whole validation text, by one function.
+size of that setting, with each of `--budgets` steps and in each of `--precisions` (peers compute in fp32): of
+the runs whose end is at or below litgpt's, the shortest counts. Seconds are from the start of the process: of
+peers to the end of their last step, without any validation; of ours with preparing the data, the validation
+at the end and its checkpoint. Memory is the highest resident set until the last step. Losses are over the
+whole validation text, by one function.
 """
 
 from __future__ import annotations
 
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,14 @@ RECIPE = common.ROOT / "configs/language/shakespeare.yaml"
 KEPT = ("loss", "seconds", "peak_bytes")
 
 
-def recipe(steps: int, sized: bool, setting: dict[str, Any]) -> dict[str, Any]:
+def recipe(steps: int, sized: bool, precision: str, setting: dict[str, Any]) -> dict[str, Any]:
     """Our file as a driver's setting; sized: with the layers, width, context and batch of `setting`."""
     content = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     model = {key: setting[key] for key in ("depth", "heads", "width", "context")} if sized else {}
     train = {"batch": setting["batch"]} if sized else {}
     of = {**content["model"], **model, **train, "batch": train.get("batch", content["train"]["batch"])}
     own = {"file": str(RECIPE), "model": model, "train": train, "validate": steps, "steps": steps}
+    own["precision"] = precision
     return setting | own | {"context": of["context"], "batch": of["batch"], "micro": of["batch"]}
 
 
@@ -54,10 +57,11 @@ def turns(used: list[Program], options: Any, setting: dict[str, Any], data: Path
         for program in used:
             found.setdefault(program.name, []).append(one(program, setting, data))
         for sized in (False, True):
-            for steps in options.budgets:
-                name = f"recipe{' at that size' if sized else ''}, {steps} steps"
+            for steps, precision in product(options.budgets, options.precisions):
+                lower = "" if precision == "fp32" else f", {precision}"
+                name = f"recipe{' at that size' if sized else ''}, {steps} steps{lower}"
                 named = Program(name, ours.driver, ours.python)
-                found.setdefault(name, []).append(one(named, recipe(steps, sized, setting), data))
+                found.setdefault(name, []).append(one(named, recipe(steps, sized, precision, setting), data))
     return {
         name: {**{key: common.spread([run[key] for run in each]) for key in KEPT}, "each": each}
         for name, each in found.items()
@@ -78,6 +82,7 @@ def main() -> None:
     parser.add_argument(
         "--budgets", type=int, nargs="+", default=[600, 800, 1000], help="steps of our recipe"
     )
+    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32"])
     add_peers(parser, ["litgpt", "nanogpt", "llmtool"])
     options = parser.parse_args()
     if options.short:
