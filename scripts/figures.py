@@ -153,7 +153,8 @@ def target_rows() -> list[Row]:
             if one is None:
                 continue
             value = found(r)["programs"][one["name"]][key]["mean"] / unit
-            texts.append(f"{way} {value:,.{digits}f} (ratio {pm(one[ratio], 2)})")
+            lower = " in bf16" if one["name"].endswith("bf16") else ""
+            texts.append(f"{way}{lower} {value:,.{digits}f} (ratio {pm(one[ratio], 2)})")
         return all_of(texts) or "not reached"
 
     what = "Tiny Shakespeare, characters, nanoGPT's CPU setting, 2000 steps"
