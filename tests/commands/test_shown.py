@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmtool.commands.shown import Watch
+from llmtool.commands.shown import TrainingDisplay
 from llmtool.core import console
 
 
@@ -14,7 +14,7 @@ def test_a_validation_after_a_resume_says_the_time_left_of_the_training(
     """The steps before the resume took this process no time: what the training itself says counts."""
     console.configure()
     with console.progress(1000, "step") as display:
-        watch = Watch(display, "accuracy")
+        watch = TrainingDisplay(display, "accuracy")
         row = {"loss": 1.0, "lr": 1e-3}
         watch.row({"step": 900, **row, "time": {"seconds": 90.0, "left": 40.0}})
         watch.row({"step": 950, **row, "time": {"seconds": 95.0, "left": 20.0}})  # too soon to be shown

@@ -52,4 +52,4 @@ def test_figures_in_own_units_and_of_logarithms():
     assert tally.resampled(counted)[RMSE_LOG] == pytest.approx([figures[RMSE_LOG], 0.2], rel=1e-5)
     assert tally.take(np.array([2])).metrics()[RMSE_LOG] == pytest.approx(0, abs=1e-6)
     below = RegressionTally(wrong, targets - 1e6, ["price"], [1.0], [1.0], scale)
-    assert below.undefined == {RMSE_LOG: "a target has no logarithm"}
+    assert below.undefined == {RMSE_LOG: "a target or a prediction has no logarithm"}

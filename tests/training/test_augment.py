@@ -55,11 +55,11 @@ def rows(first: int, count: int) -> Batch:
 def seen(augment: Augment, step: int, first: int, count: int) -> Batch:
     """As the loop gives them to a model."""
     cpu = torch.device("cpu")
-    batch = rows(first, count).to(cpu, augment.change(step, first))
+    batch = rows(first, count).on(cpu).ready(augment.change(step, first))
     if not augment.mixes:
         return batch
     other = ROWS - first - count
-    met = rows(other, count).to(cpu, augment.change(step, other))
+    met = rows(other, count).on(cpu).ready(augment.change(step, other))
     return augment.mixed(batch, met, step, first)
 
 
