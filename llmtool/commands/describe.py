@@ -28,7 +28,7 @@ from llmtool.stages.model_card import model_card
 
 def run(options: Options) -> dict[str, Any]:
     """Run the command; returns the content of result.json, or what was found of one or two directories."""
-    if options.others or Path(options.config).is_dir() or options.config.startswith(hub.SCHEME):
+    if options.others or session.is_directory(options.config):
         return _directories(options)
     with session.command(options, "describe") as loaded:
         devices, asked = _asked(options)
@@ -116,7 +116,7 @@ def _directories(options: Options) -> dict[str, Any]:
     if len(paths) > 2:
         raise ConfigError(f"describe takes one CONFIG.YAML, or one or two runs; these are {len(paths)}")
     for path in paths:
-        if not Path(path).is_dir() and not path.startswith(hub.SCHEME):
+        if not session.is_directory(path):
             what = "is a file" if Path(path).is_file() else "no such directory"
             raise ConfigError(f"{path}: {what}; describe takes one CONFIG.YAML, or one or two runs")
     if options.on or options.devices:

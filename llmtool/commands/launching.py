@@ -73,13 +73,11 @@ def run(work: Work, options: Options, command: str) -> dict[str, Any]:
 
 def same_data(dataset: Dataset) -> None:
     """DataError unless the dataset of every rank is that of the first, at all of them."""
-    all_ = ranks.gathered((_host(), dataset.fingerprint))
-    for rank, (host, other) in enumerate(all_):
-        if other != all_[0][1]:
-            raise DataError(
-                f"rank {rank} of {len(all_)} on {host} has another version of the data than rank 0 "
-                f"({other}, not {all_[0][1]}): let all read one directory, or prepare it on each machine"
-            )
+    if (other := ranks.first_other(dataset.fingerprint)) is not None:
+        raise DataError(
+            f"{other.where} has another version of the data than rank 0 ({other.has}, not {other.first}): "
+            "let all read one directory, or prepare it on each machine"
+        )
 
 
 # --- the process that starts the others ---------------------------------------------------------------------
@@ -229,7 +227,7 @@ def _earliest(
     how = f"was killed by {signal.Signals(-by).name}" if by < 0 else f"ended with {by} and no word"
     seen = [other["seen"].get(str(one.local_rank)) for other in words.values() if "seen" in other]
     phase, step = next((place for place in seen if place), ("start", None))
-    return Failure(one.local_rank, count, _host(), phase, step, "gone", how)
+    return Failure(one.local_rank, count, socket.gethostname(), phase, step, "gone", how)
 
 
 # --- one of the ranks ---------------------------------------------------------------------------------------
@@ -334,8 +332,8 @@ class _Rank:
         """Write why all ended into result.json. What the first rank said there stands: it sees more than one
         that has lost it."""
         there = _written(self.root, self.command)
-        if not self.me.first and there != self.former and "rank" in (there or {}):
-            self.result = there or {}
+        if not self.me.first and there != self.former and "rank" in there:
+            self.result = there
             return
         error = of_code(failure.code, str(failure))
         about = {"status": failure.status, "exit_code": failure.code, "error": str(error)}
@@ -385,14 +383,11 @@ class _Rank:
 def _same_file(loaded: Loaded) -> None:
     """ConfigError unless every rank reads the same file with the same program, at all of them."""
     mine = {"config": loaded.experiment.model_dump(mode="json", by_alias=True), "code": code_version()}
-    hashes = ranks.gathered((_host(), files.hash_bytes(files.json_bytes(mine))))
-    other = next((rank for rank, (_, hash_) in enumerate(hashes) if hash_ != hashes[0][1]), None)
-    if other is None:
+    if (other := ranks.first_other(files.hash_bytes(files.json_bytes(mine)))) is None:
         return
-    both = ranks.gathered(mine if ranks.here().rank in (0, other) else None)
-    changes = "; ".join(compare(both[0] or {}, both[other] or {})[:3])
-    where = f"rank {other} of {len(hashes)} on {hashes[other][0]}"
-    raise ConfigError(f"{where} has another configuration than rank 0: {changes}")
+    both = ranks.gathered(mine if ranks.here().rank in (0, other.rank) else None)
+    changes = "; ".join(compare(both[0] or {}, both[other.rank] or {})[:3])
+    raise ConfigError(f"{other.where} has another configuration than rank 0: {changes}")
 
 
 def _redirect(log: Path) -> int:
@@ -406,7 +401,3 @@ def _redirect(log: Path) -> int:
     os.close(descriptor)
     console.configure(json=console.is_json())  # it is no terminal any more
     return aloud
-
-
-def _host() -> str:
-    return socket.gethostname()

@@ -144,10 +144,14 @@ def _untrained(loaded: Loaded, how: str) -> ConfigError:
     )
 
 
+def is_directory(path: str) -> bool:
+    """Whether a command is given a directory or a name on the hub in place of a configuration file."""
+    return Path(path).is_dir() or path.startswith(hub.SCHEME)
+
+
 def without_file(path: str, overrides: Sequence[str], of: str | None) -> bool:
-    """Whether a command is given a directory or a name on the hub in place of a configuration file. of: what
-    --of names."""
-    if not (Path(path).is_dir() or path.startswith(hub.SCHEME)):
+    """The same, where neither --set nor --of (of: what it names) may stand beside it."""
+    if not is_directory(path):
         return False
     if overrides:
         raise ConfigError("--set changes a configuration file; a directory is taken as it is")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,14 +48,12 @@ def refuse_others(found: Path) -> None:
     manifest = found / checkpoint.MANIFEST
     with files.disk_errors(manifest):
         mine = files.hash_bytes(manifest.read_bytes()) if manifest.is_file() else None
-    all_ = ranks.gathered((socket.gethostname(), mine))
-    for rank, (host, seen) in enumerate(all_):
-        if seen != all_[0][1]:
-            has = "does not have" if seen is None else "has another version of"
-            raise LlmtoolError(
-                f"rank {rank} of {len(all_)} on {host} {has} rank 0's {found}: "
-                "let all machines share the run's directory, or copy the checkpoint to each"
-            )
+    if (other := ranks.first_other(mine)) is not None:
+        has = "does not have" if other.has is None else "has another version of"
+        raise LlmtoolError(
+            f"{other.where} {has} rank 0's {found}: "
+            "let all machines share the run's directory, or copy the checkpoint to each"
+        )
 
 
 def _described(temporary: Path, written: list[Path], held: files.Held) -> dict[str, dict[str, Any]]:

@@ -250,6 +250,25 @@ def gathered(value: Value) -> list[Value]:
     return found
 
 
+@dataclass(frozen=True)
+class Other:
+    """The first rank that has another value than rank 0: where it is, what it has, what rank 0 has."""
+
+    rank: int
+    where: str  # "rank 1 of 2 on n2"
+    has: Any
+    first: Any
+
+
+def first_other(value: Any) -> Other | None:
+    """At all ranks alike: who has another value than rank 0; None where all have the same."""
+    all_ = gathered((socket.gethostname(), value))
+    for rank, (host, has) in enumerate(all_):
+        if has != all_[0][1]:
+            return Other(rank, f"rank {rank} of {len(all_)} on {host}", has, all_[0][1])
+    return None
+
+
 def on_host() -> Any:
     """The group of all ranks for what lies in the host's memory; None, torch's default, where that is it."""
     global _host_group
