@@ -19,6 +19,7 @@ import torch
 
 from llmtool.core import hardware
 from llmtool.core.errors import ConfigError
+from llmtool.core.products import product
 
 T = TypeVar("T")
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -183,7 +184,7 @@ def _measured_peak(device: torch.device, precision: Precision, threads: int = 0)
     dtype = precision.dtype or torch.float32
     a = torch.full((size, size), 0.5, device=device, dtype=dtype)  # no random stream is touched
     b = a.clone()
-    return 2 * size**3 / fastest(device, lambda: torch.mm(a, b))
+    return 2 * size**3 / fastest(device, lambda: product(a, b))
 
 
 def fastest(device: torch.device, work: Callable[[], object]) -> float:

@@ -20,6 +20,7 @@ from llmtool.models.convnet import ConvNet
 from llmtool.models.convnext import ConvNeXt
 from llmtool.models.encoder import Encoder, table_of
 from llmtool.models.huggingface import Through
+from llmtool.models.layers import Linear
 from llmtool.models.lora import LoRALinear, fill_uniform, updates
 from llmtool.models.mlp import MLP
 from llmtool.models.quantised import linear_layers, quantise, replace
@@ -269,7 +270,7 @@ def replace_head(model: nn.Module, outputs: OutputSpec, seed: int) -> None:
             fill_uniform(model.head.weight, NEW * math.sqrt(3), generator)
     elif isinstance(model, ViT | ConvNet | ConvNeXt):
         device = next(model.parameters()).device
-        model.head = _new_linear(nn.Linear(model.features, 1, device=device), outputs.n, generator)
+        model.head = _new_linear(Linear(model.features, 1, device=device), outputs.n, generator)
     else:
         if model.outputs is None:  # else the hidden layer before the outputs stays
             model.head.dense = _new_linear(model.head.dense, model.config.width, generator)
@@ -308,10 +309,10 @@ def pool_by(model: nn.Module, pooling: str) -> None:
     model.config = model.config.model_copy(update={"pooling": pooling})
 
 
-def _new_linear(old: nn.Linear, outputs: int, generator: torch.Generator) -> nn.Linear:
+def _new_linear(old: nn.Linear, outputs: int, generator: torch.Generator) -> Linear:
     """A layer with new weights in the place of another."""
     made = nn.utils.skip_init(
-        nn.Linear, old.in_features, outputs, bias=old.bias is not None, device=old.weight.device
+        Linear, old.in_features, outputs, bias=old.bias is not None, device=old.weight.device
     )
     bound = math.sqrt(6 / (old.in_features + outputs))  # Glorot and Bengio 2010, as for a new model
     fill_uniform(made.weight, bound, generator)

@@ -14,6 +14,7 @@ from llmtool.core.config import Section
 from llmtool.core.contracts import IGNORE, Batch, Classes, InputSpec, Labels, OutputSpec, Tokens, Values
 from llmtool.core.errors import ConfigError
 from llmtool.models.headed import Headed
+from llmtool.models.layers import Linear
 
 LARGEST = 2**28  # numbers in a table: 1 GiB, and three times as much for what an optimizer keeps
 NEW = 1e-3  # deviation of new weights of n-grams: next to nothing, where most are seen a few times only
@@ -113,7 +114,7 @@ class Bag(Headed):
             self.head: nn.Module = Weights(self.rows, outputs.n)
         else:
             nn.init.normal_(self.table.weight, std=0.1)
-            self.head = nn.Linear(self.table.embedding_dim, outputs.n)
+            self.head = Linear(self.table.embedding_dim, outputs.n)
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -11,7 +11,7 @@ from llmtool.core.contracts import Classes, NextToken, OutputSpec, Tokens, Value
 from llmtool.models.cache import Cache, Sight, look
 from llmtool.models.flex import usable
 from llmtool.models.headed import per_text, pool
-from llmtool.models.layers import Conv1D
+from llmtool.models.layers import Conv1D, Linear
 
 if TYPE_CHECKING:
     from llmtool.models.context_parallel import Shared
@@ -45,10 +45,10 @@ class Transformer(nn.Module):
         if isinstance(outputs, Classes | Values):
             if self.head_name in self._modules:
                 del self._modules[self.head_name]
-            self.score = nn.Linear(self.config.width, outputs.n, bias=False, device=device)
+            self.score = Linear(self.config.width, outputs.n, bias=False, device=device)
             self.head_name, self.labels = "score", None
         else:
-            self.lm_head = nn.Linear(self.config.width, self.inputs.vocabulary, bias=False, device=device)
+            self.lm_head = Linear(self.config.width, self.inputs.vocabulary, bias=False, device=device)
         self.outputs = outputs
 
     @property

@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmtool.core.contracts import IGNORE
+from llmtool.core.products import linear, product
 from llmtool.models.causal import Transformer
 from llmtool.models.collectives import Part, joined, reduced
+from llmtool.models.layers import Linear
 
 LARGE_VOCABULARY = 4096  # smaller ones go through as a whole
 LARGE = 2**26  # logits from which chunks pay: of so many the whole path holds about a gigabyte
@@ -62,7 +64,7 @@ class Output:
         """(N, D), (N,) -> the cross entropy of each row, 0 where it is ignored, and its likeliest token."""
         nats, first = [], []
         for start in range(0, len(hidden), self.rows):
-            scores = F.linear(hidden[start : start + self.rows], self.weight, self.bias)
+            scores = linear(hidden[start : start + self.rows], self.weight, self.bias)
             logits = _capped(scores, self.cap).float()
             if self.part is not None:
                 logits = joined(logits, self.part)
@@ -82,7 +84,7 @@ def output_of(model: nn.Module, positions: int, device: str = "") -> Output | No
         return None
     head, cap = model.output
     part: Part | None = getattr(head, "part", None)
-    if type(head) is not nn.Linear and part is None:
+    if type(head) not in (Linear, nn.Linear) and part is None:
         return None
     assert isinstance(head, nn.Linear)
     vocabulary = head.out_features
@@ -141,7 +143,7 @@ def _compute(
     with torch.autocast(_place(hidden), enabled=False):
         for start, those, there, here in _chunks(targets, rows, first, len(weight)):
             part = hidden[start : start + rows].to(dtype)
-            scores = F.linear(part, low, offset)  # (R, V)
+            scores = product(part, low.t(), offset)  # (R, V)
             slope = None if cap is None else 1 - torch.tanh(scores / cap).float().square()
             logits = _capped(scores, cap).float()
             del scores
@@ -158,7 +160,7 @@ def _compute(
                 to_bias += change.sum(dim=0)
             change = change.to(back)
             if of_hidden:
-                to_hidden[start : start + rows] = change @ of_products
+                to_hidden[start : start + rows] = product(change, of_products)
             if of_weight and back == torch.float32:
                 to_weight.addmm_(change.T, part.float())
             elif of_weight:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from llmtool.core.config import DERIVED, Section
 from llmtool.core.contracts import Classes, Images, InputSpec, OutputSpec, Values
 from llmtool.models.headed import Headed, of_pictures
+from llmtool.models.layers import Linear
 
 REDUCTION = 4  # a bottleneck works on so many times fewer channels
 FEW = 8  # channels, that a register of AVX2 holds
@@ -121,7 +122,7 @@ class ConvNet(Headed):
             first = Block(config, before, width, stride=2 if number else 1)
             self.stages.append(nn.Sequential(first, *(Block(config, width, width) for _ in range(depth - 1))))
             before = width
-        self.head: nn.Module = nn.Identity() if outputs is None else nn.Linear(self.features, outputs.n)
+        self.head: nn.Module = nn.Identity() if outputs is None else Linear(self.features, outputs.n)
         _initialise(self)
 
     @property

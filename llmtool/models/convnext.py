@@ -16,7 +16,7 @@ from llmtool.core.contracts import Classes, Images, InputSpec, OutputSpec, Value
 from llmtool.core.errors import ConfigError
 from llmtool.models.convnet import Depth, Width
 from llmtool.models.headed import Headed, of_pictures
-from llmtool.models.layers import DropPath, LayerScale
+from llmtool.models.layers import DropPath, LayerScale, Linear
 
 EPSILON = 1e-6  # of all norms but the last
 KERNEL, WIDER = 7, 4
@@ -100,7 +100,7 @@ class ConvNeXt(Headed):
         self.stem = Shrink(inputs.channels, config.widths[0], config.patch, norm_first=False)
         self.stages = nn.ModuleList(Stage(config, number) for number in range(len(config.widths)))
         self.norm = nn.LayerNorm(self.features, eps=config.norm_epsilon)
-        self.head: nn.Module = nn.Identity() if outputs is None else nn.Linear(self.features, outputs.n)
+        self.head: nn.Module = nn.Identity() if outputs is None else Linear(self.features, outputs.n)
         _initialise(self)
 
     @property
@@ -190,8 +190,8 @@ class Block(nn.Module):
         super().__init__()
         self.convolution = nn.Conv2d(width, width, KERNEL, padding=KERNEL // 2, groups=width)
         self.norm = nn.LayerNorm(width, eps=EPSILON)
-        self.widen = nn.Linear(width, WIDER * width)
-        self.narrow = nn.Linear(WIDER * width, width)
+        self.widen = Linear(width, WIDER * width)
+        self.narrow = Linear(WIDER * width, width)
         self.scale = LayerScale(width, config.layer_scale) if config.layer_scale else nn.Identity()
         self.drop_path = DropPath(drop_path)
 

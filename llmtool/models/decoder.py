@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llmtool.core.contracts import OutputSpec, Tokens
 from llmtool.models.cache import Cache, Sight
 from llmtool.models.causal import Transformer, initialise
-from llmtool.models.layers import Mask, OffsetRMSNorm, RMSNorm, attend, cut, rotate
+from llmtool.models.layers import Linear, Mask, OffsetRMSNorm, RMSNorm, attend, cut, rotate
 from llmtool.models.plan import Fused, Plan
 from llmtool.models.relatives import RELATIVES
 from llmtool.models.rope import ScaledRotary
@@ -41,12 +41,12 @@ class DecoderAttention(nn.Module):
         self.sizes, self.fused = (queries, keys, keys), relative.fused
         bias = config.attention_bias or relative.query_bias
         if relative.fused:
-            self.qkv_proj = nn.Linear(config.width, sum(self.sizes), bias=bias)
+            self.qkv_proj = Linear(config.width, sum(self.sizes), bias=bias)
         else:
-            self.q_proj = nn.Linear(config.width, queries, bias=bias)
-            self.k_proj = nn.Linear(config.width, keys, bias=bias)
-            self.v_proj = nn.Linear(config.width, keys, bias=bias)
-        self.o_proj = nn.Linear(queries, config.width, bias=config.attention_bias)
+            self.q_proj = Linear(config.width, queries, bias=bias)
+            self.k_proj = Linear(config.width, keys, bias=bias)
+            self.v_proj = Linear(config.width, keys, bias=bias)
+        self.o_proj = Linear(queries, config.width, bias=config.attention_bias)
         if relative.query_norm is not None:
             whole = relative.query_norm == "all"
             self.q_norm = _norm(config, queries if whole else config.head_width)
@@ -84,11 +84,11 @@ class DecoderFeedForward(nn.Module):
         relative = RELATIVES[config.architecture]
         self.fused, self.gelu = relative.fused, relative.gemma
         if relative.fused:
-            self.gate_up_proj = nn.Linear(config.width, 2 * config.feed_forward, bias=config.mlp_bias)
+            self.gate_up_proj = Linear(config.width, 2 * config.feed_forward, bias=config.mlp_bias)
         else:
-            self.gate_proj = nn.Linear(config.width, config.feed_forward, bias=config.mlp_bias)
-            self.up_proj = nn.Linear(config.width, config.feed_forward, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.feed_forward, config.width, bias=config.mlp_bias)
+            self.gate_proj = Linear(config.width, config.feed_forward, bias=config.mlp_bias)
+            self.up_proj = Linear(config.width, config.feed_forward, bias=config.mlp_bias)
+        self.down_proj = Linear(config.feed_forward, config.width, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""

@@ -18,7 +18,7 @@ from llmtool.core.config import DERIVED, Section
 from llmtool.core.contracts import Classes, InputSpec, OutputSpec, Tokens, Values
 from llmtool.core.errors import ConfigError
 from llmtool.models.headed import Headed, per_text, pool
-from llmtool.models.layers import Rotary, document_positions, rotate
+from llmtool.models.layers import Linear, Rotary, document_positions, rotate
 from llmtool.models.plan import Fused, Plan
 
 MAX_ROTARY = 2**28  # numbers in the rotary tables
@@ -314,10 +314,10 @@ class Attention(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.head_width, self.dropout = config.width // config.heads, config.dropout
-        self.query = nn.Linear(config.width, config.width)
-        self.key = nn.Linear(config.width, config.width)
-        self.value = nn.Linear(config.width, config.width)
-        self.output = nn.Linear(config.width, config.width)
+        self.query = Linear(config.width, config.width)
+        self.key = Linear(config.width, config.width)
+        self.value = Linear(config.width, config.width)
+        self.output = Linear(config.width, config.width)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -331,8 +331,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.activation = config.activation
-        self.widen = nn.Linear(config.width, config.feed_forward)
-        self.narrow = nn.Linear(config.feed_forward, config.width)
+        self.widen = Linear(config.width, config.feed_forward)
+        self.narrow = Linear(config.feed_forward, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -365,8 +365,8 @@ class ModernAttention(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.head_width, self.dropout = config.width // config.heads, config.dropout
-        self.query_key_value = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.output = nn.Linear(config.width, config.width, bias=False)
+        self.query_key_value = Linear(config.width, 3 * config.width, bias=False)
+        self.output = Linear(config.width, config.width, bias=False)
 
     def forward(self, x: Tensor, mask: Tensor | None, angles: tuple[Tensor, Tensor]) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -384,9 +384,9 @@ class GatedFeedForward(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.activation = config.activation
-        self.widen = nn.Linear(config.width, 2 * config.feed_forward, bias=False)
+        self.widen = Linear(config.width, 2 * config.feed_forward, bias=False)
         self.dropout = nn.Dropout(config.dropout)
-        self.narrow = nn.Linear(config.feed_forward, config.width, bias=False)
+        self.narrow = Linear(config.feed_forward, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -430,10 +430,10 @@ class Head(nn.Module):
         super().__init__()
         self.architecture = config.architecture
         modern = self.architecture == "modernbert"
-        self.dense = nn.Linear(config.width, config.width, bias=not modern)
+        self.dense = Linear(config.width, config.width, bias=not modern)
         self.norm = _norm(config) if modern else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
-        self.output = nn.Linear(config.width, outputs)
+        self.output = Linear(config.width, outputs)
         self.table = None if not features else table_of(features, config.width)
 
     def forward(self, x: Tensor, features: Tensor | None = None) -> Tensor:
@@ -453,7 +453,7 @@ class Head(nn.Module):
 
 def table_of(features: int, width: int) -> nn.Sequential:
     """(B, F) -> (B, D)."""
-    return nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, width))
+    return nn.Sequential(Linear(features, width), nn.GELU(), Linear(width, width))
 
 
 def _initialise(model: Encoder) -> None:

@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmtool.core.errors import ConfigError
-from llmtool.models.layers import Conv1D
+from llmtool.models.layers import Conv1D, Linear
 
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
 LARGEST = {dtype: torch.finfo(dtype).max for dtype in (FORWARD, BACKWARD)}  # 448 and 57344
@@ -92,13 +91,13 @@ def _fits(x: Tensor) -> bool:
     return x.numel() // x.shape[-1] % MULTIPLE == 0
 
 
-class FP8Linear(nn.Linear):
+class FP8Linear(Linear):
     """A linear layer that multiplies in eight bits in training, and as any other does when it is judged."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         if not (self.training and _fits(x)):
-            return F.linear(x, self.weight, self.bias)
+            return super().forward(x)
         found = multiply(x, self.weight, turned=False)
         return found if self.bias is None else found + self.bias.to(found.dtype)
 
@@ -137,4 +136,4 @@ def use(model: nn.Module) -> int:
     return found
 
 
-KINDS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FP8Linear, Conv1D: FP8Conv1D}
+KINDS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FP8Linear, Linear: FP8Linear, Conv1D: FP8Conv1D}

@@ -19,6 +19,7 @@ from llmtool.core.contracts import NextToken, Tokens
 from llmtool.core.errors import ConfigError, first_line
 from llmtool.models.cache import Cache
 from llmtool.models.causal import Transformer
+from llmtool.models.layers import Linear
 
 MAX_PARAMETERS = 100_000  # tensors: a configuration must not keep us building for ever
 MAX_BUFFERS = 2**30  # bytes of computed tables
@@ -143,6 +144,9 @@ class Through(Transformer):
         ):
             _put(twin, name, self.theirs.get_buffer(name))
         self.theirs = twin.to(device)
+        for module in self.theirs.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = Linear
         ids = torch.arange(min(8, self.context, self.inputs.vocabulary), device=device).unsqueeze(0)
         self.eval()
         whole = self(ids)

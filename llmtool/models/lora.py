@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmtool.core.errors import ConfigError
+from llmtool.core.products import linear
 from llmtool.core.shards import local, piece
-from llmtool.models.layers import Conv1D
+from llmtool.models.layers import Conv1D, Linear
 from llmtool.models.quantised import NF4Linear, make_whole, replace
 
 Base = nn.Linear | Conv1D | NF4Linear
@@ -34,8 +35,8 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.base, self.scale, self.dropout = base, scale, dropout
         device = next(iter([*base.parameters(), *base.buffers()])).device
-        self.lora_A = nn.utils.skip_init(nn.Linear, base.in_features, rank, bias=False, device=device)
-        self.lora_B = nn.utils.skip_init(nn.Linear, rank, base.out_features, bias=False, device=device)
+        self.lora_A = nn.utils.skip_init(Linear, base.in_features, rank, bias=False, device=device)
+        self.lora_B = nn.utils.skip_init(Linear, rank, base.out_features, bias=False, device=device)
         for name in ("start_A", "start_B", "squares"):
             self.register_buffer(name, None, persistent=False)
         self.lora_magnitude_vector = None
@@ -109,7 +110,7 @@ class LoRALinear(nn.Module):
     def _without_bias(self, x: Tensor) -> Tensor:
         if isinstance(self.base, NF4Linear):
             return self.base.product(x)
-        return F.linear(x, matrix(self.base))
+        return linear(x, matrix(self.base))
 
     @torch.no_grad()
     def _lengths(self) -> Tensor:

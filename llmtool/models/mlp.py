@@ -12,6 +12,7 @@ from llmtool.core.config import Section
 from llmtool.core.contracts import Classes, Features, InputSpec, OutputSpec, Values
 from llmtool.core.errors import ConfigError
 from llmtool.models.headed import Headed
+from llmtool.models.layers import Linear
 from llmtool.models.plan import Plan
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
@@ -57,7 +58,7 @@ class Layer(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, config: MLPConfig) -> None:
         super().__init__()
-        self.linear = nn.Linear(inputs, outputs)
+        self.linear = Linear(inputs, outputs)
         self.norm = nn.LayerNorm(outputs) if config.normalization == "layer" else None
         self.activation = ACTIVATIONS[config.activation]()
         self.dropout = nn.Dropout(config.dropout) if config.dropout else None
@@ -81,7 +82,7 @@ class MLP(Headed):
         super().__init__(config, inputs, outputs)
         widths = [inputs.width, *config.hidden]
         self.body = nn.Sequential(*(Layer(a, b, config) for a, b in zip(widths, config.hidden, strict=False)))
-        self.head = nn.Linear(widths[-1], outputs.n)
+        self.head = Linear(widths[-1], outputs.n)
         self._initialise()
 
     def _initialise(self) -> None:

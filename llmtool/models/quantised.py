@@ -7,12 +7,12 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmtool.core.devices import release_memory
 from llmtool.core.errors import ConfigError, first_line
-from llmtool.models.layers import Conv1D
+from llmtool.core.products import linear
+from llmtool.models.layers import Conv1D, Linear
 
 BLOCK, SECOND_BLOCK = 64, 256  # numbers that share a scale, and scales that share one of their own
 NOISY = "bitsandbytes.backends.cpu.ops"  # says on every import that an optional kernel is not installed
@@ -105,7 +105,7 @@ class NF4Linear(nn.Module):
             layer = (
                 Conv1D(self.in_features, self.out_features)
                 if self.transposed
-                else nn.Linear(self.in_features, self.out_features, bias=bias)
+                else Linear(self.in_features, self.out_features, bias=bias)
             )
         layer.weight = nn.Parameter(self.whole())
         if self.bias is not None:
@@ -119,12 +119,12 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: NF4Linear) -> Tensor:
         ctx.layer = layer
-        return F.linear(x, layer.matrix(x.dtype))
+        return linear(x, layer.matrix(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = gradients
-        return gradient @ ctx.layer.matrix(gradient.dtype), None
+        return linear(gradient, ctx.layer.matrix(gradient.dtype), turned=True), None
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear | Conv1D | NF4Linear]:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from llmtool.core.config import Section
 from llmtool.core.contracts import Classes, Features, InputSpec, Labels, OutputSpec, Values
 from llmtool.core.errors import ConfigError
+from llmtool.core.products import linear
 from llmtool.models.headed import Headed
+from llmtool.models.layers import Linear
 from llmtool.models.mlp import ACTIVATIONS
 
 LARGEST = 2**26  # numbers in the matrix from all features to all embedded columns: 256 MiB
@@ -96,7 +98,7 @@ class ColumnEmbedding(nn.Module):
         """(B, F) -> (B, columns * width)."""
         # one product with the zeros between the columns costs less than a product for each column
         whole = torch.block_diag(*self.weight.split(self.columns))  # (F, columns * width)
-        return torch.addmm(self.bias, x, whole.to(x.dtype))
+        return linear(x, whole.to(x.dtype), self.bias, turned=True)
 
 
 class Members(nn.Module):
@@ -109,7 +111,7 @@ class Members(nn.Module):
     def __init__(self, members: int, inputs: int, outputs: int) -> None:
         super().__init__()
         self.members = members
-        self.linear = nn.Linear(inputs, outputs, bias=False)
+        self.linear = Linear(inputs, outputs, bias=False)
         self.scale_in = nn.Parameter(torch.ones(members * inputs))
         self.scale_out = nn.Parameter(torch.ones(members * outputs))
         self.bias = nn.Parameter(torch.zeros(members * outputs))

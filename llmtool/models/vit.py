@@ -16,7 +16,7 @@ from llmtool.core.config import DERIVED, Section
 from llmtool.core.contracts import Classes, Images, InputSpec, OutputSpec, Values
 from llmtool.core.errors import ConfigError
 from llmtool.models.headed import Headed, of_pictures
-from llmtool.models.layers import DropPath, LayerScale
+from llmtool.models.layers import DropPath, LayerScale, Linear
 from llmtool.models.plan import Plan
 
 MAX_PATCHES = 65_536  # of a picture: attention is quadratic in them
@@ -148,7 +148,7 @@ class ViT(Headed):
         self.norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
         self.head: nn.Module = nn.Identity()
         if outputs is not None:
-            self.head = TwoHeads(config.width, outputs.n) if teacher else nn.Linear(self.features, outputs.n)
+            self.head = TwoHeads(config.width, outputs.n) if teacher else Linear(self.features, outputs.n)
         _initialise(self)
 
     @property
@@ -273,10 +273,10 @@ class Attention(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.head_width, self.dropout = config.width // config.heads, config.dropout
-        self.query = nn.Linear(config.width, config.width)
-        self.key = nn.Linear(config.width, config.width)
-        self.value = nn.Linear(config.width, config.width)
-        self.output = nn.Linear(config.width, config.width)
+        self.query = Linear(config.width, config.width)
+        self.key = Linear(config.width, config.width)
+        self.value = Linear(config.width, config.width)
+        self.output = Linear(config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, P, D) -> (B, P, D)."""
@@ -294,8 +294,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.widen = nn.Linear(config.width, config.inner)
-        self.narrow = nn.Linear(config.inner, config.width)
+        self.widen = Linear(config.width, config.inner)
+        self.narrow = Linear(config.inner, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, P, D) -> (B, P, D)."""
@@ -309,9 +309,9 @@ class GatedFeedForward(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.width, config.inner)
-        self.widen = nn.Linear(config.width, config.inner)
-        self.narrow = nn.Linear(config.inner, config.width)
+        self.gate = Linear(config.width, config.inner)
+        self.widen = Linear(config.width, config.inner)
+        self.narrow = Linear(config.inner, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, P, D) -> (B, P, D)."""
@@ -348,8 +348,8 @@ class TwoHeads(nn.Module):
 
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
-        self.from_class = nn.Linear(width, outputs)
-        self.from_distillation = nn.Linear(width, outputs)
+        self.from_class = Linear(width, outputs)
+        self.from_distillation = Linear(width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 2, D) -> (B, C)."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llmtool.core.products import baddbmm, bmm
 from llmtool.models.layers import stacks
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, from https://kellerjordan.github.io/posts/muon/
@@ -109,8 +110,8 @@ def orthogonalize(matrices: Tensor, steps: int, products: torch.dtype = torch.fl
         return _by_grams(x, steps)
     a, b, c = COEFFICIENTS
     for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        gram = bmm(x, x.mT)
+        x = baddbmm(x, baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.float()
 
 
@@ -119,11 +120,11 @@ def _by_grams(x: Tensor, steps: int) -> Tensor:
     polynomial p of its gram matrix g, whose next one is p g p. Of x four times as wide as high 5/9 of the
     work; rounding moves the result by 2e-4 where singular values span 10^6, so in bfloat16 it will not do."""
     a, b, c = COEFFICIENTS
-    gram, product = x @ x.mT, None
+    gram, product = bmm(x, x.mT), None
     for left in reversed(range(steps)):
-        step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        step = baddbmm(gram, gram, gram, beta=b, alpha=c)
         step.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = step if product is None else step @ product
+        product = step if product is None else bmm(step, product)
         if left:
-            gram = step @ gram @ step
-    return x if product is None else product @ x
+            gram = bmm(bmm(step, gram), step)
+    return x if product is None else bmm(product, x)

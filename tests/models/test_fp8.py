@@ -10,7 +10,7 @@ from torch import nn
 from llmtool.core.contracts import NextToken, Tokens
 from llmtool.core.errors import ConfigError
 from llmtool.models import fp8
-from llmtool.models.layers import Conv1D
+from llmtool.models.layers import Conv1D, Linear
 from llmtool.models.mlp import MLPConfig
 from llmtool.models.transformer import TransformerConfig
 from tests.models.small import Classes, Features
@@ -112,7 +112,7 @@ def test_a_model_keeps_names_head_and_judgement(architecture):
     layers = 4 if architecture in ("gpt2", "phi3") else 7
     assert fp8.use(model) == fp8.use(model) == 2 * layers
     assert list(model.state_dict()) == list(plain.state_dict())
-    assert type(model.lm_head) is nn.Linear
+    assert type(model.lm_head) is Linear
     assert [p.data_ptr() for p in model.parameters()] != []
     loss, expected = scored(model), scored(plain)
     assert not torch.equal(loss, expected)
