@@ -21,7 +21,7 @@ LOGIN = "`hf auth login`, or HF_TOKEN in the environment"
 # What is fetched: weights and words, never code or pickles.
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 WORDS = ("*.json", "chat_template.jinja")
-_CACHED = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})/(.+)$")
+_CACHED = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})(/.+)?$")
 
 
 def local(path: str, weights: bool = True) -> Path:
@@ -31,10 +31,10 @@ def local(path: str, weights: bool = True) -> Path:
 
 
 def named(path: Path) -> str:
-    """A file as a configuration would name it: one in the cache of the hub's library by its address, for
-    another machine has it elsewhere."""
+    """A file or a model's directory as a configuration would name it: one in the cache of the hub's library
+    by its address, for another machine has it elsewhere."""
     found = _CACHED.search(path.as_posix())
-    return f"{SCHEME}{found[1]}/{found[2]}@{found[3]}/{found[4]}" if found else str(path)
+    return f"{SCHEME}{found[1]}/{found[2]}@{found[3]}{found[4] or ''}" if found else str(path)
 
 
 def snapshot(address: str, weights: bool = True) -> Path:

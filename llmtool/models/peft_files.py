@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from llmtool.core import files, ranks
+from llmtool.core import files, hub, ranks
 from llmtool.core.contracts import Classes
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.core.shards import put
@@ -60,8 +60,9 @@ STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # that leave the 
 def save_adapter(model: nn.Module, directory: Path, method: LoRAConfig, base: str) -> None:
     """Write the updates (and a new head) of a model that `method` was applied to, in PEFT's format.
 
-    base: the path of the model underneath, for whoever loads the adapter. Of a model that ranks hold in parts
-    all of them call it, and the first writes.
+    base: the path of the model underneath, for whoever loads the adapter; one in the cache of the hub's
+    library is written by name and commit. Of a model that ranks hold in parts all of them call it, and the
+    first writes.
     """
     own = dict(updates(model))
     assert own, "apply the method first"
@@ -78,7 +79,7 @@ def save_adapter(model: nn.Module, directory: Path, method: LoRAConfig, base: st
     form = {
         "peft_type": "LORA",
         "task_type": _task_type(model),
-        "base_model_name_or_path": base,
+        **_place(base),
         "inference_mode": True,
         "r": method.rank * doubled,
         "lora_alpha": method.alpha * (math.sqrt(doubled) if stabilised else doubled),
@@ -95,6 +96,13 @@ def save_adapter(model: nn.Module, directory: Path, method: LoRAConfig, base: st
         return
     files.write_json(directory / ADAPTER_CONFIG, form)
     files.write_bytes(directory / ADAPTER_WEIGHTS, safetensors.torch.save(written, {"format": "pt"}))
+
+
+def _place(base: str) -> dict[str, Any]:
+    on_hub = hub.NAME.fullmatch(hub.named(Path(base)))
+    if on_hub is None:
+        return {"base_model_name_or_path": base}
+    return {"base_model_name_or_path": on_hub["name"], "revision": on_hub["revision"]}
 
 
 def stored(update: LoRALinear) -> dict[str, Tensor]:

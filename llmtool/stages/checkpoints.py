@@ -104,10 +104,11 @@ def find_checkpoint(path: str) -> Path:
 
 def _base(directory: Path, path: str) -> Path:
     """Where the model under an adapter lies: it may have been moved with the adapter, and a relative name is
-    looked for in every directory above the adapter too."""
+    looked for in every directory above the adapter too; one from the hub is fetched again."""
     own = directory.resolve()
     places = [Path(path), own.parent.parent / WHOLE, *(each / path for each in own.parents)]
-    return next((place for place in places if place.is_dir()), Path(path))
+    found = next((place for place in places if place.is_dir()), None)
+    return found or hub.local(hub.named(Path(path)))
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -168,6 +169,7 @@ def fingerprint(directory: Path) -> str:
         form = files.read_json(directory / peft_files.ADAPTER_CONFIG)
         if not isinstance(form, dict):
             raise LlmtoolError(f"{directory / peft_files.ADAPTER_CONFIG}: not the form of an adapter")
+        form.pop("revision", None)
         parts += [about.base.get("hash"), {**form, "base_model_name_or_path": None}]
         parts += [about.base[key] for key in ("quantise", "double", "pooling") if key in about.base]
     return files.hash_bytes(files.json_bytes(parts))

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from llmtool.core import files
+from llmtool.core import files, hub
 from llmtool.core.contracts import Classes, Images, Labels, NextToken, Tokens, Values
 from llmtool.core.errors import ConfigError, DataError, LlmtoolError
 from llmtool.core.files import HashFile
@@ -49,16 +49,21 @@ def unusable() -> Iterator[None]:
 
 
 def base_of(directory: Path) -> Path | None:
-    """The model under an adapter of PEFT's; None for a whole model. ConfigError where it is not here."""
+    """The model under an adapter of PEFT's, fetched where it is one of the hub; None for a whole model.
+    ConfigError where it is not here and no commit on the hub."""
     if not (directory / peft_files.ADAPTER_CONFIG).is_file():
         return None
-    named = str(pretrained.read_json(directory / peft_files.ADAPTER_CONFIG).get("base_model_name_or_path"))
+    form = pretrained.read_json(directory / peft_files.ADAPTER_CONFIG)
+    named, revision = str(form.get("base_model_name_or_path")), form.get("revision")
     for base in (Path(named), directory / named):
         if base.is_dir():
             return base
+    if hub.NAME.fullmatch(hub.SCHEME + named) and isinstance(revision, str):
+        return hub.snapshot(f"{hub.SCHEME}{named}@{revision}")
     raise ConfigError(
-        f"{directory}: is an adapter of {named}, which is no directory here; set base_model_name_or_path in "
-        f"its {peft_files.ADAPTER_CONFIG} to where the model lies"
+        f"{directory}: is an adapter of {named}, which is no directory here; in its "
+        f"{peft_files.ADAPTER_CONFIG} (of a copy, if this is the hub's cache) set base_model_name_or_path to "
+        "where the model lies, or `revision` to the commit of that name on the hub"
     )
 
 

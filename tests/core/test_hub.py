@@ -4,6 +4,7 @@ it answers where a server on this machine stands for the hub."""
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -12,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from llmtool.commands import Options, describe
 from llmtool.core import hub
 from llmtool.core.errors import ConfigError, LlmtoolError
 from llmtool.data.images import ImagesEncode
 from llmtool.data.tokenizers import FileTokenizer
-from llmtool.stages import checkpoints
+from llmtool.models import peft_files, pretrained
+from llmtool.models.adapters import LoRAConfig
+from llmtool.stages import checkpoints, foreign
 from tests.conftest import others_model
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -199,6 +203,36 @@ def test_data_are_prepared_for_a_model_on_the_hub_without_its_weights(here: Hub,
     here.refusal = 404, "RepoNotFound"
     with pytest.raises(ConfigError, match=r"^data\.encode\.tokenizer\.path: hf://owner/other@\w*: there is"):
         FileTokenizer(path=f"hf://owner/other@{COMMIT}").file()
+
+
+def test_an_adapter_of_a_model_on_the_hub(here: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says which one by name and commit, as PEFT does, so that another machine finds it too."""
+    here.files = {path.name: path.read_bytes() for path in others_model(tmp_path / "made").iterdir()}
+    base, adapter = hub.snapshot(f"hf://owner/name@{COMMIT}"), tmp_path / "adapter"
+    adapter.mkdir()
+    model, method = pretrained.load(base), LoRAConfig(rank=2)
+    method.apply(model)
+    for name, parameter in model.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    peft_files.save_adapter(model, adapter, method, base=str(base))
+    form = json.loads((adapter / "adapter_config.json").read_text())
+    assert (form["base_model_name_or_path"], form["revision"]) == ("owner/name", COMMIT)
+    assert foreign.base_of(adapter) == base
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+    there = foreign.base_of(adapter)
+    assert there is not None
+    assert there.is_relative_to(tmp_path / "elsewhere")
+    assert checkpoints.from_checkpoint(str(adapter)).base == there
+    assert checkpoints._base(adapter, str(base)) == there  # of an adapter with our card
+    form["revision"] = "main"
+    (adapter / "adapter_config.json").write_text(json.dumps(form))
+    with pytest.raises(ConfigError, match="'main' may mean another model tomorrow"):
+        foreign.base_of(adapter)
+    (adapter / "adapter_config.json").write_text(json.dumps({**form, "revision": None}))
+    with pytest.raises(ConfigError, match=r"adapter of owner/name, which .* or `revision` to"):
+        foreign.base_of(adapter)
 
 
 def test_what_is_not_in_the_cache_of_one_who_is_offline(monkeypatch: pytest.MonkeyPatch, here: Hub) -> None:
