@@ -236,6 +236,11 @@ ROWS: list[Row] = [
     speed_row("cuda_llama", "a Llama of 1.1 B, context 4096, bf16"),
     *target_rows(),
     (
+        "a step in float32, products by oneDNN beside PyTorch's: width 128, compiled, width 384, compiled",
+        lambda r: "1" if r.of("products") else "",
+        lambda r: "time " + all_of([pm(one["ratio"], 2) for one in r.of("products")["steps"].values()]),
+    ),
+    (
         "a step on a 17 M Llama, one CPU core, beside PEFT on the same model: LoRA, DoRA, QLoRA",
         lambda r: "1" if r.of("lora_cpu") else "",
         lambda r: f"time {lora(r, 'ratio', ADAPTED)}; peak memory {lora(r, 'peak_ratio', ADAPTED)}",

@@ -180,11 +180,16 @@ def published_peak(name: str, precision: str) -> float | None:
 
 @functools.cache
 def _measured_peak(device: torch.device, precision: Precision, threads: int = 0) -> float:
+    return _measured_rate(device, precision.dtype or torch.float32, product)
+
+
+def _measured_rate(
+    device: torch.device, dtype: torch.dtype, multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> float:
     size = 4096 if device.type == "cuda" else 512
-    dtype = precision.dtype or torch.float32
     a = torch.full((size, size), 0.5, device=device, dtype=dtype)  # no random stream is touched
     b = a.clone()
-    return 2 * size**3 / fastest(device, lambda: product(a, b))
+    return 2 * size**3 / fastest(device, lambda: multiply(a, b))
 
 
 def fastest(device: torch.device, work: Callable[[], object]) -> float:
@@ -222,8 +227,9 @@ def _measured(device: torch.device, precision: Precision, threads: int) -> hardw
     x = torch.full((16 * 2**20,), 0.5, device=device)  # 64 MB: more than most caches hold
     y = torch.empty_like(x)
     bandwidth = 2 * x.nbytes / fastest(device, lambda: y.copy_(x))
-    curves = call = None
+    curves = call = small = None
     if device.type == "cpu":
+        small = _measured_rate(device, torch.float32, torch.mm)
         curves = x.numel() / fastest(device, lambda: torch.exp(x, out=y))
         one = torch.ones(4)
         call = fastest(device, lambda: [one + one for _ in range(100)]) / 100
@@ -234,6 +240,7 @@ def _measured(device: torch.device, precision: Precision, threads: int) -> hardw
         flops=flops,
         curves=curves,
         call=call,
+        small=small,
         source=f"measured here, {describe(device)}",
     )
 

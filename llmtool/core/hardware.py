@@ -34,6 +34,7 @@ class Device:
     currency: str = ""
     curves: float | None = None  # of a CPU: exponentials a second
     call: float | None = None  # of a CPU: seconds of an operation on next to nothing
+    small: float | None = None  # of a CPU: FLOP/s in float32 of what `core.products` leaves to PyTorch
     source: str = "published"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from llmtool.core.hardware import Device
+from llmtool.core.products import SMALLEST
 from llmtool.models.tracing import Operation, Trace
 
 SHARE = {"cpu": 0.95, "cuda": 0.8}  # of the matrix rate that large products reach; H200: 790 of 989 TFLOP/s
@@ -26,11 +27,12 @@ def step_seconds(
 
     Operations run one after another. Each takes the time of its products (its FLOPs over a share of the
     device's matrix rate in the precision of its result) and the time of its bytes (read and written, over the
-    bandwidth), which small products pay for too: this is why they are slower. On a CPU functions like
-    exp cost a number each, attention some for each pair of tokens, and Python calls some microseconds an
-    operation. On a GPU the host's calls overlap the work: whichever takes longer counts. A compiled graph
-    keeps numbers between products in registers: FUSED of the other bytes and calls are left. What a step does
-    beside (fetching rows, clipping) is not in it.
+    bandwidth), which small products pay for too: this is why they are slower. On a CPU attention and small
+    products may have a lower rate (core.products), functions like exp cost a number each, attention some for
+    each pair of tokens, and Python calls some microseconds an operation. On a GPU the host's calls overlap
+    the work: whichever takes longer counts. A compiled graph keeps numbers between products in registers:
+    FUSED of the other bytes and calls are left. What a step does beside (fetching rows, clipping) is not in
+    it.
     """
     if not device.bandwidth or not _rate(device, precision, 4):
         return None
@@ -61,6 +63,9 @@ def _work(each: Operation, device: Device, precision: str) -> float:
     """Seconds of the device's own work on one operation."""
     assert device.bandwidth is not None
     rate = _rate(device, precision, each.itemsize)
+    small = each.kind == "attention" or (each.kind == "matrix" and each.flops < 2 * SMALLEST)
+    if small and device.small and each.itemsize == 4:
+        rate = min(rate, device.small)
     products = each.flops / (SHARE[device.kind] * rate) if each.flops else 0.0
     bytes_ = each.moved / (REACHED_BANDWIDTH[device.kind] * device.bandwidth)
     if device.kind == "cuda":

@@ -34,6 +34,16 @@ def test_small_products_are_slower_for_their_bytes_and_calls():
     assert seconds(*[small] * 100) > 5 * 100 * 10**5 / 1e11
 
 
+def test_attention_and_small_products_may_have_a_lower_rate():
+    slow = replace(CPU, small=1e10)
+    tiny = replace(PRODUCT, flops=10**6)
+    for each in (tiny, replace(PRODUCT, kind="attention")):
+        more = seconds(each, device=slow) - seconds(each)
+        assert more == pytest.approx(each.flops * 9e-11 / 0.95, rel=0.01)
+    for each in (PRODUCT, replace(tiny, kind="convolution"), replace(tiny, itemsize=2)):
+        assert seconds(each, device=slow) == seconds(each)
+
+
 def test_a_precision_has_its_own_rate_and_an_unknown_one_that_of_fp32():
     half = replace(PRODUCT, flops=10**13, itemsize=2)
     assert seconds(half, device=GPU, precision="bf16") == pytest.approx(1e13 / (0.8 * 989.4e12), rel=0.01)
