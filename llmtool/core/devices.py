@@ -26,6 +26,7 @@ DeviceName = Literal["auto", "cpu", "cuda"]
 PrecisionName = Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8"]
 
 MEASURING_SECONDS = 0.05
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # https://man7.org/linux/man-pages/man3/mallopt.3.html
 GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # Linux's control groups
 
 
@@ -277,6 +278,19 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU ({torch.get_num_threads()} threads)"
+
+
+def keep_memory(device: torch.device) -> None:
+    """Have the C library keep what a step on a CPU frees for the next one, until `release_memory`.
+
+    glibc hands it back to the system wherever 64 MB of it lie together, and the next step is given it again
+    page by page, filled with zeros: compiled steps of peers/'s settings took 1.04 to 1.3 times as long.
+    """
+    if device.type == "cpu":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            libc = ctypes.CDLL(None)
+            libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the most there is; unset it would stay at 128 kB now
+            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def release_memory() -> None:

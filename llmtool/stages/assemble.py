@@ -14,6 +14,7 @@ from llmtool.core.config import Section
 from llmtool.core.contracts import Images, NextToken, Task, Tokens
 from llmtool.core.devices import (
     Precision,
+    keep_memory,
     memory_bytes,
     resolve_device,
     resolve_precision,
@@ -283,6 +284,7 @@ def _assembled(
     precision = resolve_precision(experiment.precision, device)
     precision.apply()
     set_determinism(experiment.deterministic)
+    keep_memory(device)
     task = task_config.build({**dataset.card, "targets": targets})
     model = model if stays else model.to(device)
     return Assembled(model, task_config, task, dataset, targets, experiment.seed, device, precision, before)

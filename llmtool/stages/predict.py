@@ -18,6 +18,7 @@ from llmtool.core.contracts import Tally
 from llmtool.core.devices import (
     DeviceName,
     PrecisionName,
+    keep_memory,
     resolve_device,
     resolve_precision,
     set_determinism,
@@ -107,6 +108,7 @@ class Predictor:
         how = resolve_precision(precision, where)
         how.apply()
         set_determinism(deterministic)
+        keep_memory(where)
         targets = start.card["targets"]
         self._card = {**card, "targets": targets, "sources": [], "splits": {}}
         dataset = Dataset(Path(self._place.name), self._card, "")

@@ -1,6 +1,9 @@
 """Device and precision choice, peaks and memory of core/devices.py."""
 
 import os
+import platform
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -231,3 +234,34 @@ def test_an_optimizer_multiplies_as_the_model_does(monkeypatch: pytest.MonkeyPat
         for precision in ("fp32", "tf32", "bf16", "fp16", "fp8"):
             few = units and precision not in ("fp32", "tf32")
             assert devices.products_in(precision, "cpu") == (torch.bfloat16 if few else torch.float32)
+
+
+PASSES = """
+import resource, sys, torch
+from llmtool.core import devices
+if sys.argv[1] == "keep":
+    devices.keep_memory(torch.device("cpu"))
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    tensors = [torch.ones(2**21) for _ in range(16)]  # 128 MB in pieces of 8 MB
+    while tensors:
+        tensors.pop()
+pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+held = int(open("/proc/self/statm").read().split()[1])
+devices.release_memory()
+print(pages, held - int(open("/proc/self/statm").read().split()[1]))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_what_a_step_frees_is_kept_for_the_next_one_until_it_is_released() -> None:
+    def run(how: str) -> tuple[int, int]:
+        command = [sys.executable, "-c", PASSES, how]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        pages, released = map(int, done.stdout.split())
+        return pages, released
+
+    pages, released = run("keep")
+    assert pages < 5000  # of 32,768
+    assert released > 30_000
+    assert run("leave")[0] > 10_000
