@@ -36,11 +36,11 @@ def pays(a: Tensor, b: Tensor) -> bool:
     """Whether oneDNN is to multiply these, (M, K) and (K, N)."""
     return (
         HERE
+        and not torch.compiler.is_exporting()  # other programs know torch's own operations, of any shapes
         and a.is_cpu
         and a.dtype == b.dtype == torch.float32
         and a.shape[0] >= FEWEST
         and a.numel() * b.shape[1] >= SMALLEST
-        and not torch.compiler.is_exporting()  # other programs know torch's own operations
     )
 
 

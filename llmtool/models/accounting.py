@@ -155,6 +155,11 @@ class Accounting:
     flops_again: int  # of blocks that are recomputed for the backward pass
     memory: Memory
     kept: Activations  # for a choice of other blocks
+    updating: int  # bytes of the optimizer's work, when the activations are gone
+
+    def recomputing(self, blocks: int) -> Memory:
+        """The memory where so many blocks are recomputed."""
+        return replace(self.memory, activations=max(self.kept.bytes(blocks), self.updating))
 
 
 def account(
@@ -186,6 +191,7 @@ def account(
         flops_again=0,
         memory=memory(model, optimizer, kept.bytes(), device),
         kept=kept,
+        updating=_updating(model) if optimizer == "muon" else 0,
     )
     return recomputing(found, model, recomputed) if recomputed else found
 
@@ -193,8 +199,8 @@ def account(
 def recomputing(found: Accounting, model: nn.Module, recomputed: int) -> Accounting:
     """The account of the same step with so many blocks recomputed; found: that of `model` without any."""
     backward = _flops(model, found.rows, found.tokens, recomputed)[3]
-    kept = replace(found.memory, activations=found.kept.bytes(recomputed))
-    return replace(found, flops_again=backward - found.flops_backward, memory=kept)
+    memory = found.recomputing(recomputed)
+    return replace(found, flops_again=backward - found.flops_backward, memory=memory)
 
 
 def memory(model: nn.Module, optimizer: OptimizerName, activations: int, device: str) -> Memory:

@@ -6,7 +6,7 @@ Parameter names and orientations are those of Hugging Face's implementations: we
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,40 @@ def cut(x: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
     return x.split([size * x.shape[-1] // sum(sizes) for size in sizes], dim=-1)
 
 
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """(..., D), (D,) -> (..., D): each vector over its root mean square, times the weight."""
+    if x.is_cpu and x.dtype == weight.dtype == torch.float32 and not torch.compiler.is_compiling():
+        found: Tensor = CPUNorm.apply(x, weight, epsilon)
+        return found
+    # under autocast x may be bf16 and the weight fp32: torch's fused kernel wants one type
+    return F.rms_norm(x, weight.shape, weight.to(x.dtype), epsilon)
+
+
+class CPUNorm(torch.autograd.Function):
+    """`rms_norm` of a CPU, which has no fused kernel, in half the passes that torch's operations make."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()  # (..., 1)
+        even = x * scale
+        ctx.save_for_backward(even, scale, weight)
+        return even * weight
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient,) = gradients
+        even, scale, weight = ctx.saved_tensors
+        both = (gradient * even).reshape(-1, len(weight))  # (N, D)
+        of_x = of_weight = None
+        if ctx.needs_input_grad[0]:
+            along = torch.mv(both, weight).div_(len(weight)).view(scale.shape)
+            of_x = torch.addcmul(gradient * weight, even, along, value=-1).mul_(scale)
+        if ctx.needs_input_grad[1]:
+            of_weight = both.sum(dim=0)
+        return of_x, of_weight, None
+
+
 class RMSNorm(nn.Module):
     """Divides each vector by its root mean square and scales it."""
 
@@ -66,8 +100,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D), in the precision of `x`."""
-        # under autocast x may be bf16 and the weight fp32: torch's fused kernel wants one type
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.epsilon)
+        return rms_norm(x, self.weight, self.epsilon)
 
 
 class OffsetRMSNorm(RMSNorm):
@@ -79,7 +112,7 @@ class OffsetRMSNorm(RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D), in the precision of `x`."""
-        return F.rms_norm(x, self.weight.shape, (1 + self.weight).to(x.dtype), self.epsilon)
+        return rms_norm(x, 1 + self.weight, self.epsilon)
 
 
 # (frequencies (E/2), theta, context) -> other frequencies, and what cosines and sines are multiplied by

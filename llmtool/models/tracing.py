@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmtool.models.activations import tensors_in
+from llmtool.models.layers import CPUNorm
 
 Kind = Literal["matrix", "convolution", "attention", "curve", "noise", "sum", "lookup", "plain"]
 
@@ -87,7 +88,7 @@ def trace(
     """
     recorder = _Recorder(model)
     result = recorder.result
-    with recorder, _attention(recorder, device):
+    with recorder, _kernels(recorder, device):
         step = None if update is None else update(model)
         result.state = recorder.now
         result.operations.clear()  # of making the state, which is no part of a step
@@ -253,8 +254,9 @@ class _Attention(torch.autograd.Function):
 
 
 @contextmanager
-def _attention(recorder: _Recorder, device: str) -> Iterator[None]:
-    """Meta tensors know attention written out; within, they have the fused kernel that devices have."""
+def _kernels(recorder: _Recorder, device: str) -> Iterator[None]:
+    """Meta tensors know attention written out; within, they have the fused kernel that devices have. So too
+    the norm of a CPU."""
 
     class Mode(TorchFunctionMode):
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -265,6 +267,9 @@ def _attention(recorder: _Recorder, device: str) -> Iterator[None]:
                 if device != "cpu" or not named.get("dropout_p"):  # a CPU's has no dropout
                     query, key, value = named["query"], named["key"], named["value"]
                     return _Attention.apply(recorder, device == "cpu", query, key, value)
+            on_cpu = function is F.rms_norm and device == "cpu" and args[0].is_meta
+            if on_cpu and args[0].dtype == named["weight"].dtype == torch.float32:
+                return CPUNorm.apply(args[0], named["weight"], named["eps"])
             return function(*args, **(kwargs or {}))
 
     with Mode():
