@@ -256,12 +256,13 @@ print(pages, held - int(open("/proc/self/statm").read().split()[1]))
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_what_a_step_frees_is_kept_for_the_next_one_until_it_is_released() -> None:
     def run(how: str) -> tuple[int, int]:
+        # each piece from the system, and back to it: what glibc does by itself hangs on what lies above them
+        env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
         command = [sys.executable, "-c", PASSES, how]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
         pages, released = map(int, done.stdout.split())
         return pages, released
 
     pages, released = run("keep")
-    assert pages < 5000  # of 32,768
+    assert pages < run("leave")[0] / 10  # which is given all of its 32,768 pages again, where they are of 4 kB
     assert released > 30_000
-    assert run("leave")[0] > 10_000
