@@ -264,5 +264,5 @@ def test_what_a_step_frees_is_kept_for_the_next_one_until_it_is_released() -> No
         return pages, released
 
     pages, released = run("keep")
-    assert pages < run("leave")[0] / 10  # which is given all of its 32,768 pages again, where they are of 4 kB
+    assert pages < run("leave")[0] / 10  # which is given all 32,768 pages again, where they are of 4 kB
     assert released > 30_000
