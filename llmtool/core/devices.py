@@ -17,9 +17,8 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from llmtool.core import hardware
+from llmtool.core import hardware, products
 from llmtool.core.errors import ConfigError
-from llmtool.core.products import product
 
 T = TypeVar("T")
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -181,7 +180,7 @@ def published_peak(name: str, precision: str) -> float | None:
 
 @functools.cache
 def _measured_peak(device: torch.device, precision: Precision, threads: int = 0) -> float:
-    return _measured_rate(device, precision.dtype or torch.float32, product)
+    return _measured_rate(device, precision.dtype or torch.float32, products.product)
 
 
 def _measured_rate(
@@ -230,7 +229,8 @@ def _measured(device: torch.device, precision: Precision, threads: int) -> hardw
     bandwidth = 2 * x.nbytes / fastest(device, lambda: y.copy_(x))
     curves = call = small = None
     if device.type == "cpu":
-        small = _measured_rate(device, torch.float32, torch.mm)
+        if products.HERE:  # else all of them are PyTorch's
+            small = _measured_rate(device, torch.float32, torch.mm)
         curves = x.numel() / fastest(device, lambda: torch.exp(x, out=y))
         one = torch.ones(4)
         call = fastest(device, lambda: [one + one for _ in range(100)]) / 100
@@ -308,6 +308,13 @@ def recover_memory() -> None:
 
 
 # --- how it behaves -----------------------------------------------------------------------------------------
+
+
+def set_up(device: torch.device, precision: Precision, deterministic: bool) -> None:
+    """Set what holds for this whole process, before a model computes on the device."""
+    precision.apply()
+    set_determinism(deterministic)
+    keep_memory(device)
 
 
 def synchronize(device: torch.device) -> None:

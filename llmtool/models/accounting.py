@@ -157,7 +157,7 @@ class Accounting:
     kept: Activations  # for a choice of other blocks
     updating: int  # bytes of the optimizer's work, when the activations are gone
 
-    def recomputing(self, blocks: int) -> Memory:
+    def needs(self, blocks: int) -> Memory:
         """The memory where so many blocks are recomputed."""
         return replace(self.memory, activations=max(self.kept.bytes(blocks), self.updating))
 
@@ -180,6 +180,7 @@ def account(
     """
     shapes, by_module, forward, backward = _flops(model, rows, tokens)
     kept = saved(model, rows, tokens, precision, device, packed)
+    least = memory(model, optimizer, 0, device)
     found = Accounting(
         tree=_component(model, type(model).__name__, type(model).__name__, shapes, by_module),
         parameters=count_parameters(model),
@@ -189,9 +190,9 @@ def account(
         flops_forward=forward,
         flops_backward=backward,
         flops_again=0,
-        memory=memory(model, optimizer, kept.bytes(), device),
+        memory=replace(least, activations=max(kept.bytes(), least.activations)),
         kept=kept,
-        updating=_updating(model) if optimizer == "muon" else 0,
+        updating=least.activations,
     )
     return recomputing(found, model, recomputed) if recomputed else found
 
@@ -199,8 +200,7 @@ def account(
 def recomputing(found: Accounting, model: nn.Module, recomputed: int) -> Accounting:
     """The account of the same step with so many blocks recomputed; found: that of `model` without any."""
     backward = _flops(model, found.rows, found.tokens, recomputed)[3]
-    memory = found.recomputing(recomputed)
-    return replace(found, flops_again=backward - found.flops_backward, memory=memory)
+    return replace(found, flops_again=backward - found.flops_backward, memory=found.needs(recomputed))
 
 
 def memory(model: nn.Module, optimizer: OptimizerName, activations: int, device: str) -> Memory:

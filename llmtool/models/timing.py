@@ -10,7 +10,7 @@ from llmtool.models.tracing import Operation, Trace
 
 SHARE = {"cpu": 0.7, "cuda": 0.8}  # of the matrix rate that large products reach; H200: 790 of 989 TFLOP/s
 # of a CPU's attention (over 1: all of the square is counted, and half of it left out) and of its convolutions
-OTHER_SHARES = {"attention": 1.4, "convolution": 0.5}
+OTHER_SHARES = {("cpu", "attention"): 1.4, ("cpu", "convolution"): 0.5}
 REACHED_BANDWIDTH = {"cpu": 1.0, "cuda": 0.85}  # of the bandwidth; H200: 4.3 of 4.8 TB/s copied, and less
 CALLS = {"cpu": 3.0, "cuda": 0.0}  # an operation of a model costs so many of the plainest ones, by Python
 LAUNCH = 7e-6  # seconds in which a host gives a GPU one operation of an eager model
@@ -68,7 +68,7 @@ def _work(each: Operation, device: Device, precision: str) -> float:
     small = each.kind == "attention" or (each.kind == "matrix" and each.flops < 2 * SMALLEST)
     if small and device.small and each.itemsize == 4:
         rate = min(rate, device.small)
-    share = SHARE[device.kind] if device.kind == "cuda" else OTHER_SHARES.get(each.kind, SHARE["cpu"])
+    share = OTHER_SHARES.get((device.kind, each.kind), SHARE[device.kind])
     products = each.flops / (share * rate) if each.flops else 0.0
     bytes_ = each.moved / (REACHED_BANDWIDTH[device.kind] * device.bandwidth)
     if device.kind == "cuda":

@@ -14,11 +14,10 @@ from llmtool.core.config import Section
 from llmtool.core.contracts import Images, NextToken, Task, Tokens
 from llmtool.core.devices import (
     Precision,
-    keep_memory,
     memory_bytes,
     resolve_device,
     resolve_precision,
-    set_determinism,
+    set_up,
 )
 from llmtool.core.errors import ConfigError
 from llmtool.core.lineage import Chain, document
@@ -282,9 +281,7 @@ def _assembled(
     say_to_others(model, {**dataset.card, "targets": targets})
     device = resolve_device(experiment.device)
     precision = resolve_precision(experiment.precision, device)
-    precision.apply()
-    set_determinism(experiment.deterministic)
-    keep_memory(device)
+    set_up(device, precision, experiment.deterministic)
     task = task_config.build({**dataset.card, "targets": targets})
     model = model if stays else model.to(device)
     return Assembled(model, task_config, task, dataset, targets, experiment.seed, device, precision, before)

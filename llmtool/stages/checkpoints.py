@@ -169,7 +169,7 @@ def fingerprint(directory: Path) -> str:
         form = files.read_json(directory / peft_files.ADAPTER_CONFIG)
         if not isinstance(form, dict):
             raise LlmtoolError(f"{directory / peft_files.ADAPTER_CONFIG}: not the form of an adapter")
-        form.pop("revision", None)
+        form.pop("revision", None)  # says where the base lies, as the name does
         parts += [about.base.get("hash"), {**form, "base_model_name_or_path": None}]
         parts += [about.base[key] for key in ("quantise", "double", "pooling") if key in about.base]
     return files.hash_bytes(files.json_bytes(parts))

@@ -135,7 +135,7 @@ def _account(subject: Subject, model: nn.Module) -> tuple[Accounting, int]:
     """The account of a step, and how many blocks are recomputed in it."""
 
     def fits(recomputed: int) -> bool:
-        return subject.device_bytes is None or figures.recomputing(recomputed).fits(subject.device_bytes)
+        return subject.device_bytes is None or figures.needs(recomputed).fits(subject.device_bytes)
 
     length, how = tokens_of(model), (subject.precision, subject.optimizer, subject.device)
     figures = account(model, subject.rows, length, *how, packed(subject.card, length))

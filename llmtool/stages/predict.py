@@ -18,10 +18,9 @@ from llmtool.core.contracts import Tally
 from llmtool.core.devices import (
     DeviceName,
     PrecisionName,
-    keep_memory,
     resolve_device,
     resolve_precision,
-    set_determinism,
+    set_up,
 )
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data.batches import unit_edges
@@ -106,9 +105,7 @@ class Predictor:
         self._place = tempfile.TemporaryDirectory(prefix="llmtool-predict-")
         where = resolve_device(device)
         how = resolve_precision(precision, where)
-        how.apply()
-        set_determinism(deterministic)
-        keep_memory(where)
+        set_up(where, how, deterministic)
         targets = start.card["targets"]
         self._card = {**card, "targets": targets, "sources": [], "splits": {}}
         dataset = Dataset(Path(self._place.name), self._card, "")

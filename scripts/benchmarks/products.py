@@ -22,7 +22,7 @@ from llmtool.core.contracts import NextToken, Tokens
 from llmtool.models.transformer import TransformerConfig
 from llmtool.training.muon import orthogonalize
 
-LAYERS = [
+LAYERS = [  # rows, inputs, outputs
     (32, 64, 64),
     (512, 128, 128),
     (768, 128, 512),
@@ -101,8 +101,7 @@ def main() -> None:
     """Measure all of it in turn."""
     options = common.parser(__doc__).parse_args()
     rounds, budget = (1, 0.0) if options.short else (ROUNDS, SECONDS)
-    here = products.HERE
-    figures: dict[str, Any] = {"chosen_here": here, "threads": torch.get_num_threads()}
+    figures: dict[str, Any] = {"chosen_here": products.HERE, "threads": torch.get_num_threads()}
     for name, of_stack in (("layers", False), ("muon", True)):
         figures[name] = {}
         for shape in STACKS if of_stack else LAYERS:
