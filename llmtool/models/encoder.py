@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from llmtool.core.config import DERIVED, Section
 from llmtool.core.contracts import Classes, InputSpec, OutputSpec, Tokens, Values
 from llmtool.core.errors import ConfigError
+from llmtool.models.attention import attention
 from llmtool.models.headed import Headed, per_text, pool
 from llmtool.models.layers import Linear, Rotary, document_positions, rotate
 from llmtool.models.plan import Fused, Plan
@@ -265,7 +266,7 @@ def _split(x: Tensor, head_width: int) -> Tensor:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """(B, H, T, E) each -> (B, T, D). mask: (B, 1, T, T) or (T, T), True where a query may look."""
-    found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    found = attention(query, key, value, mask, dropout=dropout)
     return found.transpose(1, 2).flatten(2)  # (B, H, T, E) -> (B, T, D)
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmtool.core.products import linear
+from llmtool.models.attention import attention
 from llmtool.models.flex import BlockMask, attend_by_blocks
 
 Mask = Tensor | BlockMask | None  # what a query may look at, as `attend` takes it
@@ -188,11 +189,8 @@ def attend(
         return attend_by_blocks(query, key, value, mask, scale, soft_cap)
     if soft_cap is not None:
         return _attend_capped(query, key, value, mask, dropout, scale, soft_cap)
-    shared = query.shape[1] != key.shape[1]
     causal = mask is None and bool(query.shape[2] == key.shape[2])  # torch.export gives no plain bool
-    result = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=shared
-    )
+    result = attention(query, key, value, mask, causal, dropout, scale)
     return result.transpose(1, 2).flatten(2)  # (B, H, T, E) -> (B, T, H * E)
 
 

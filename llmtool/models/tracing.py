@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmtool.models.activations import tensors_in
+from llmtool.models.attention import by_kernel
 from llmtool.models.layers import CPUNorm
 
 Kind = Literal["matrix", "convolution", "attention", "curve", "noise", "sum", "lookup", "plain"]
@@ -272,5 +273,5 @@ def _kernels(recorder: _Recorder, device: str) -> Iterator[None]:
                 return CPUNorm.apply(args[0], named["weight"], named["eps"])
             return function(*args, **(kwargs or {}))
 
-    with Mode():
+    with Mode(), nullcontext() if device == "cpu" else by_kernel():
         yield

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from llmtool.core.config import DERIVED, Section
 from llmtool.core.contracts import Classes, Images, InputSpec, OutputSpec, Values
 from llmtool.core.errors import ConfigError
+from llmtool.models.attention import attention
 from llmtool.models.headed import Headed, of_pictures
 from llmtool.models.layers import DropPath, LayerScale, Linear
 from llmtool.models.plan import Plan
@@ -285,7 +286,7 @@ class Attention(nn.Module):
             for part in (self.query, self.key, self.value)
         )
         dropout = self.dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        x = attention(query, key, value, dropout=dropout)
         return self.output(x.transpose(1, 2).flatten(2))  # (B, H, P, E) -> (B, P, D)
 
 

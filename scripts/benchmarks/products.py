@@ -9,7 +9,6 @@ both are measured all the same.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -39,26 +38,13 @@ SECONDS = 2.0  # of a round of short work
 ROUNDS = 5
 
 
-def seconds(work: Callable[[], Any], onednn: bool, budget: float) -> float:
-    """The median of as many runs as the budget holds, three at least."""
-    products.HERE = onednn
-    took: list[float] = []
-    end = time.perf_counter() + budget
-    while len(took) < 3 or time.perf_counter() < end:
-        began = time.perf_counter()
-        work()
-        took.append(time.perf_counter() - began)
-    return sorted(took)[len(took) // 2]
-
-
 def in_turn(works: dict[bool, Callable[[], Any]], rounds: int, budget: float) -> dict[str, Any]:
     """Milliseconds of both, round by round, and their ratios."""
-    times: dict[bool, list[float]] = {False: [], True: []}
-    for onednn, work in works.items():
-        seconds(work, onednn, 0)  # to warm up, and to compile
-    for _ in range(rounds):
-        for onednn, work in works.items():
-            times[onednn].append(1000 * seconds(work, onednn, budget))
+
+    def by(onednn: bool) -> None:
+        products.HERE = onednn
+
+    times = common.in_turn(works, by, rounds, budget)
     return {
         "torch": common.spread(times[False]),
         "onednn": common.spread(times[True]),

@@ -113,6 +113,22 @@ def test_half_precision_is_traced_with_its_copies():
     assert half.saved < whole.saved
 
 
+def test_a_cpu_keeps_the_square_of_short_rows_in_half_precision():
+    model = transformer("qwen3", context=128, depth=1)
+    cpu, cuda = (accounting.step(model, 2, 128, "bf16", device=device) for device in ("cpu", "cuda"))
+    square = 2 * 4 * 128 * 128  # rows, heads, T, T
+    assert cpu.saved - cuda.saved == pytest.approx(2 * square, rel=0.1)
+    assert cuda.flops() - cpu.flops() == 2 * square * 8  # the kernel makes its scores twice
+
+    def loss(model):
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = model(accounting._inputs(model.inputs, 2, 128, "cpu"))
+        return accounting._loss(model.outputs, outputs)
+
+    real = trace(model.train(), loss)
+    assert cpu.saved == pytest.approx(real.saved, rel=0.05)
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_blocks_that_are_recomputed_need_less_and_do_more(architecture, precision):
