@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from llmtool.core.contracts import Classes, NextToken, OutputSpec, Tokens, Values
@@ -16,6 +18,8 @@ from llmtool.models.layers import Conv1D, Linear
 if TYPE_CHECKING:
     from llmtool.models.context_parallel import Shared
     from llmtool.models.transformer import TransformerConfig
+
+OWN = 0.4  # the part of a token's first vector that it has for itself, where relatives share the rest
 
 
 class Transformer(nn.Module):
@@ -150,13 +154,40 @@ class Transformer(nn.Module):
         self.config = self.config.model_copy(update={"tie_embeddings": False})
 
 
+def _deviation(model: Transformer) -> float:
+    # "small init", https://arxiv.org/abs/1910.05895: GPT-2's 0.02 at a width of 1000, more at smaller ones
+    return math.sqrt(2 / (5 * model.config.width))
+
+
 def initialise(model: Transformer, residual: tuple[str, ...]) -> None:
     """Normal weights; those into the residual stream smaller, as 2 x depth of them add up (GPT-2, 2.3)."""
-    # "small init", https://arxiv.org/abs/1910.05895: GPT-2's 0.02 at a width of 1000, more at smaller ones
-    deviation = math.sqrt(2 / (5 * model.config.width))
+    deviation = _deviation(model)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
             scale = 1 / math.sqrt(2 * model.config.depth) if name.endswith(residual) else 1.0
             nn.init.normal_(module.weight, std=deviation * scale)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def relate(model: Transformer, parts: Sequence[Sequence[str]]) -> None:
+    """Let tokens that share parts begin with vectors that are alike: what is learned of one holds for the
+    others until it has been seen often enough to differ.
+
+    parts: of each token. A vector becomes the sum of one for each part and its own, as large as before; that
+    of a token without parts stays as it is.
+    """
+    names = list(dict.fromkeys(name for some in parts for name in some))
+    number = {name: at for at, name in enumerate(names)}
+    share = torch.zeros(len(parts), len(names))
+    for row, some in zip(share, parts, strict=True):
+        row[[number[name] for name in some]] = math.sqrt((1 - OWN**2) / max(1, len(some)))
+    own = torch.where(share.any(dim=1), OWN, 1.0)
+    tied = model.writes and model.config.tie_embeddings
+    tables = [model.embeddings[0], *([] if tied or not model.writes else [model.lm_head])]
+    deviation = _deviation(model)
+    with torch.no_grad():
+        for table in tables:
+            weight = table.get_parameter("weight")
+            vectors = deviation * torch.randn(len(names), weight.shape[1])
+            weight.copy_(own.unsqueeze(1) * weight + share @ vectors)

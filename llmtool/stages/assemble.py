@@ -11,7 +11,7 @@ from torch import nn
 
 from llmtool.core import checkpoint, files, ranks, seeds
 from llmtool.core.config import Section
-from llmtool.core.contracts import Images, NextToken, Task, Tokens
+from llmtool.core.contracts import Images, NextToken, OutputSpec, Task, Tokens
 from llmtool.core.devices import (
     Precision,
     memory_bytes,
@@ -25,11 +25,12 @@ from llmtool.core.shards import in_parts
 from llmtool.data import special_tokens, templates, tokenizers
 from llmtool.data.batches import Batches, open_batches
 from llmtool.data.decoding import decoded_batch
+from llmtool.data.games.moves import parts_of
 from llmtool.data.store import Dataset, without_places
 from llmtool.evaluation import requirements
 from llmtool.experiment import Experiment
 from llmtool.models import adapters, lora, peft_files, pretrained
-from llmtool.models.causal import Transformer
+from llmtool.models.causal import Transformer, relate
 from llmtool.models.forms import huggingface
 from llmtool.stages import by_part
 from llmtool.stages.checkpoints import CARD_FILE, Start, fingerprint, lineage, made_from
@@ -166,7 +167,7 @@ def from_experiment(experiment: Experiment, dataset: Dataset) -> Assembled:
     task_config = experiment.task or default_task(dataset.targets)
     outputs = task_config.outputs(dataset.targets)
     seeds.seed_torch(experiment.seed, "initialise")
-    model = experiment.model.build(dataset.inputs, outputs)
+    model = new_model(experiment.model, outputs, dataset)
     train, there = experiment.train, memory_bytes(resolve_device(experiment.device))
     # what ranks cut among them goes to the device block by block
     stays = train is not None and is_cut(model, train, experiment.parallel, there)
@@ -174,6 +175,14 @@ def from_experiment(experiment: Experiment, dataset: Dataset) -> Assembled:
     made = _assembled(experiment, dataset, model, task_config, dataset.targets, before, stays)
     made.mixture = train.mixture if train else None
     return made
+
+
+def new_model(config: Any, outputs: OutputSpec, dataset: Dataset) -> nn.Module:
+    """A model for this data with new weights, from torch's global stream."""
+    model: nn.Module = config.build(dataset.inputs, outputs)
+    if "game" in dataset.targets and isinstance(model, Transformer):
+        relate(model, parts_of(dataset.targets["game"]))
+    return model
 
 
 def from_start(experiment: Experiment, dataset: Dataset, start: Start) -> tuple[Assembled, str | None]:

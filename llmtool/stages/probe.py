@@ -15,7 +15,7 @@ from llmtool.data.store import Dataset
 from llmtool.evaluation.probe import Boards, ProbeConfig, best, by_game, commonest, errors, fit, hidden_states
 from llmtool.evaluation.report import PROBED
 from llmtool.models.causal import Transformer
-from llmtool.stages.assemble import Assembled
+from llmtool.stages.assemble import Assembled, new_model
 
 
 def probe(assembled: Assembled, config: ProbeConfig | None) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def probe(assembled: Assembled, config: ProbeConfig | None) -> dict[str, Any]:
     if config.untrained:
         with torch.random.fork_rng():
             torch.manual_seed(seeds.derive(assembled.seed, "untrained"))
-            new = model.config.build(model.inputs, model.outputs).to(assembled.device)
+            new = cast(Transformer, new_model(model.config, model.outputs, dataset)).to(assembled.device)
         found["untrained"] = _read(new, train, test, assembled.device, assembled.seed)[0]
     return found
 

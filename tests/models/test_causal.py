@@ -9,6 +9,7 @@ from llmtool.core.contracts import Classes, NextToken, Tokens, Values
 from llmtool.core.errors import ConfigError
 from llmtool.models import adapters, gguf, peft_files, pretrained
 from llmtool.models.adapters import METHODS
+from llmtool.models.causal import relate
 from llmtool.models.transformer import TransformerConfig
 from tests.models.small import ids, stir, trained, transformer
 
@@ -115,3 +116,25 @@ def test_its_new_head_travels_with_an_adapter(tmp_path):
     adapters.replace_head(again, Classes(3), seed=9)
     peft_files.load_adapter(again, tmp_path / "adapter")
     torch.testing.assert_close(again.eval()(ids()), model(ids()), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tokens_that_share_parts_begin_with_vectors_that_are_alike(tied):
+    torch.manual_seed(0)
+    config = TransformerConfig(depth=1, heads=4, width=512, context=8, tie_embeddings=tied)
+    model = config.build(Tokens(5), NextToken(5))
+    before = [model.embeddings[0].weight.detach().clone(), model.lm_head.weight.detach().clone()]
+    relate(
+        model,
+        [(), ("from a1", "to b2"), ("from a1", "to c3"), ("from d4", "to c3"), ("from d4", "to e5", "q")],
+    )
+    after = [model.embeddings[0].weight, model.lm_head.weight]
+    assert (after[0] is after[1]) == tied
+    for was, now in zip(before, after, strict=True):
+        torch.testing.assert_close(now[0], was[0])
+        likeness = torch.nn.functional.cosine_similarity(now.unsqueeze(0), now.unsqueeze(1), dim=2)
+        wanted = torch.eye(5)
+        for one, other, both in ((1, 2, 0.42), (2, 3, 0.42), (3, 4, 0.84 / 6**0.5)):
+            wanted[one, other] = wanted[other, one] = both
+        torch.testing.assert_close(likeness, wanted, rtol=0, atol=0.15)
+        torch.testing.assert_close(now.norm(dim=1), was.norm(dim=1), rtol=0.15, atol=0)

@@ -100,6 +100,10 @@ class Chess(Rules[Board]):
                 moves += [name + SQUARES[end] + piece for end in ends for piece in "qrbn"]
         return moves
 
+    def parts(self, move: str) -> tuple[str, ...]:
+        """From where, to where, and what a pawn becomes."""
+        return (f"from {move[:2]}", f"to {move[2:4]}", *move[4:])
+
     def split(self, text: str) -> list[str]:
         """Moves in algebraic notation or UCI's, without the numbers, comments, variations and marks around
         them. Algebraic notation is read by playing, so what comes back has been judged (`flaws`)."""

@@ -81,6 +81,12 @@ def tokenizer_of(rules: Rules[Any]) -> FittedTokenizer:
     return FittedTokenizer("moves", tokenizer, len(numbers), end=None, begin=0)
 
 
+def parts_of(game: str) -> list[tuple[str, ...]]:
+    """Of each token what its move is put together of; nothing of the one that begins a game."""
+    rules = rules_of(game)
+    return [(), *(rules.parts(move) for move in rules.vocabulary())]
+
+
 @dataclass(frozen=True)
 class Judged:
     """A record as the rules see it: the moves that are kept, or why there are none, and where that is."""

@@ -54,6 +54,10 @@ class Rules(ABC, Generic[Position]):
         """Every move that can occur in any game, each once, always in the same order; no blanks in a move."""
 
     @abstractmethod
+    def parts(self, move: str) -> tuple[str, ...]:
+        """What a move of the vocabulary is put together of, and shares with others that are related to it."""
+
+    @abstractmethod
     def split(self, text: str) -> list[str]:
         """The moves that a record's text writes down, as tokens. Raises Unreadable."""
 

@@ -8,17 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
-from llmtool.core.contracts import IGNORE
+from llmtool.core.contracts import IGNORE, NextToken
 from llmtool.core.errors import ConfigError, DataError
 from llmtool.data import DataConfig
 from llmtool.data.batches import open_batches, unit_edges
+from llmtool.data.games import rules_of
 from llmtool.data.games.legality import Legality
-from llmtool.data.games.moves import MovesEncoder, tokenizer_of
+from llmtool.data.games.moves import MovesEncoder, parts_of, tokenizer_of
 from llmtool.data.games.othello import MOVES, SQUARES, Othello
 from llmtool.data.games.othello_many import random_games
 from llmtool.data.packing import is_packed
 from llmtool.data.store import Dataset
+from llmtool.models.transformer import TransformerConfig
+from llmtool.stages.assemble import new_model
 from llmtool.stages.prepare import PrepareResult, prepare
 
 GAMES = [[SQUARES[move] for move in game if move >= 0] for game in random_games(9, 0, 60)]
@@ -201,3 +206,23 @@ def test_mistakes_in_the_file_are_named(tmp_path: Path) -> None:
     run(texts(), dataset)
     with pytest.raises(ConfigError, match=r"a game of train has 60 moves .*the model's context takes 32"):
         open_batches(Dataset.open(dataset / "prepare"), "train", 0, context=32)
+
+
+@pytest.mark.parametrize("game", ["chess", "othello"])
+def test_the_parts_of_a_move_say_which_it_is(game: str) -> None:
+    first, *others = parts_of(game)
+    assert first == ()
+    assert len(set(others)) == len(others) == len(rules_of(game).vocabulary())
+    assert len({part for parts in others for part in parts}) < 140
+
+
+def test_moves_of_a_new_model_begin_as_their_relatives(tmp_path: Path) -> None:
+    """Of its files: what the parts say holds for the tokens that stand there."""
+    torch.manual_seed(0)
+    run(texts(), tmp_path)
+    dataset = Dataset.open(tmp_path / "prepare")
+    config = TransformerConfig(depth=1, width=256, context=64)
+    weight = new_model(config, NextToken(61), dataset).get_parameter("model.embed_tokens.weight").detach()
+    vectors = dict(zip(["<start>", *MOVES], weight, strict=True))
+    like = {name: F.cosine_similarity(vectors["c4"], vectors[name], dim=0).item() for name in MOVES}
+    assert min(like["c5"], like["f4"]) > 0.25 > max(like["f5"], like["a1"])
