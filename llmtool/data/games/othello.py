@@ -48,10 +48,6 @@ class Othello(Rules[Board]):
         """The 60 squares that are empty at the start, row by row."""
         return list(MOVES)
 
-    def parts(self, move: str) -> tuple[str, ...]:
-        """File and rank."""
-        return tuple(move)
-
     def split(self, text: str) -> list[str]:
         """`f5d6c3`, `F5 D6 C3` and `1. f5 2. d6` alike; passes that are written out are left out."""
         words = text.split() if " " in text else [text[at : at + 2] for at in range(0, len(text), 2)]

@@ -54,10 +54,6 @@ class Rules(ABC, Generic[Position]):
         """Every move that can occur in any game, each once, always in the same order; no blanks in a move."""
 
     @abstractmethod
-    def parts(self, move: str) -> tuple[str, ...]:
-        """What a move of the vocabulary is put together of, and shares with others that are related to it."""
-
-    @abstractmethod
     def split(self, text: str) -> list[str]:
         """The moves that a record's text writes down, as tokens. Raises Unreadable."""
 
@@ -93,6 +89,11 @@ class Rules(ABC, Generic[Position]):
     @abstractmethod
     def squares_named(self) -> list[str]:
         """The names of the squares, row by row as the board is drawn."""
+
+    def parts(self, move: str) -> tuple[str, ...]:
+        """What a move is put together of and has in common with others; nothing where moves are few enough
+        for each to be seen often."""
+        return ()
 
     def over(self, position: Position) -> bool:
         """Whether the game is at its end."""
