@@ -241,6 +241,11 @@ ROWS: list[Row] = [
         lambda r: "time " + all_of([pm(one["ratio"], 2) for one in r.of("products")["steps"].values()]),
     ),
     (
+        "a step in bf16, short rows' attention by products beside the kernel: 60, 160, 256 tokens",
+        lambda r: "1" if r.of("short_attention") else "",
+        lambda r: "time " + all_of([pm(one["ratio"], 2) for one in r.of("short_attention")["steps"].values()]),
+    ),
+    (
         "a step on a 17 M Llama, one CPU core, beside PEFT on the same model: LoRA, DoRA, QLoRA",
         lambda r: "1" if r.of("lora_cpu") else "",
         lambda r: f"time {lora(r, 'ratio', ADAPTED)}; peak memory {lora(r, 'peak_ratio', ADAPTED)}",

@@ -224,19 +224,20 @@ def othello_wthor(folder: Path) -> None:
 
 
 def chess_pgn(folder: Path) -> None:
-    """Ten masters who move by chance."""
+    """Ten masters, and two files of others, who move by chance."""
     chance, rules = random.Random(0), Chess()
-    for master in ("Adams", "Karpov", "Kasparov", "Korchnoi", "Leko", "Marshall", "Morozevich", "PolgarJ",
-                   "Tal", "Topalov"):  # fmt: skip
+    (folder / "masters").mkdir(parents=True, exist_ok=True)
+    masters = ("Adams", "Karpov", "Kasparov", "Korchnoi", "Leko", "Marshall", "Morozevich", "PolgarJ", "Tal",
+               "Topalov")  # fmt: skip
+    for name in (*(f"masters/{master}" for master in masters), "lichess_titled_player", "lichess_amateur"):
         lines = []
         for number in range(24):
             position, moves = rules.start(), []
             for _ in range(12):
                 moves.append(chance.choice(rules.legal(position)))
                 position = rules.play(position, moves[-1])
-            lines += [f'[Event "{number}"]', f'[White "{master}"]', "", " ".join(moves) + " *", ""]
-        (folder / "masters").mkdir(parents=True, exist_ok=True)
-        with gzip.open(folder / "masters" / f"{master}.pgn.gz", "wt") as file:
+            lines += [f'[Event "{number}"]', f'[White "{name}"]', "", " ".join(moves) + " *", ""]
+        with gzip.open(folder / f"{name}.pgn.gz", "wt") as file:
             file.write("\n".join(lines))
 
 
