@@ -224,6 +224,11 @@ def grown(r: Results) -> str:
     return f"ratio {pm(found['speed']['two_workers_over_one'], 2)}; of {sizes} MB {memory} at most"
 
 
+def step_ratios(r: Results, name: str) -> str:
+    """Times of training steps, by those with another way of computing them."""
+    return "time " + all_of([pm(one["ratio"], 2) for one in r.of(name)["steps"].values()])
+
+
 def nothing(r: Results) -> str:
     """There is no peer."""
     return ""
@@ -238,12 +243,12 @@ ROWS: list[Row] = [
     (
         "a step in float32, products by oneDNN beside PyTorch's: width 128, compiled, width 384, compiled",
         lambda r: "1" if r.of("products") else "",
-        lambda r: "time " + all_of([pm(one["ratio"], 2) for one in r.of("products")["steps"].values()]),
+        lambda r: step_ratios(r, "products"),
     ),
     (
         "a step in bf16, short rows' attention by products beside the kernel: 60, 160, 256 tokens",
         lambda r: "1" if r.of("short_attention") else "",
-        lambda r: "time " + all_of([pm(one["ratio"], 2) for one in r.of("short_attention")["steps"].values()]),
+        lambda r: step_ratios(r, "short_attention"),
     ),
     (
         "a step on a 17 M Llama, one CPU core, beside PEFT on the same model: LoRA, DoRA, QLoRA",
