@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmtool.core.devices import multiplies_bf16
+
 # Pairs of tokens of a head's square. Up to here the backward pass of a CPU's kernel takes longer than
 # products written out, and as long at four times as many (scripts/benchmarks/short_attention.py).
 MOST = 2**16
+HERE = multiplies_bf16("cpu")  # asked once: torch.compile would ask again wherever it meets the question
 
 
 def attention(
@@ -41,7 +44,8 @@ def written_out(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> bo
     """Whether a CPU is to do without the kernel: for gradients, of short rows in bfloat16."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
     return (
-        dtype == torch.bfloat16
+        HERE
+        and dtype == torch.bfloat16
         and not dropout
         and torch.is_grad_enabled()
         and (query.requires_grad or key.requires_grad or value.requires_grad)

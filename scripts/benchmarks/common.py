@@ -134,9 +134,6 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     return spread([a / b for a, b in zip(ours, theirs, strict=True)])
 
 
-# --- showing and saving -----------------------------------------------------------------------------------
-
-
 def in_turn(
     works: Mapping[Key, Callable[[], Any]], choose: Callable[[Key], None], rounds: int, budget: float
 ) -> dict[Key, list[float]]:
@@ -155,6 +152,9 @@ def in_turn(
             if number:  # the first round warms up, and compiles
                 times[key].append(sorted(took)[len(took) // 2])
     return times
+
+
+# --- showing and saving -----------------------------------------------------------------------------------
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

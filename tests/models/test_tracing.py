@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llmtool.core.contracts import Classes, Features, Images, NextToken, Tokens
-from llmtool.models import accounting
+from llmtool.models import accounting, attention
 from llmtool.models.convnet import ConvNetConfig
 from llmtool.models.mlp import MLPConfig
 from llmtool.models.tracing import trace
@@ -113,7 +113,8 @@ def test_half_precision_is_traced_with_its_copies():
     assert half.saved < whole.saved
 
 
-def test_a_cpu_keeps_the_square_of_short_rows_in_half_precision():
+def test_a_cpu_keeps_the_square_of_short_rows_in_half_precision(monkeypatch):
+    monkeypatch.setattr(attention, "HERE", True)
     model = transformer("qwen3", context=128, depth=1)
     cpu, cuda = (accounting.step(model, 2, 128, "bf16", device=device) for device in ("cpu", "cuda"))
     square = 2 * 4 * 128 * 128  # rows, heads, T, T
