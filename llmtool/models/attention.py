@@ -69,13 +69,23 @@ def by_products(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None
 ) -> Tensor:
     """As `attention` without dropout, in bfloat16: sums and exponentials in float32, scores rounded."""
-    if (groups := query.shape[1] // key.shape[1]) > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    key, value = each_head(query, key), each_head(query, value)
     if causal:
-        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+        mask = earlier(query.shape[2], query.device)
     query, key, value = (each.to(torch.bfloat16) for each in (query, key, value))
     found: Tensor = _ByProducts.apply(query, key, value, mask, scale or query.shape[3] ** -0.5)
     return found
+
+
+def each_head(query: Tensor, shared: Tensor) -> Tensor:
+    """Keys or values (B, K, S, E), shared by groups of the query's heads -> (B, H, S, E)."""
+    groups = query.shape[1] // shared.shape[1]
+    return shared if groups == 1 else shared.repeat_interleave(groups, dim=1)
+
+
+def earlier(length: int, device: torch.device) -> Tensor:
+    """(T, T): True at each token itself and those before it."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
 class _ByProducts(torch.autograd.Function):

@@ -183,8 +183,9 @@ def relate(model: Transformer, parts: Sequence[Sequence[str]]) -> None:
     for row, some in zip(share, parts, strict=True):
         row[[number[name] for name in some]] = math.sqrt((1 - OWN**2) / max(1, len(some)))
     own = torch.where(share.any(dim=1), OWN, 1.0)
-    tied = model.writes and model.config.tie_embeddings
-    tables = [model.embeddings[0], *([] if tied or not model.writes else [model.lm_head])]
+    tables = [model.embeddings[0]]
+    if model.writes and not model.config.tie_embeddings:
+        tables.append(model.lm_head)
     deviation = _deviation(model)
     with torch.no_grad():
         for table in tables:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmtool.core.products import linear
-from llmtool.models.attention import attention
+from llmtool.models.attention import attention, each_head, earlier
 from llmtool.models.flex import BlockMask, attend_by_blocks
 
 Mask = Tensor | BlockMask | None  # what a query may look at, as `attend` takes it
@@ -204,12 +204,11 @@ def _attend_capped(
     soft_cap: float,
 ) -> Tensor:
     """Attention whose scores pass through a tanh (https://arxiv.org/abs/2408.00118), which no kernel has."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    key, value = each_head(query, key), each_head(query, value)
     scores = query @ key.transpose(2, 3) * (scale or query.shape[3] ** -0.5)  # (B, H, T, S)
     scores = soft_cap * torch.tanh(scores.float() / soft_cap)
     if mask is None and query.shape[2] == key.shape[2]:
-        mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
+        mask = earlier(query.shape[2], query.device)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     weights = F.dropout(scores.softmax(dim=-1).to(value.dtype), dropout)
@@ -218,10 +217,8 @@ def _attend_capped(
 
 def document_mask(segments: Tensor) -> Tensor:
     """(B, T) document numbers -> (B, 1, T, T): True at each token itself and earlier ones of its document."""
-    length = segments.shape[1]
     same = segments.unsqueeze(2) == segments.unsqueeze(1)  # (B, T, T)
-    earlier = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    return (same & earlier).unsqueeze(1)
+    return (same & earlier(segments.shape[1], segments.device)).unsqueeze(1)
 
 
 def document_positions(segments: Tensor) -> Tensor:

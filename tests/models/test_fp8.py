@@ -10,6 +10,7 @@ from torch import nn
 from llmtool.core.contracts import NextToken, Tokens
 from llmtool.core.errors import ConfigError
 from llmtool.models import fp8
+from llmtool.models.attention import by_kernel
 from llmtool.models.layers import Conv1D, Linear
 from llmtool.models.mlp import MLPConfig
 from llmtool.models.transformer import TransformerConfig
@@ -17,6 +18,13 @@ from tests.models.small import Classes, Features
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 TURNED = pytest.mark.parametrize("turned", [False, True], ids=["linear", "conv1d"])
+
+
+@pytest.fixture(autouse=True)
+def kernel():
+    """Eight bits are for CUDA devices, whose attention is the kernel's."""
+    with by_kernel():
+        yield
 
 
 def away(found, expected):
@@ -119,9 +127,8 @@ def test_a_model_keeps_names_head_and_judgement(architecture):
     assert loss.item() == pytest.approx(expected.item(), rel=0.01)
     loss.backward()
     expected.backward()
-    off = {name: away(model.get_parameter(name).grad, each.grad) for name, each in plain.named_parameters()}
-    assert max(off.values()) < 0.5, off  # of 24 models and rows the worst had 0.44, a bias of keys
-    assert sum(off.values()) / len(off) < 0.2
+    for name, parameter in plain.named_parameters():
+        assert away(model.get_parameter(name).grad, parameter.grad) < 0.3, name
     assert torch.equal(scored(model.eval()), scored(plain.eval()))  # what is judged is in bf16
 
 
