@@ -10,17 +10,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-
-Key = TypeVar("Key")
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -132,26 +130,6 @@ def show(figures: Mapping[str, Any], digits: int = 3) -> str:
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
     """The spread of ours/theirs, pair by pair: two runs in turn share the machine's drift."""
     return spread([a / b for a, b in zip(ours, theirs, strict=True)])
-
-
-def in_turn(
-    works: Mapping[Key, Callable[[], Any]], choose: Callable[[Key], None], rounds: int, budget: float
-) -> dict[Key, list[float]]:
-    """Milliseconds of each of `works`, a round of all after the other: medians of at least three calls and as
-    many as `budget` seconds hold. choose: is told which one comes."""
-    times: dict[Key, list[float]] = {key: [] for key in works}
-    for number in range(rounds + 1):
-        for key, work in works.items():
-            choose(key)
-            took: list[float] = []
-            end = time.perf_counter() + (budget if number else 0)
-            while len(took) < 3 or time.perf_counter() < end:
-                began = time.perf_counter()
-                work()
-                took.append(1000 * (time.perf_counter() - began))
-            if number:  # the first round warms up, and compiles
-                times[key].append(sorted(took)[len(took) // 2])
-    return times
 
 
 # --- showing and saving -----------------------------------------------------------------------------------

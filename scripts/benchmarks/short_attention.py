@@ -13,9 +13,8 @@ from typing import Any
 
 import common
 import torch
-import torch.nn.functional as F
+import ways
 
-from llmtool.core.contracts import NextToken, Tokens
 from llmtool.models import attention
 from llmtool.models.transformer import TransformerConfig
 
@@ -33,22 +32,16 @@ STEPS = {  # depth, heads, width, tokens, rows, vocabulary
     "chess": (6, 8, 256, 160, 32, 1969),
     "shakespeare_long": (5, 4, 256, 256, 32, 65),
 }
-SECONDS = 2.0
-ROUNDS = 5
+WAYS = {"kernel": "the kernel", "products": "products"}
 
 
-def in_turn(works: dict[bool, Callable[[], Any]], rounds: int, budget: float, most: int) -> dict[str, Any]:
-    """Milliseconds of both, round by round, and their ratios. most: tokens of a row."""
+def choosing(tokens: int) -> Callable[[str], None]:
+    """Says whether rows of so many tokens are written out."""
 
-    def by(written_out: bool) -> None:
-        attention.MOST = most**2 if written_out else 0
+    def choose(way: str) -> None:
+        attention.MOST = tokens**2 if way == "products" else 0
 
-    times = common.in_turn(works, by, rounds, budget)
-    return {
-        "kernel": common.spread(times[False]),
-        "products": common.spread(times[True]),
-        "ratio": common.ratios(times[True], times[False]),
-    }
+    return choose
 
 
 def square(rows: int, heads: int, tokens: int, width: int) -> Callable[[], Any]:
@@ -60,47 +53,21 @@ def square(rows: int, heads: int, tokens: int, width: int) -> Callable[[], Any]:
     return lambda: torch.autograd.grad(attention.attention(*three, mask), three, gradient)
 
 
-def step(depth: int, heads: int, width: int, tokens: int, rows: int, vocabulary: int) -> Callable[[], Any]:
-    """A training step under autocast."""
-    torch.manual_seed(0)
-    config = TransformerConfig(depth=depth, heads=heads, width=width, context=tokens)
-    model = config.build(Tokens(vocabulary, tokens), NextToken(vocabulary))
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    inputs, targets = torch.randint(0, vocabulary, (2, rows, tokens))
-
-    @torch.compile
-    def loss() -> torch.Tensor:
-        return F.cross_entropy(model(inputs).flatten(0, 1).float(), targets.flatten())
-
-    def work() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            made = loss()
-        made.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return work
-
-
 def main() -> None:
     """Measure all of it in turn."""
     options = common.parser(__doc__).parse_args()
-    rounds, budget = (1, 0.0) if options.short else (ROUNDS, SECONDS)
+    rounds, budget = ways.effort(options)
     figures: dict[str, Any] = {"threads": torch.get_num_threads(), "most": attention.MOST}
     figures["attention"], figures["steps"] = {}, {}
     for shape in SHAPES:
-        work = square(*shape)
-        name = " x ".join(map(str, shape))
-        figures["attention"][name] = in_turn({False: work, True: work}, rounds, budget / 4, shape[2])
-    for name, setting in STEPS.items():
-        works = {written_out: step(*setting) for written_out in (False, True)}
-        figures["steps"][name] = in_turn(works, rounds, budget, setting[3])
-    rows = [
-        [f"{kind}: {name}", *(f"{found[which]['mean']:.2f}" for which in ("kernel", "products", "ratio"))]
-        for kind in ("attention", "steps")
-        for name, found in figures[kind].items()
-    ]
-    common.table("milliseconds", ["", "the kernel", "products", "ratio"], rows)
+        works = dict.fromkeys(WAYS, square(*shape))
+        found = ways.in_turn(works, choosing(shape[2]), rounds, budget / 4)
+        figures["attention"][" x ".join(map(str, shape))] = found
+    for name, (depth, heads, width, tokens, batch, vocabulary) in STEPS.items():
+        config = TransformerConfig(depth=depth, heads=heads, width=width, context=tokens)
+        works = {way: ways.step(config, vocabulary, batch, True, torch.bfloat16) for way in WAYS}
+        figures["steps"][name] = ways.in_turn(works, choosing(tokens), rounds, budget)
+    ways.show(figures, ("attention", "steps"), WAYS)
     common.save(options, "short_attention", figures, common.versions("llmtool", "torch"))
 
 
